@@ -1,0 +1,45 @@
+# What CI runs is a target here; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+DEMO := runs/demo
+
+.PHONY: help setup demo test test-slow lint bench check clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+setup: $(STAMP) ## Create .venv and install everything
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchattacks
+	touch $@
+
+demo: $(STAMP) ## Train, attack, compress and attack again on real digits, in under a minute
+	$(BIN)/tnn-train --dataset digits --width 32 --epochs 30 --batch-size 32 --eps 0.1 --overwrite --out $(DEMO)
+	$(BIN)/tnn-attack $(DEMO)
+	$(BIN)/tnn-compress $(DEMO) --rank 4 --finetune 5 --overwrite --out $(DEMO)-rank4
+	$(BIN)/tnn-attack $(DEMO)-rank4
+
+test: $(STAMP) ## Run the tests (under 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP) ## Run the long tests too
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+lint: $(STAMP) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy tnn_robust cli
+
+bench: $(STAMP) ## Time forward + input gradient against its matrix products alone
+	$(BIN)/python scripts/bench.py
+
+check: test lint demo ## All that CI runs
+
+clean: ## Remove the environment and the demo's runs
+	rm -rf $(VENV) $(DEMO) $(DEMO)-rank4

@@ -1,0 +1,142 @@
+"""Options and parameter types that the commands share. Imports neither torch nor rich."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tnn_robust import __version__, choices
+from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
+from tnn_robust.errors import InputError, TnnError
+
+INTERRUPTED = 130
+
+
+class Command(click.Command):
+    """A command whose TnnErrors are one line and exit code 2, and Ctrl-C is no traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TnnError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def command(name: str) -> Callable[[Callable], click.Command]:
+    """A console command with --help and --version."""
+
+    def decorate(function: Callable) -> click.Command:
+        settings = {"help_option_names": ["-h", "--help"], "show_default": True}
+        made = click.command(name, cls=Command, context_settings=settings)(function)
+        return click.version_option(__version__, prog_name=name)(made)
+
+    return decorate
+
+
+def options(*decorators: Callable) -> Callable[[Callable], Callable]:
+    """Several options as one decorator, in the order of the help page."""
+
+    def decorate(function: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+class _Parsed(click.ParamType):
+    """Text through a library parser; its InputError becomes click's usage error."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]):
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _one_eps(text: str) -> Eps:
+    found = parse_eps(text)
+    if len(found) != 1:
+        raise InputError(f"one eps is needed here, got {text!r}")
+    return found[0]
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in text.split(","))
+    except ValueError as error:
+        raise InputError(f"needs whole numbers separated by commas, got {text!r}") from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(","))
+
+
+ONE_EPS = _Parsed("EPS", _one_eps)
+EPS_LIST = _Parsed("EPS", parse_eps)
+WHOLE_NUMBERS = _Parsed("R[,R...]", _whole_numbers)
+NAMES = _Parsed("A,B,...", _names)
+OUT = click.Path(path_type=Path)
+
+data_place = options(
+    click.option(
+        "--data-dir",
+        metavar="DIR",
+        help="Where to look for data first (then TNN_DATA, then the user cache).",
+    ),
+    click.option("--download", is_flag=True, help="Fetch missing data from OpenML, where it is."),
+)
+
+device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")
+
+attacking = options(
+    click.option(
+        "--attack",
+        "attacks",
+        multiple=True,
+        metavar="NAME",
+        help=f"{', '.join(choices.ATTACKS)} or torchattacks:NAME; repeatable. "
+        "Default: one step and pgd in the norm of the training attack.",
+    ),
+    click.option("--norm", metavar="NORM", help=f"Of pgd: {', '.join(choices.NORMS)}."),
+    click.option(
+        "--eps",
+        type=EPS_LIST,
+        help="8/255, 0.03, a list 0,0.1 or a range 0:0.3:0.05. Default: the training eps.",
+    ),
+    click.option("--steps", type=int, help="Of pgd.  [default: 40]"),
+    click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
+    click.option("--restarts", type=int, default=1),
+    click.option(
+        "--random-start/--no-random-start", default=None, help="Of pgd. [default: random]"
+    ),
+    click.option("--loss", default="margin", help=f"To climb: {', '.join(choices.LOSSES)}."),
+    click.option("--n", type=int, help="At most so many examples of each part, drawn by seed."),
+    click.option("--seed", type=int, default=0),
+    click.option("--batch-size", type=click.IntRange(min=1), default=256),
+    device,
+    data_place,
+)
+
+
+def attack_choice(given: dict[str, Any]) -> AttackChoice:
+    """Take the attack's options out of `given`."""
+    return AttackChoice(
+        names=given.pop("attacks"),
+        eps=given.pop("eps") or (),
+        **{
+            name: given.pop(name)
+            for name in ("norm", "steps", "step_size", "restarts", "random_start", "loss")
+        },
+    )

@@ -1,0 +1,100 @@
+"""Everything that reaches the terminal; the only place that imports rich."""
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table as RichTable
+
+from tnn_robust.reporting.tables import Table
+
+_WIDEST = 120  # wider lines are hard to read, however wide the terminal is
+
+
+def console(width: int | None = None) -> Console:
+    """Standard output; `width` fixes it, a file or pipe gets 80 columns."""
+    found = Console(width=width, highlight=False)
+    if width is None:
+        found.width = min(found.width, _WIDEST) if found.is_terminal else 80
+    return found
+
+
+def show_tables(tables: Iterable[Table], *, width: int | None = None) -> None:
+    """Print tables, numbers to the right and the first column to the left."""
+    out = console(width)
+    for table in tables:
+        drawn = RichTable(
+            title=table.title,
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for i, column in enumerate(table.columns):
+            drawn.add_column(column, justify="right" if i else "left", no_wrap=i > 0)
+        for row in table.rows:
+            drawn.add_row(*row, style="bold" if row[0] == "worst case" else None)
+        out.print(drawn)
+        out.print()
+
+
+def show_lines(lines: Iterable[str], *, width: int | None = None) -> None:
+    """Print sentences, wrapped; warnings stand out where there is colour."""
+    out = console(width)
+    for line in lines:
+        out.print(line, style="bold yellow" if line.startswith("WARNING") else None, markup=False)
+
+
+class Bar:
+    """A progress bar on standard error; where that is no terminal, an occasional line."""
+
+    def __init__(self, progress: Progress | None, lines: int = 20):
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._lines = lines
+
+    def update(self, text: str, done: float, total: float) -> None:
+        """Say what is being done and how much of it is."""
+        if self._progress is None:
+            return
+        if self._task is None:
+            self._task = self._progress.add_task(text, total=total)
+        if done < self._progress.tasks[self._task].completed:
+            self._progress.reset(self._task)
+        self._progress.update(self._task, description=text, completed=done, total=total)
+
+    def log(self, text: str, done: int, total: int) -> None:
+        """A line for a log file: about twenty in all, the last one always."""
+        every = max(1, total // self._lines)
+        if self._progress is None and (done % every == 0 or done == total):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar with the time left that disappears when the work is done."""
+    err = Console(stderr=True)
+    if not err.is_terminal:
+        yield Bar(None)
+        return
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as progress:
+        yield Bar(progress)

@@ -1,0 +1,171 @@
+"""tnn-train: train a tensor neural network into a run directory."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from tnn_robust_cli import _options as shared
+
+from tnn_robust import choices
+from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.errors import InputError
+
+
+def _lists(names: tuple[str, ...]) -> str:
+    return ", ".join(names)
+
+
+_DATA = shared.options(
+    click.option("--dataset", default="digits", help=_lists(choices.DATASETS) + "."),
+    shared.data_place,
+    click.option("--classes", type=shared.NAMES, help="Use these, in this order, e.g. 3,7."),
+    click.option("--n-train", type=int, help="A random subset of the training part."),
+    click.option("--split-seed", type=int, default=0, help="Of subsets and unofficial splits."),
+    click.option("--split", default="blocked", help=f"Of a cube: {_lists(choices.SPLITS)}."),
+    click.option("--patch", type=int, default=1, help="Of a cube: k x k pixels, k odd."),
+    click.option("--resample", type=int, help="Of time series: to so many steps."),
+)
+
+_NETWORK = shared.options(
+    click.option("--layers", type=click.IntRange(min=1), default=3, help="Number of t-layers."),
+    click.option("--width", type=shared.WHOLE_NUMBERS, default="32", help="One, or one a layer."),
+    click.option("--rank", type=shared.WHOLE_NUMBERS, help="Tubal rank.  [default: dense layers]"),
+    click.option("--transform", default="dct", help=_lists(choices.TRANSFORMS) + "."),
+)
+
+_ATTACK = shared.options(
+    click.option("--attack", default="pgd", help=f"none, {_lists(choices.ATTACKS)}."),
+    click.option("--norm", help=f"Of pgd: {_lists(choices.NORMS)}.  [default: linf]"),
+    click.option("--eps", type=shared.ONE_EPS, default="8/255"),
+    click.option("--steps", type=int, help="Of pgd.  [default: 10]"),
+    click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
+)
+
+_TRAINING = shared.options(
+    click.option("--epochs", type=int, default=20),
+    click.option("--batch-size", type=int, default=64),
+    click.option("--lr", type=float, default=1e-3),
+    click.option("--optimizer", default="adam", help=f"{_lists(choices.OPTIMIZERS)}."),
+    click.option("--momentum", type=float, default=0.0, help="Of sgd."),
+    click.option("--weight-decay", type=float, default=0.0),
+    click.option("--loss", default="cross-entropy", help="cross-entropy or logistic."),
+    click.option("--norm-bound", type=float, help="Keep every ||W_l||_F and ||w|| at most so."),
+    click.option("--norm-penalty", type=float, default=0.0, help="Softly, with this weight."),
+    click.option("--nuclear", type=float, default=0.0, help="Weight of the tubal nuclear norm."),
+)
+
+
+@shared.command("tnn-train")
+@shared.options(_DATA, _NETWORK, _ATTACK, _TRAINING)
+@click.option("--seed", type=int, default=0)
+@shared.device
+@click.option("--out", type=shared.OUT, required=True, help="The run directory.")
+@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
+def main(out: Path, **given: Any) -> None:
+    """Train a t-NN, on clean or adversarial examples, into a run directory.
+
+    The directory gets model.safetensors (usable after every epoch),
+    training.safetensors (to resume from) and metrics.jsonl (a line an epoch).
+    """
+    request = _request(out, given)
+    from tnn_robust_cli import _render
+
+    from tnn_robust.records import BatchProgress, EpochRecord
+    from tnn_robust.runs.train import train_run
+
+    epochs, last = request.settings.epochs, ""
+    try:
+        with _render.progress_bar() as bar:
+            for record in train_run(request):
+                if isinstance(record, EpochRecord):
+                    last = _epoch_line(record, epochs)
+                    bar.update(last, record.epoch, epochs)
+                    bar.log(last, record.epoch, epochs)
+                elif isinstance(record, BatchProgress):
+                    done = record.epoch - 1 + record.batch / record.batches
+                    text = last or f"epoch {record.epoch}/{epochs}  loss {record.loss:.4g}"
+                    bar.update(text, done, epochs)
+                else:
+                    _render.show_lines(_start_lines(record, request))
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. {out} holds the last whole epoch; go on with --resume.", err=True)
+        raise SystemExit(shared.INTERRUPTED) from None
+    _render.show_lines([last or "Nothing left to train.", f"Saved in {out}."])
+
+
+def _request(out: Path, given: dict[str, Any]):
+    attack = _attack(given)
+    widths = given.pop("width")
+    layers = given.pop("layers")
+    if len(widths) not in (1, layers):
+        raise InputError(f"--width needs 1 value or {layers}, one a layer, got {len(widths)}")
+    names = DataSpec.__dataclass_fields__
+    data = DataSpec(**{name: given.pop(name) for name in names})
+    rest = {
+        name: given.pop(name) for name in ("transform", "seed", "device", "overwrite", "resume")
+    }
+    ranks = given.pop("rank")
+
+    from tnn_robust.runs.train import TrainRequest
+    from tnn_robust.training.loop import TrainSettings
+
+    return TrainRequest(
+        data=data,
+        out=out,
+        widths=widths * layers if len(widths) == 1 else widths,
+        ranks=ranks,
+        settings=TrainSettings(**given),
+        attack=attack,
+        **rest,
+    )
+
+
+def _attack(given: dict[str, Any]):
+    name, norm, eps = given.pop("attack"), given.pop("norm"), given.pop("eps")
+    steps, step_size = given.pop("steps"), given.pop("step_size")
+    if name == "none":
+        return None
+    if name.startswith("torchattacks:"):
+        raise InputError(f"training needs one of {_lists(choices.ATTACKS)} or none, got {name}")
+    if name == "pgd" and steps is None:
+        steps = 10
+    loss = given["loss"]
+    return attack_settings(name, Eps(*eps), norm=norm, steps=steps, step_size=step_size, loss=loss)
+
+
+def _epoch_line(record: Any, epochs: int) -> str:
+    return (
+        f"epoch {record.epoch}/{epochs}  loss {record.loss:.4g}  "
+        f"clean {100 * record.clean_accuracy:.1f}  robust {100 * record.robust_accuracy:.1f}"
+    )
+
+
+def _start_lines(started: Any, request: Any) -> list[str]:
+    a, data, settings = started.architecture, started.dataset, request.settings
+    attack = request.attack
+    against = "clean examples"
+    if attack is not None:
+        steps = "1 step" if attack.steps == 1 else f"{attack.steps} steps"
+        against = (
+            f"{attack.name}, {attack.norm} eps {attack.eps}, {steps} of {attack.step_size:.4g}"
+        )
+    ranks = "dense" if not any(a.ranks) else f"tubal rank {','.join(map(str, a.ranks))}"
+    lines = [
+        f"Data: {data.name}, {len(data.train.y)} train and {len(data.test.y)} test examples of "
+        f"{data.d} features x {data.c} channels ({data.layout}), classes {', '.join(data.classes)}",
+        *(f"      {note}" for note in data.notes),
+        f"Network: {len(a.widths)} t-layers of width {','.join(map(str, a.widths))}, {ranks}, "
+        f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {started.parameters} parameters",
+        f"Training: {against}; {settings.optimizer} lr {settings.lr:g}, batches of "
+        f"{settings.batch_size}, {settings.epochs} epochs, {settings.loss}, seed {request.seed}, "
+        f"on {started.device}",
+    ]
+    if started.epochs_done:
+        lines.append(f"Resuming after epoch {started.epochs_done}.")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: transforms, t-product, t-SVD, ranks and norms."""

@@ -1,0 +1,1 @@
+"""Threat models as values, one ascent loop, and the fence around torchattacks."""

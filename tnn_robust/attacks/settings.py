@@ -1,0 +1,249 @@
+"""Attacks as settings of one loop, and the perturbation sizes a user types. Free of torch."""
+
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from tnn_robust.attacks.zoo_entries import zoo_entry, zoo_norm
+from tnn_robust.choices import ATTACKS, LOSSES, NORMS
+from tnn_robust.errors import InputError, unknown_choice
+
+_ZOO = "torchattacks:"
+_ZOO_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+_MAX_RANGE = 10_000
+
+
+class Eps(NamedTuple):
+    """A perturbation size: the text typed and its number."""
+
+    text: str
+    value: float
+
+
+class Preset(NamedTuple):
+    """What makes a name an attack: norm (None: the user's) and the loop's defaults."""
+
+    norm: str | None
+    steps: int
+    random_start: bool
+    skip_blocked: bool
+
+
+# FGSM: Goodfellow et al. 2015; l2-FGM: Miyato et al. 2017; PGD: Madry et al. 2018.
+PRESETS: dict[str, Preset] = {
+    "fgsm": Preset(norm="linf", steps=1, random_start=False, skip_blocked=False),
+    "fgm": Preset(norm="l2", steps=1, random_start=False, skip_blocked=False),
+    "pgd": Preset(norm=None, steps=40, random_start=True, skip_blocked=True),
+}
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """Everything an attack's result depends on besides model, data and seed.
+
+    step_size is in the units of eps; skip_blocked leaves out of the gradient
+    what the box would clip away again.
+    """
+
+    name: str
+    norm: str
+    eps: str
+    eps_value: float
+    steps: int
+    step_size: float
+    restarts: int
+    random_start: bool
+    skip_blocked: bool
+    loss: str
+
+    @property
+    def zoo_name(self) -> str | None:
+        """NAME of `torchattacks:NAME`, else None."""
+        return self.name.removeprefix(_ZOO) if self.name.startswith(_ZOO) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """What an attack row's `settings` holds: all but name, norm and eps.
+
+        For a torchattacks class the arguments it is given, under their names there.
+        """
+        if self.zoo_name is None:
+            threat = {"name", "norm", "eps", "eps_value"}
+            return {k: v for k, v in asdict(self).items() if k not in threat}
+        ours = {
+            "norm": _ZOO_NORMS[self.norm],
+            "steps": self.steps,
+            "alpha": self.step_size,
+            "n_restarts": self.restarts,
+            "random_start": self.random_start,
+        }
+        return {k: ours[k] for k in zoo_entry(self.zoo_name).arguments if k in ours}
+
+
+def attack_settings(
+    name: str,
+    eps: Eps,
+    *,
+    norm: str | None = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool | None = None,
+    loss: str = "margin",
+) -> AttackSettings:
+    """Fill in an attack's defaults and check what was asked.
+
+    Raises InputError for an unknown name, norm or loss, a norm the attack is
+    not of, eps below zero or not finite, and steps or restarts below one.
+    """
+    preset = _preset(name, norm)
+    _check(eps, steps, step_size, restarts, loss)
+    if preset.steps == 1 and steps not in (None, 1):
+        raise InputError(f"{name} takes one step, got --steps {steps}: use pgd")
+    count = steps or preset.steps
+    default = eps.value if count == 1 else 2.5 * eps.value / count
+    return AttackSettings(
+        name=name,
+        norm=preset.norm or norm or "linf",
+        eps=eps.text,
+        eps_value=eps.value,
+        steps=count,
+        step_size=default if step_size is None else step_size,
+        restarts=restarts,
+        random_start=preset.random_start if random_start is None else random_start,
+        skip_blocked=preset.skip_blocked,
+        loss=loss,
+    )
+
+
+@dataclass(frozen=True)
+class AttackChoice:
+    """What a user asked for, before a run's own training fills the rest in.
+
+    steps, step_size and random_start are of the iterated attacks alone.
+    """
+
+    names: tuple[str, ...] = ()
+    eps: tuple[Eps, ...] = ()
+    norm: str | None = None
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool | None = None
+    loss: str = "margin"
+
+    def resolve(self, trained: AttackSettings | None) -> tuple[AttackSettings, ...]:
+        """Settings of every attack at every eps.
+
+        Without names: one step and PGD in the norm of the training attack;
+        without eps: its eps, or l_inf 8/255 after training on clean examples.
+        Raises InputError where a default eps would be of another norm.
+        """
+        own_norm, own_eps = ("linf", Eps("8/255", 8 / 255))
+        if trained is not None:
+            own_norm, own_eps = trained.norm, Eps(trained.eps, trained.eps_value)
+        norm = self.norm or own_norm
+        names = self.names or (*_ONE_STEP.get(norm, ()), "pgd")
+        iterated = [name for name in names if not _is_one_step(name)]
+        if not iterated and not self._untouched():
+            raise InputError(f"{', '.join(names)} takes one step: steps are settings of pgd")
+        found = tuple(
+            # The run's norm is only a default of the attacks that have none of their own.
+            self._settings(name, eps, self.norm or (norm if name == "pgd" else None))
+            for eps in self.eps or (own_eps,)
+            for name in names
+        )
+        for settings in found:
+            if not self.eps and settings.norm != own_norm:
+                raise InputError(
+                    f"{settings.name} is in {settings.norm} and the run's eps {own_eps.text} "
+                    f"in {own_norm}: give --eps"
+                )
+        return found
+
+    def _untouched(self) -> bool:
+        return (self.steps, self.step_size, self.random_start) == (None, None, None)
+
+    def _settings(self, name: str, eps: Eps, norm: str | None) -> AttackSettings:
+        steps: dict[str, Any] = {}
+        if not _is_one_step(name):
+            steps = {
+                "steps": self.steps,
+                "step_size": self.step_size,
+                "random_start": self.random_start,
+            }
+        return attack_settings(
+            name, eps, norm=norm, restarts=self.restarts, loss=self.loss, **steps
+        )
+
+
+_ONE_STEP = {"linf": ("fgsm",), "l2": ("fgm",)}
+
+
+def _is_one_step(name: str) -> bool:
+    return name in PRESETS and PRESETS[name].steps == 1
+
+
+def _preset(name: str, norm: str | None) -> Preset:
+    if norm is not None and norm not in NORMS:
+        raise unknown_choice("norm", norm, NORMS)
+    if name.startswith(_ZOO):
+        preset = Preset(zoo_norm(name.removeprefix(_ZOO), norm), 10, True, False)
+    elif name in PRESETS:
+        preset = PRESETS[name]
+    else:
+        raise unknown_choice("attack", name, (*ATTACKS, _ZOO + "NAME"))
+    if norm is not None and preset.norm not in (None, norm):
+        raise InputError(f"{name} is an attack in {preset.norm}, got --norm {norm}: use pgd")
+    return preset
+
+
+def _check(eps: Eps, steps: int | None, step_size: float | None, restarts: int, loss: str) -> None:
+    if not (math.isfinite(eps.value) and eps.value >= 0):
+        raise InputError(f"eps needs a number of at least 0, got {eps.text}")
+    if steps is not None and steps < 1:
+        raise InputError(f"an attack needs at least 1 step, got {steps}")
+    if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
+        raise InputError(f"the step size needs a number above 0, got {step_size}")
+    if restarts < 1:
+        raise InputError(f"an attack needs at least 1 restart, got {restarts}")
+    if loss not in LOSSES:
+        raise unknown_choice("loss", loss, LOSSES)
+
+
+def parse_eps(text: str) -> tuple[Eps, ...]:
+    """Read `8/255`, `0.03`, a list `0,0.1,0.2` or an inclusive range `0:0.3:0.05`.
+
+    Numbers are read as exact fractions, never evaluated. Raises InputError for
+    anything else, a value below zero, an empty range or one not rising.
+    """
+    found: list[Eps] = []
+    for item in text.split(","):
+        pieces = [piece.strip() for piece in item.split(":")]
+        if len(pieces) == 1:
+            found.append(Eps(pieces[0], float(_fraction(pieces[0]))))
+        elif len(pieces) == 3:
+            found += _range(item, *(_fraction(piece) for piece in pieces))
+        else:
+            raise InputError(f"eps needs a number, a list or START:STOP:STEP, got {item!r}")
+    return tuple(found)
+
+
+def _range(text: str, start: Fraction, stop: Fraction, step: Fraction) -> list[Eps]:
+    if step <= 0 or stop < start:
+        raise InputError(f"an eps range needs START <= STOP and STEP > 0, got {text!r}")
+    count = int((stop - start) / step) + 1
+    if count > _MAX_RANGE:
+        raise InputError(f"an eps range of {count} values is too long (at most {_MAX_RANGE})")
+    values = [float(start + i * step) for i in range(count)]
+    return [Eps(f"{value:.6g}", value) for value in values]
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"eps needs a number such as 8/255 or 0.03, got {text!r}") from error
+    if value < 0:
+        raise InputError(f"eps needs a number of at least 0, got {text}")
+    return value

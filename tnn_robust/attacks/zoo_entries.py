@@ -1,0 +1,63 @@
+"""What is known of torchattacks' classes, free of torch and of torchattacks itself."""
+
+from typing import NamedTuple
+
+from tnn_robust.errors import InputError, unknown_choice
+
+
+class Entry(NamedTuple):
+    """How to call one of its classes.
+
+    norms: what it is bounded in, the first by default; arguments: which of our
+    settings it takes; fewest_scores: below this many classes it cannot run.
+    """
+
+    norms: tuple[str, ...]
+    arguments: tuple[str, ...]
+    fewest_scores: int = 1
+
+
+_ITERATED = ("steps", "alpha")
+_AUTO = ("norm", "seed")
+# Attacks bounded by eps that accept 1 x d x c images; minimal-norm ones have no ball to report on.
+ZOO: dict[str, Entry] = {
+    "FGSM": Entry(("linf",), ()),
+    "BIM": Entry(("linf",), _ITERATED),
+    "PGD": Entry(("linf",), (*_ITERATED, "random_start")),
+    "EOTPGD": Entry(("linf",), (*_ITERATED, "random_start")),
+    "MIFGSM": Entry(("linf",), _ITERATED),
+    "NIFGSM": Entry(("linf",), _ITERATED),
+    "VMIFGSM": Entry(("linf",), _ITERATED),
+    "Jitter": Entry(("linf",), (*_ITERATED, "random_start")),
+    "PGDL2": Entry(("l2",), (*_ITERATED, "random_start")),
+    "APGD": Entry(("linf", "l2"), (*_AUTO, "steps", "n_restarts")),
+    "Square": Entry(("linf", "l2"), (*_AUTO, "n_restarts")),
+    # Their DLR losses read the third and fourth largest score.
+    "APGDT": Entry(("linf", "l2"), (*_AUTO, "steps", "n_restarts", "n_classes"), 4),
+    "AutoAttack": Entry(("linf", "l2"), (*_AUTO, "n_classes"), 4),
+}
+
+
+def zoo_entry(name: str) -> Entry:
+    if name not in ZOO:
+        raise unknown_choice("torchattacks attack", name, ZOO)
+    return ZOO[name]
+
+
+def zoo_norm(name: str, norm: str | None) -> str:
+    """The norm a torchattacks attack is bounded in; InputError where it cannot be `norm`."""
+    norms = zoo_entry(name).norms
+    if norm is not None and norm not in norms:
+        raise InputError(f"torchattacks:{name} is bounded in {' or '.join(norms)}, got {norm}")
+    return norm or norms[0]
+
+
+def check_scores(name: str, scores: int) -> None:
+    """Refuse up front the attacks that read more scores than there are."""
+    fewest = zoo_entry(name).fewest_scores
+    classes = max(scores, 2)
+    if classes < fewest:
+        raise InputError(
+            f"torchattacks:{name} needs at least {fewest} classes (its DLR loss reads the "
+            f"{fewest} largest scores), got {classes}: use pgd"
+        )

@@ -1,0 +1,34 @@
+"""The names a user can type, free of torch so that `--help` answers at once.
+
+Each tuple is held equal to the registry that implements it by
+tests/test_architecture.py.
+"""
+
+TRANSFORMS = (
+    "dct",
+    "dst",
+    "dft",
+    "hadamard",
+    "haar",
+    "hartley",
+    "identity",
+    "random:SEED",
+    "data",
+    "file:M.npy",
+)
+DATASETS = (
+    "digits",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "salinas-a",
+    "landsat",
+    "mat:CUBE.mat,GT.mat",
+    "ts:TRAIN.ts,TEST.ts",
+    "npz:FILE",
+)
+SPLITS = ("blocked", "random")
+NORMS = ("linf", "l2", "l1", "nuclear", "spectral")
+ATTACKS = ("fgsm", "fgm", "pgd")
+LOSSES = ("margin", "logistic", "cross-entropy")
+OPTIMIZERS = ("adam", "sgd")

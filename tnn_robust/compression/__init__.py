@@ -1,0 +1,1 @@
+"""Low-tubal-rank truncation of trained networks."""

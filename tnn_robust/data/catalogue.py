@@ -1,0 +1,85 @@
+"""The data sets that have a name, and the one function that loads any of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from tnn_robust.choices import DATASETS, SPLITS
+from tnn_robust.data import sources
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.prepare import check_present, check_values, draw_train, finish, select_classes
+from tnn_robust.data.raw import Raw
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.errors import InputError, unknown_choice
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a set is loaded, the options it knows, and how many files its name carries."""
+
+    load: Callable[[DataSpec, Sequence[str]], Raw]
+    options: tuple[str, ...] = ()
+    n_files: int = 0
+
+
+LOADERS: dict[str, Source] = {
+    "digits": Source(sources.load_digits),
+    "mnist": Source(sources.load_mnist, ("download",)),
+    "fashion-mnist": Source(sources.load_fashion_mnist, ("download",)),
+    "cifar10": Source(sources.load_cifar10, ("download",)),
+    "salinas-a": Source(sources.load_salinas_a, ("patch", "split")),
+    "landsat": Source(sources.load_landsat, ("download",)),
+    "mat": Source(sources.load_mat, ("patch", "split"), n_files=2),
+    "ts": Source(sources.load_ts, ("resample",), n_files=2),
+    "npz": Source(sources.load_npz, n_files=1),
+}
+
+
+def load_dataset(spec: DataSpec) -> Dataset:
+    """The data set a request names, scaled to [0, 1].
+
+    x float32 (n, d, c), y int64 (n,), on the CPU. Classes are selected first, then the
+    training subset is drawn, then the scaling is fitted on it.
+
+    Raises InputError for a request that makes no sense, DataError for files that are
+    missing, malformed or unfit for it.
+    """
+    source, files = _parse(spec.dataset)
+    _check_options(spec, source)
+    raw = source.load(spec, files)
+    check_values(raw)
+    raw = select_classes(raw, spec.classes)
+    raw = draw_train(raw, spec.n_train, seed=spec.split_seed)
+    check_present(raw)
+    return finish(spec.dataset, raw)
+
+
+def _parse(dataset: str) -> tuple[Source, list[str]]:
+    key, colon, argument = dataset.partition(":")
+    source = LOADERS.get(key)
+    if source is None or bool(colon) != (source.n_files > 0):
+        raise unknown_choice("data set", dataset, DATASETS)
+    files = [name.strip() for name in argument.split(",")] if source.n_files > 1 else [argument]
+    if colon and (len(files) != source.n_files or not all(files)):
+        raise InputError(f"data set {dataset!r} is not of the form {_typed(key)}")
+    return source, files
+
+
+def _typed(key: str) -> str:
+    """What a user types for a set: its key, with the files it takes."""
+    return next(name for name in DATASETS if name.partition(":")[0] == key)
+
+
+def _check_options(spec: DataSpec, source: Source) -> None:
+    if spec.split not in SPLITS:
+        raise unknown_choice("split", spec.split, SPLITS)
+    for option in ("patch", "split", "resample", "download"):
+        default = next(f.default for f in fields(DataSpec) if f.name == option)
+        if getattr(spec, option) != default and option not in source.options:
+            fitting = [_typed(key) for key, s in LOADERS.items() if option in s.options]
+            raise InputError(f"{option} is only for {', '.join(fitting)}, not for {spec.dataset}")
+    if spec.patch < 1 or spec.patch % 2 == 0:
+        raise InputError(f"patch must be an odd number from 1, got {spec.patch}")
+    if spec.resample is not None and spec.resample < 2:
+        raise InputError(f"resample must be 2 steps or more, got {spec.resample}")
+    if spec.split_seed < 0:
+        raise InputError(f"split_seed must be 0 or more, got {spec.split_seed}")

@@ -1,0 +1,89 @@
+"""What a loader returns: two parts of tensors and how they came to be."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tnn_robust.errors import CheckpointError
+
+
+class Part(NamedTuple):
+    """Examples x, float32 (n, d, c) in [0, 1], contiguous, and labels y, int64 (n,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Original values at 0 and at 1: one pair for all channels or one pair a channel.
+
+    A channel with low = high was constant in the training part and maps to 0.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def to_json(self) -> dict:
+        """Two lists of numbers."""
+        return {"low": list(self.low), "high": list(self.high)}
+
+    @classmethod
+    def from_json(cls, d: dict) -> "Scaling":
+        """The scaling that `to_json` wrote. Raises CheckpointError for anything else."""
+        if not isinstance(d, dict) or set(d) != {"low", "high"}:
+            raise CheckpointError(f"a scaling has the keys low and high, got {d!r}")
+        low, high = _numbers(d["low"]), _numbers(d["high"])
+        if len(low) != len(high):
+            raise CheckpointError(f"a scaling has {len(low)} low and {len(high)} high values")
+        return cls(low, high)
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not values:
+        raise CheckpointError(f"a scaling needs a list of numbers, got {values!r}")
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise CheckpointError(f"a scaling needs finite numbers, got {value!r}")
+    return tuple(float(value) for value in values)
+
+
+# Tensors have no truth value when compared, so equality stays identity.
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set ready to train and test on.
+
+    classes: original class names, the index is the label.
+    layout: what features (d) and channels (c) are.
+    clipped: share of test values that lay outside the training range and were clipped.
+    notes: what a reader of results must know, one sentence each.
+    digest: sha256 hex over shapes and bytes of x and y of both parts.
+    """
+
+    name: str
+    train: Part
+    test: Part
+    classes: tuple[str, ...]
+    layout: str
+    scaling: Scaling
+    clipped: float
+    notes: tuple[str, ...]
+    digest: str
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.train.x.shape[1]
+
+    @property
+    def c(self) -> int:
+        """Number of channels."""
+        return self.train.x.shape[2]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)

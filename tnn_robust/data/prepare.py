@@ -1,0 +1,183 @@
+"""From raw arrays to a `Dataset`: checks, class selection, subset and scaling."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tnn_robust.data.dataset import Dataset, Part, Scaling
+from tnn_robust.data.raw import Arrays, Raw
+from tnn_robust.errors import DataError, InputError, unknown_choice
+
+PARTS = ("training", "test")
+
+
+def check_values(raw: Raw) -> None:
+    """Raises DataError unless both parts are real, finite, of one shape and within limits."""
+    x_train, y_train, x_test, y_test = raw.arrays
+    for part, x, y in ((PARTS[0], x_train, y_train), (PARTS[1], x_test, y_test)):
+        if x.dtype.kind not in "biuf":
+            raise DataError(f"the {part} part has values of type {x.dtype}, needed real numbers")
+        if len(x) != len(y):
+            raise DataError(f"the {part} part has {len(x)} examples but {len(y)} labels")
+        if x.size == 0:
+            raise DataError(f"the {part} part is empty: its shape is {x.shape}")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(
+            f"training examples are {x_train.shape[1:]} but test examples {x_test.shape[1:]}"
+        )
+    _check_finite(x_train, x_test)
+    if raw.limits is not None:
+        _check_limits(x_train, x_test, raw.limits)
+
+
+def _check_finite(*xs: np.ndarray) -> None:
+    counts = [int(np.sum(~np.isfinite(x))) if x.dtype.kind == "f" else 0 for x in xs]
+    if any(counts):
+        which = " and ".join(
+            f"{n} in the {part} part" for n, part in zip(counts, PARTS, strict=True) if n
+        )
+        raise DataError(f"the data have values that are NaN or infinite: {which}")
+
+
+def _check_limits(x_train: np.ndarray, x_test: np.ndarray, limits: tuple[float, float]) -> None:
+    for part, x in zip(PARTS, (x_train, x_test), strict=True):
+        low, high = x.min(), x.max()
+        if low < limits[0] or high > limits[1]:
+            raise DataError(
+                f"values must lie in [{limits[0]:g}, {limits[1]:g}], the {part} part has "
+                f"{float(low)} to {float(high)}: scale it before it is saved"
+            )
+
+
+def select_classes(raw: Raw, classes: Sequence[str] | None) -> Raw:
+    """Keep the named classes; the label of a class becomes its place in `classes`.
+
+    Raises InputError for unknown and repeated names, and for fewer than two classes.
+    """
+    if classes is not None:
+        raw = _keep(raw, [_class_index(raw, name) for name in classes])
+    if len(raw.classes) < 2:
+        kept = ", ".join(raw.classes) or "no class"
+        error = DataError if classes is None else InputError
+        raise error(f"labels of one class only ({kept}): at least two classes are needed")
+    return raw
+
+
+def _class_index(raw: Raw, name: str) -> int:
+    for names in (raw.classes, raw.aliases):
+        if name in names:
+            return names.index(name)
+    raise unknown_choice("class", name, raw.classes)
+
+
+def _keep(raw: Raw, kept: list[int]) -> Raw:
+    names = tuple(raw.classes[i] for i in kept)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"classes are repeated: {', '.join(repeated)}")
+    new_label = np.full(len(raw.classes), -1, np.int64)
+    new_label[kept] = np.arange(len(kept))
+    x_train, y_train, x_test, y_test = raw.arrays
+    y_train, y_test = new_label[y_train], new_label[y_test]
+    train, test = y_train >= 0, y_test >= 0
+    arrays = Arrays(x_train[train], y_train[train], x_test[test], y_test[test])
+    return replace(raw, arrays=arrays, classes=names)
+
+
+def draw_train(raw: Raw, n_train: int | None, *, seed: int) -> Raw:
+    """The first `n_train` of a random order of the training part, so that subsets nest.
+
+    Raises InputError if `n_train` is below 1 or above the size of the part.
+    """
+    if n_train is None:
+        return raw
+    available = len(raw.arrays.y_train)
+    if not 1 <= n_train <= available:
+        raise InputError(f"n_train must be 1 to {available}, the training part, got {n_train}")
+    # A stream of its own, apart from the one that split the set.
+    drawn = np.random.default_rng([1, seed]).permutation(available)[:n_train]
+    x_train, y_train, x_test, y_test = raw.arrays
+    note = f"training subset: {n_train} of {available} examples, seed {seed}"
+    arrays = Arrays(x_train[drawn], y_train[drawn], x_test, y_test)
+    return replace(raw, arrays=arrays, notes=(*raw.notes, note))
+
+
+def check_present(raw: Raw) -> None:
+    """Raises DataError that names the classes without a training or test example."""
+    for part, y in zip(PARTS, (raw.arrays.y_train, raw.arrays.y_test), strict=True):
+        counts = np.bincount(y, minlength=len(raw.classes))
+        if absent := [name for name, n in zip(raw.classes, counts, strict=True) if n == 0]:
+            raise DataError(
+                f"no {part} example of class {', '.join(absent)} among {len(y)}: choose other "
+                f"classes{', a larger n_train' if part == PARTS[0] else ''} or another split"
+            )
+
+
+def fit_scaling(x: np.ndarray, limits: tuple[float, float] | None) -> Scaling:
+    """The fixed limits, or the least and greatest value of each channel of x (n, d, c)."""
+    if limits is not None:
+        return Scaling((float(limits[0]),), (float(limits[1]),))
+    low, high = x.min(axis=(0, 1)), x.max(axis=(0, 1))
+    return Scaling(tuple(map(float, low)), tuple(map(float, high)))
+
+
+def scale(x: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """x (n, d, c) as float32 in [0, 1], C-contiguous; values outside the range are clipped.
+
+    A constant channel maps to 0. Raises DataError if a channel is too wide for its dtype.
+    """
+    # float32 holds 8 and 16 bit integers exactly; wider types are scaled in float64.
+    work = np.result_type(x.dtype, np.float32)
+    low, high = np.array(scaling.low, work), np.array(scaling.high, work)
+    with np.errstate(over="ignore"):
+        span = high - low
+    if not np.isfinite(span).all():
+        raise DataError(f"a channel runs from {low.min():g} to {high.max():g}, too wide to scale")
+    out = np.array(x, dtype=work, order="C")
+    np.clip(out, low, high, out=out)
+    out -= low
+    out /= np.where(span > 0, span, 1)  # a constant channel is all 0 by now
+    return out.astype(np.float32, copy=False)
+
+
+def share_outside(x: np.ndarray, scaling: Scaling) -> float:
+    """Share of the values of x (n, d, c) outside the range, which `scale` clips."""
+    return float(np.mean((x < np.array(scaling.low)) | (x > np.array(scaling.high))))
+
+
+def finish(name: str, raw: Raw) -> Dataset:
+    """Scale both parts by the training part and hand them over as tensors."""
+    scaling = fit_scaling(raw.arrays.x_train, raw.limits)
+    x_train, x_test = (scale(x, scaling) for x in (raw.arrays.x_train, raw.arrays.x_test))
+    constant = sum(low == high for low, high in zip(scaling.low, scaling.high, strict=True))
+    notes = raw.notes
+    if constant:
+        notes += (f"{constant} of {len(scaling.low)} channels are constant in training, now 0",)
+    arrays = Arrays(x_train, raw.arrays.y_train, x_test, raw.arrays.y_test)
+    return Dataset(
+        name=name,
+        train=_part(arrays.x_train, arrays.y_train),
+        test=_part(arrays.x_test, arrays.y_test),
+        classes=raw.classes,
+        layout=raw.layout,
+        scaling=scaling,
+        clipped=share_outside(raw.arrays.x_test, scaling) if raw.limits is None else 0.0,
+        notes=notes,
+        digest=digest(arrays),
+    )
+
+
+def _part(x: np.ndarray, y: np.ndarray) -> Part:
+    return Part(torch.from_numpy(x), torch.from_numpy(y))
+
+
+def digest(arrays: Arrays) -> str:
+    """sha256 hex over the name, shape, dtype and little-endian bytes of each array."""
+    state = hashlib.sha256()
+    for name, array in arrays._asdict().items():
+        state.update(f"{name} {array.shape} {array.dtype.name};".encode())
+        little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+        state.update(little.reshape(-1).view(np.uint8))
+    return state.hexdigest()

@@ -1,0 +1,196 @@
+"""One loader a data set: find its files, read them, name classes and layout."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tnn_robust.data import cifar, cube, find, idx, split, tables, timeseries
+from tnn_robust.data.download import openml_copy
+from tnn_robust.data.raw import Arrays, Raw, index_labels
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.errors import DataError, InputError
+
+BYTES = (0.0, 255.0)
+DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+ROWS_COLUMNS = "rows = features, columns = channels"
+# Other spellings are those of torchvision and of OpenML.
+MNIST_FOLDERS = ("mnist", "MNIST")
+FASHION_FOLDERS = ("fashion_mnist", "fashion-mnist", "FashionMNIST")
+
+Read = Callable[[Path], tuple[Arrays, tuple[str, ...]]]
+
+
+def load_digits(spec: DataSpec, _files: Sequence[str]) -> Raw:
+    """scikit-learn's copy of the UCI digits: 1797 real 8 x 8 images, values 0..16."""
+    # Imported here: it takes a second, which no other set should pay.
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    table = sklearn_digits()
+    x, y = table.images.astype(np.uint8), table.target.astype(np.int64)
+    train, test = split.stratified_split(y, train_share=0.75, seed=spec.split_seed)
+    return Raw(
+        Arrays(x[train], y[train], x[test], y[test]),
+        classes=DIGITS,
+        layout=ROWS_COLUMNS,
+        limits=(0.0, 16.0),
+        notes=(f"split: stratified, 75 % train, seed {spec.split_seed}",),
+    )
+
+
+def load_mnist(spec: DataSpec, _files: Sequence[str]) -> Raw:
+    """MNIST (LeCun, Cortes, Burges), 28 x 28 bytes."""
+    arrays, notes = _published(
+        spec, read=idx.read_mnist_like, files=idx.FILES, folders=MNIST_FOLDERS, own_name=True
+    )
+    return Raw(arrays, classes=DIGITS, layout=ROWS_COLUMNS, limits=BYTES, notes=notes)
+
+
+def load_fashion_mnist(spec: DataSpec, _files: Sequence[str]) -> Raw:
+    """Fashion-MNIST (Xiao et al., arXiv:1708.07747), 28 x 28 bytes."""
+    arrays, notes = _published(
+        spec, read=idx.read_mnist_like, files=idx.FILES, folders=FASHION_FOLDERS, own_name=True
+    )
+    return Raw(
+        arrays, classes=CLOTHES, layout=ROWS_COLUMNS, limits=BYTES, aliases=DIGITS, notes=notes
+    )
+
+
+def load_cifar10(spec: DataSpec, _files: Sequence[str]) -> Raw:
+    """CIFAR-10 (Krizhevsky 2009), whichever training batches are there."""
+    arrays, notes = _published(
+        spec,
+        read=cifar.read_cifar10,
+        files=(cifar.TEST_FILE,),
+        any_of=cifar.TRAIN_FILES,
+        folders=("cifar-10-batches-py",),
+    )
+    return Raw(
+        arrays,
+        classes=cifar.CLASSES,
+        layout="pixels = features, RGB = channels",
+        limits=BYTES,
+        aliases=DIGITS,
+        notes=notes,
+    )
+
+
+def load_landsat(spec: DataSpec, _files: Sequence[str]) -> Raw:
+    """Statlog Landsat (Srinivasan, UCI 1993), 3 x 3 pixels of 4 bands, its own split."""
+    arrays, notes = _published(
+        spec, read=tables.read_landsat, files=tables.LANDSAT_FILES, folders=("multispectral",)
+    )
+    return Raw(
+        arrays,
+        classes=tuple(map(str, tables.LANDSAT_LABELS)),
+        layout="pixels of the 3 x 3 patch = features, bands = channels",
+        notes=notes,
+    )
+
+
+def _published(
+    spec: DataSpec,
+    *,
+    read: Read,
+    files: Sequence[str],
+    folders: Sequence[str],
+    any_of: Sequence[str] = (),
+    own_name: bool = False,
+) -> tuple[Arrays, tuple[str, ...]]:
+    """Arrays and notes from the set's files, else from the cached or a new OpenML copy."""
+    candidates = find.candidate_folders(folders, data_dir=spec.data_dir, own_name=own_name)
+    folder = find.find_folder(candidates, files, any_of=any_of)
+    if folder is not None:
+        return read(folder)
+    copy = openml_copy(spec.dataset, download=spec.download)
+    if copy is None:
+        raise find.missing_files(spec.dataset, files, candidates, any_of=any_of, can_download=True)
+    return copy
+
+
+def load_salinas_a(spec: DataSpec, _files: Sequence[str]) -> Raw:
+    """Salinas-A (AVIRIS, NASA/JPL), 204 bands."""
+    folders = find.candidate_folders(("hyperspectral",), data_dir=spec.data_dir)
+    folder = find.find_folder(folders, cube.SALINAS_A_FILES)
+    if folder is None:
+        raise find.missing_files(spec.dataset, cube.SALINAS_A_FILES, folders, can_download=False)
+    cube_path, map_path = (folder / name for name in cube.SALINAS_A_FILES)
+    scene = cube.read_scene(cube_path, map_path)
+    if scene.cube.shape != cube.SALINAS_A_SHAPE:
+        raise DataError(
+            f"{cube_path} is not Salinas-A: its shape is {scene.cube.shape}, "
+            f"needed {cube.SALINAS_A_SHAPE}"
+        )
+    return _split_scene(scene, spec)
+
+
+def load_mat(spec: DataSpec, files: Sequence[str]) -> Raw:
+    """Any hyperspectral scene: a cube and a label map in MATLAB files."""
+    paths = [find.find_file(name, folder="hyperspectral", data_dir=spec.data_dir) for name in files]
+    return _split_scene(cube.read_scene(*paths), spec)
+
+
+def _split_scene(scene: cube.Scene, spec: DataSpec) -> Raw:
+    k, labels = spec.patch, scene.labels
+    if k > min(labels.shape):
+        raise InputError(f"patch {k} is larger than the scene, {labels.shape}")
+    if spec.split == "blocked":
+        train, test, side = split.blocked_split(labels, patch=k, seed=spec.split_seed)
+        note = f"split: blocks of {side} x {side} pixels, seed {spec.split_seed}"
+        where = "at the scene's edge and as guard band"
+    else:
+        train, test = _random_masks(labels, patch=k, seed=spec.split_seed)
+        note = f"split: random pixels, seed {spec.split_seed}; neighbours leak, so it is optimistic"
+        where = "at the scene's edge"
+    values = np.unique(labels[labels > 0])
+    parts: list[np.ndarray] = []
+    for mask in (train, test):
+        rows, columns = np.nonzero(mask)
+        parts.append(cube.cut_patches(scene.cube, rows, columns, k))
+        parts.append(index_labels(labels[mask], values))
+    n_labelled = int((labels > 0).sum())
+    n_lost = n_labelled - int(train.sum()) - int(test.sum())
+    lost = f"{n_lost} of {n_labelled} labelled pixels dropped {where}"
+    return Raw(
+        Arrays(*parts),
+        classes=tuple(map(str, values.tolist())),
+        layout=f"pixels of the {k} x {k} patch = features, bands = channels",
+        notes=(note, lost) if n_lost else (note,),
+    )
+
+
+def _random_masks(labels: np.ndarray, *, patch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As many training as test pixels a class, like the blocked split, but anywhere."""
+    usable = split.usable_pixels(labels, patch)
+    train = np.zeros(labels.shape, bool)
+    rows, columns = np.nonzero(usable)
+    chosen, _ = split.stratified_split(labels[usable], train_share=0.5, seed=seed)
+    train[rows[chosen], columns[chosen]] = True
+    return train, usable & ~train
+
+
+def load_ts(spec: DataSpec, files: Sequence[str]) -> Raw:
+    """Time series in two .ts files of the UEA archive's format."""
+    paths = [find.find_file(name, folder="timeseries", data_dir=spec.data_dir) for name in files]
+    arrays, classes = timeseries.read_time_series(*paths, resample=spec.resample)
+    notes = (f"series resampled to {spec.resample} steps",) if spec.resample else ()
+    return Raw(arrays, classes, layout="steps = features, sensors = channels", notes=notes)
+
+
+def load_npz(spec: DataSpec, files: Sequence[str]) -> Raw:
+    """A user's own arrays, already in [0, 1]."""
+    path = find.find_file(files[0], folder=None, data_dir=spec.data_dir)
+    arrays, classes = tables.read_npz(path)
+    return Raw(arrays, classes, layout="axis 1 = features, axis 2 = channels", limits=(0.0, 1.0))

@@ -1,0 +1,101 @@
+"""Text and numpy tables: Statlog Landsat (UCI 1993) and a user's own npz."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from tnn_robust.data.raw import Arrays, index_labels, one_line
+from tnn_robust.errors import DataError
+
+LANDSAT_FILES = ("sat.trn", "sat.tst")
+LANDSAT_ROWS = (4435, 2000)
+LANDSAT_LABELS = (1, 2, 3, 4, 5, 7)  # the set has no example of class 6
+PIXELS, BANDS = 9, 4
+NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def read_landsat(folder: Path) -> tuple[Arrays, tuple[str, ...]]:
+    """x int64 (n, 9, 4) pixels of the 3 x 3 patch by bands, y int64 0..5; no notes.
+
+    Raises DataError for truncated or foreign files.
+    """
+    parts: list[np.ndarray] = []
+    for name, rows in zip(LANDSAT_FILES, LANDSAT_ROWS, strict=True):
+        table = _read_integers(folder / name, columns=PIXELS * BANDS + 1)
+        if len(table) != rows:
+            raise DataError(f"{folder / name} has {len(table)} samples, needed {rows}")
+        parts += landsat_arrays(table[:, :-1], table[:, -1], source=str(folder / name))
+    return Arrays(*parts), ()
+
+
+def landsat_arrays(
+    values: np.ndarray, labels: np.ndarray, *, source: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """x (n, 9, 4) and y 0..5 from rows of 36 grey values 0..255 and labels 1..5, 7."""
+    if not np.isin(labels, LANDSAT_LABELS).all():
+        foreign = sorted(set(labels.tolist()) - set(LANDSAT_LABELS))
+        raise DataError(f"{source} has the labels {foreign}, needed {list(LANDSAT_LABELS)}")
+    if values.min() < 0 or values.max() > 255:
+        raise DataError(f"{source} has values {values.min()}..{values.max()}, needed 0..255")
+    return values.reshape(-1, PIXELS, BANDS), index_labels(labels, np.array(LANDSAT_LABELS))
+
+
+def _read_integers(path: Path, *, columns: int) -> np.ndarray:
+    try:
+        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
+        rows = [line for line in lines if line]
+        widths = {len(row) for row in rows}
+        if widths == {columns}:
+            return np.array(rows).astype(np.int64)
+    except (OSError, ValueError, OverflowError) as e:
+        raise DataError(f"{path} is not a table of whole numbers: {e}") from e
+    raise DataError(f"{path} needs {columns} numbers a line, got {sorted(widths) or 'no line'}")
+
+
+def read_npz(path: Path) -> tuple[Arrays, tuple[str, ...]]:
+    """x_train, y_train, x_test, y_test of an .npz file, and the class names.
+
+    x (n, d, c), or (n, d) which becomes c = 1; y (n,) whole numbers or strings, whose sorted
+    values are the classes. Never unpickles. Raises DataError for anything else.
+    """
+    content = load_npz(path)
+    x_train, x_test = (_examples(content[k], f"{k} of {path}") for k in ("x_train", "x_test"))
+    labels = [_npz_labels(content[key], f"{key} of {path}") for key in ("y_train", "y_test")]
+    if labels[0].dtype.kind != labels[1].dtype.kind:
+        raise DataError(f"{path}: y_train is {labels[0].dtype} but y_test is {labels[1].dtype}")
+    values = np.unique(np.concatenate(labels))
+    y_train, y_test = (index_labels(y, values) for y in labels)
+    return Arrays(x_train, y_train, x_test, y_test), tuple(str(v) for v in values.tolist())
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """The four arrays of an .npz file, no pickle allowed. Raises DataError."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is not an .npz file, or it is truncated")
+    try:
+        # Opened here, because np.load leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if lacks := [key for key in NPZ_KEYS if key not in archive.files]:
+                raise DataError(f"{path} lacks {', '.join(lacks)}; it has {archive.files}")
+            return {key: archive[key] for key in NPZ_KEYS}
+    except DataError:
+        raise
+    # Foreign bytes lead the zip and npy readers into almost any exception.
+    except Exception as e:
+        raise DataError(f"cannot read {path} as .npz without pickle: {one_line(e)}") from e
+
+
+def _examples(x: np.ndarray, what: str) -> np.ndarray:
+    if x.ndim not in (2, 3):
+        raise DataError(f"{what} must be (n, d, c) or (n, d), got {x.shape}")
+    return x[:, :, None] if x.ndim == 2 else x
+
+
+def _npz_labels(y: np.ndarray, what: str) -> np.ndarray:
+    if y.ndim != 1 or y.dtype.kind not in "iuU":
+        raise DataError(
+            f"{what} must be whole numbers or strings of shape (n,), got {y.dtype} {y.shape}"
+        )
+    # One integer type, because numpy joins int64 and uint64 to float64.
+    return y if y.dtype.kind == "U" else y.astype(np.int64)

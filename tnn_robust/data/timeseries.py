@@ -1,0 +1,121 @@
+"""The .ts text format of the UEA archive (Bagnall et al., arXiv:1811.00075).
+
+`#` starts a comment, `@` a header line; after `@data` one sample a line: channels separated
+by `:`, steps by `,`, the label last.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from tnn_robust.data.raw import Arrays
+from tnn_robust.errors import DataError
+
+Sample = list[np.ndarray]
+
+
+def read_time_series(
+    train_path: Path, test_path: Path, *, resample: int | None
+) -> tuple[Arrays, tuple[str, ...]]:
+    """Two .ts files: x float64 (n, steps, sensors), y int64, and the class names.
+
+    resample: linearly resample every series to so many steps; without it all series must
+    have one length. Classes are in the order of the header's `@classLabel`, others sorted
+    behind. Raises DataError for malformed files, missing values and unequal series.
+    """
+    parts = [read_ts(path) for path in (train_path, test_path)]
+    names = _class_order(parts)
+    arrays = []
+    for path, (samples, labels, _) in zip((train_path, test_path), parts, strict=True):
+        arrays.append(stack(samples, source=path, resample=resample))
+        arrays.append(np.array([names.index(label) for label in labels], np.int64))
+    steps = (arrays[0].shape[1], arrays[2].shape[1])
+    if steps[0] != steps[1]:
+        raise DataError(
+            f"the series have {steps[0]} steps in {train_path} and {steps[1]} in {test_path}: "
+            "resample them to one length"
+        )
+    return Arrays(*arrays), names
+
+
+def read_ts(path: Path) -> tuple[list[Sample], list[str], list[str]]:
+    """Samples (one array of steps a channel), their labels, and the header's class names."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as e:
+        raise DataError(f"cannot read {path} as text: {e}") from e
+    kept = [(i, line.strip()) for i, line in enumerate(lines, 1)]
+    kept = [(i, line) for i, line in kept if line and not line.startswith("#")]
+    n_header = next((k for k, (_, line) in enumerate(kept) if line.lower() == "@data"), None)
+    if n_header is None:
+        raise DataError(f"{path} is not a .ts file: it has no @data line")
+    classes = _header_classes(path, [line for _, line in kept[:n_header]])
+    samples: list[Sample] = []
+    labels: list[str] = []
+    for i, line in kept[n_header + 1 :]:
+        sample, label = _parse_sample(line, where=f"{path}, line {i}")
+        if samples and len(sample) != len(samples[0]):
+            raise DataError(
+                f"{path}, line {i}: {len(sample)} channels, the first has {len(samples[0])}"
+            )
+        samples.append(sample)
+        labels.append(label)
+    if not samples:
+        raise DataError(f"{path} has no samples after @data")
+    return samples, labels, classes
+
+
+def _header_classes(path: Path, header: list[str]) -> list[str]:
+    classes: list[str] = []
+    for line in header:
+        words = line.split()
+        if not line.startswith("@"):
+            raise DataError(f"{path} is not a .ts file: {line[:40]!r} stands before @data")
+        if words[0].lower() == "@classlabel":
+            if words[1:2] != ["true"]:
+                raise DataError(f"{path} has no class labels")
+            classes = words[2:]
+        if words[0].lower() == "@timestamps" and words[1:2] == ["true"]:
+            raise DataError(f"{path} has time stamps, needed values only")
+    return classes
+
+
+def _parse_sample(line: str, *, where: str) -> tuple[Sample, str]:
+    *channels, label = (field.strip() for field in line.split(":"))
+    if not channels or not label:
+        raise DataError(f"{where}: needed channels and a label separated by ':'")
+    sample = []
+    for channel in channels:
+        tokens = channel.split(",")
+        if "?" in (token.strip() for token in tokens):
+            raise DataError(f"{where}: a value is missing ('?')")
+        try:
+            sample.append(np.array([float(token) for token in tokens]))
+        except ValueError as e:
+            raise DataError(f"{where}: {e}") from e
+    return sample, label
+
+
+def _class_order(parts: list[tuple[list[Sample], list[str], list[str]]]) -> tuple[str, ...]:
+    present = {label for _, labels, _ in parts for label in labels}
+    listed = dict.fromkeys(name for _, _, header in parts for name in header)
+    return (*(name for name in listed if name in present), *sorted(present - set(listed)))
+
+
+def stack(samples: list[Sample], *, source: Path, resample: int | None) -> np.ndarray:
+    """float64 (n, steps, sensors). Raises DataError for unequal lengths without `resample`."""
+    if resample is not None:
+        samples = [[resample_series(series, resample) for series in s] for s in samples]
+    lengths = {len(series) for sample in samples for series in sample}
+    if len(lengths) > 1:
+        raise DataError(
+            f"the series of {source} have unequal lengths, {min(lengths)} to {max(lengths)} "
+            "steps: resample them to one length"
+        )
+    return np.stack([np.stack(sample, axis=1) for sample in samples])
+
+
+def resample_series(series: np.ndarray, steps: int) -> np.ndarray:
+    """Linear interpolation of a series at `steps` even places from first to last value."""
+    old = np.arange(len(series))
+    return np.interp(np.linspace(0, len(series) - 1, steps), old, series)

@@ -1,0 +1,40 @@
+"""The errors the library raises on purpose.
+
+The command line turns a `TnnError` into one line and exit code 2. Any other
+exception is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+
+
+class TnnError(Exception):
+    """A request that cannot be met; the message says what was needed and what came."""
+
+
+class InputError(TnnError):
+    """An argument is of the wrong shape, name or range."""
+
+
+class DataError(TnnError):
+    """A data set is missing, malformed or unfit for the request."""
+
+
+class CheckpointError(TnnError):
+    """A checkpoint or saved result is unreadable, foreign, altered or too new."""
+
+
+class TrainingError(TnnError):
+    """Training cannot go on."""
+
+
+class AttackError(TnnError):
+    """An attack returned something that is not a perturbation in its ball."""
+
+
+class MissingPackage(TnnError):
+    """An optional package is needed; the message says how to install it."""
+
+
+def unknown_choice(what: str, came: str, choices: Iterable[str]) -> InputError:
+    """The error for a name outside a registry: it lists what can be typed."""
+    return InputError(f"unknown {what} {came!r}: choose from {', '.join(choices)}")

@@ -1,0 +1,1 @@
+"""Adversarial risks, their intervals and the adversarial generalization gap."""

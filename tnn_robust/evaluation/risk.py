@@ -1,0 +1,146 @@
+"""Losses of a network per example, clean and under attack."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tnn_robust.errors import AttackError, InputError
+from tnn_robust.losses import Loss, margin, predict
+from tnn_robust.randomness import Streams
+
+Model = Callable[[Tensor], Tensor]
+
+
+class Perturbation(Protocol):
+    """What an attack returns: the points x (n, d, c) and where it was blind, (n,) bool."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def vanished(self) -> Tensor: ...
+
+
+Perturb = Callable[[Model, Tensor, Tensor, Streams], Perturbation]
+# Radii (n,) of verified points x_adv around x; raises AttackError for a point not in its ball.
+Check = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Outcomes(NamedTuple):
+    """One attack on one part, per example, on the CPU.
+
+    clean_loss, loss, radius: (n,) float64; clean_correct, correct, vanished:
+    (n,) bool; predictions: (n,) int64 labels under attack.
+    """
+
+    clean_loss: Tensor
+    clean_correct: Tensor
+    loss: Tensor
+    correct: Tensor
+    predictions: Tensor
+    radius: Tensor
+    vanished: Tensor
+
+
+class Block(NamedTuple):
+    """A stretch of examples done: how many so far, their outcomes and points (on the CPU)."""
+
+    done: int
+    total: int
+    outcomes: Outcomes
+    x_adv: Tensor
+
+
+def attack_part(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    indices: Tensor,
+    *,
+    perturb: Perturb,
+    check: Check,
+    loss: Loss,
+    seed: int,
+    block: int,
+) -> Iterator[Block]:
+    """Attack examples block by block, verify every returned point, and measure.
+
+    x (n, d, c), y (n,) and indices (n,), the examples' places in the data set,
+    lie on the model's device. Memory grows with the block.
+
+    Raises AttackError for a point outside its ball and for scores that are not
+    finite, InputError for scores that do not fit the labels.
+    """
+    for start in range(0, len(x), block):
+        rows = slice(start, start + block)
+        clean, labels, where = x[rows], y[rows], indices[rows]
+        found = perturb(model, clean, labels, Streams(seed, where))
+        radius = check(clean, found.x, where)
+        outcomes = measure(model, clean, found.x, labels, radius, found.vanished, loss=loss)
+        yield Block(min(start + block, len(x)), len(x), outcomes, found.x.cpu())
+
+
+def measure(
+    model: Model,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    radius: Tensor,
+    vanished: Tensor,
+    *,
+    loss: Loss,
+) -> Outcomes:
+    """Outcomes of given points; losses in float64 of the model's scores."""
+    with torch.no_grad():
+        clean, scores = _scores(model, x, y), _scores(model, x_adv, y)
+    found = Outcomes(
+        clean_loss=loss(clean, y),
+        clean_correct=margin(clean, y) > 0,
+        loss=loss(scores, y),
+        correct=margin(scores, y) > 0,
+        predictions=predict(scores),
+        radius=radius,
+        vanished=vanished,
+    )
+    return Outcomes(*(column.cpu() for column in found))
+
+
+def _scores(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    scores = model(x)
+    if scores.ndim != 2 or len(scores) != len(x):
+        raise InputError(f"a model needs scores (n, s), got {tuple(scores.shape)} for {len(x)}")
+    if int(y.max()) >= max(scores.shape[1], 2):
+        raise InputError(f"the model has {scores.shape[1]} scores, got label {int(y.max())}")
+    if not bool(torch.isfinite(scores).all()):
+        raise AttackError("the model's scores are not finite, so no risk can be given")
+    return scores.double()
+
+
+def join(outcomes: list[Outcomes]) -> Outcomes:
+    """Blocks of one part, one after the other."""
+    return Outcomes(*(torch.cat(columns) for columns in zip(*outcomes, strict=True)))
+
+
+def worst_of(outcomes: list[Outcomes]) -> Outcomes:
+    """The per-example worst case over attacks; the clean point is in every ball and counts.
+
+    The largest loss; correct only where no attack succeeded; the prediction and
+    radius of the attack of largest loss; blind only where every attack was.
+    """
+    losses = torch.stack([one.loss for one in outcomes])
+    worst = losses.argmax(0, keepdim=True)
+
+    def pick(columns: list[Tensor]) -> Tensor:
+        return torch.stack(columns).gather(0, worst)[0]
+
+    first = outcomes[0]
+    return Outcomes(
+        clean_loss=first.clean_loss,
+        clean_correct=first.clean_correct,
+        loss=torch.maximum(losses.amax(0), first.clean_loss),
+        correct=torch.stack([one.correct for one in outcomes]).all(0) & first.clean_correct,
+        predictions=pick([one.predictions for one in outcomes]),
+        radius=pick([one.radius for one in outcomes]),
+        vanished=torch.stack([one.vanished for one in outcomes]).all(0),
+    )

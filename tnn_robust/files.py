@@ -1,0 +1,141 @@
+"""Files that are whole or absent: atomic writes and one checked tensor container.
+
+Checkpoints, optimiser states and saved adversarial examples are all the same
+container: a safetensors file whose metadata holds a versioned JSON header and
+the SHA-256 digest of header and tensors. Nothing here unpickles.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tnn_robust.errors import CheckpointError, InputError
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "tnn_robust"
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; put it in place on success, remove it otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a crash leaves the old file or the new one.
+
+    Raises InputError where the place cannot be written (permission, full disk).
+    """
+    with _replacing(path) as temporary, temporary.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log; InputError where it cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinities are refused."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, kind: str, header: dict) -> str:
+    """Write a container of `kind`; returns its digest (64 hex digits).
+
+    Parameters
+    ----------
+    tensors: any shapes and dtypes; copied to the CPU.
+    header: JSON-safe; what the tensors mean.
+    """
+    # safetensors refuses tensors that share memory, hence the copies.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps(header, sort_keys=True, allow_nan=False)
+    digest = _digest(kind, text, plain)
+    envelope = {"version": FORMAT_VERSION, "kind": kind, "header": text, "digest": digest}
+    write_bytes(path, save(plain, metadata={_METADATA_KEY: json.dumps(envelope)}))
+    return digest
+
+
+def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict, str]:
+    """Read a container: its tensors (on the CPU), its header and its digest.
+
+    Raises CheckpointError for a file that is missing, truncated, foreign, of
+    another kind, altered, or written by a newer version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no {kind} at {path}")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or no {kind}: {_one_line(error)}") from error
+    envelope = _envelope(path, metadata, kind)
+    if _digest(kind, envelope["header"], tensors) != envelope["digest"]:
+        raise CheckpointError(f"{path} was altered after it was written: its digest differs")
+    return tensors, json.loads(envelope["header"]), envelope["digest"]
+
+
+def _envelope(path: Path, metadata: Mapping[str, str], kind: str) -> dict:
+    try:
+        envelope = json.loads(metadata[_METADATA_KEY])
+        version, came = int(envelope["version"]), str(envelope["kind"])
+        if not isinstance(envelope["header"], str) or not isinstance(envelope["digest"], str):
+            raise TypeError
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is a safetensors file but not of tnn-robust") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this tnn-robust reads up to {FORMAT_VERSION}: "
+            "update tnn-robust"
+        )
+    if came != kind:
+        raise CheckpointError(f"{path} holds a {came}, a {kind} is needed")
+    return envelope
+
+
+def _digest(kind: str, header: str, tensors: Mapping[str, Tensor]) -> str:
+    summary = hashlib.sha256(f"{kind}\n{header}\n".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        summary.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return summary.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

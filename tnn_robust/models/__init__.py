@@ -1,0 +1,1 @@
+"""t-product layers, the t-NN and its checkpoint."""

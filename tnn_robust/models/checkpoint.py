@@ -1,0 +1,91 @@
+"""Checkpoints of trained networks: one safetensors file, a versioned header, a digest."""
+
+import platform
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+
+from tnn_robust import __version__
+from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.files import read_tensors, write_tensors
+from tnn_robust.models.network import TNN, Architecture, model_from_tensors, model_tensors
+
+KIND = "checkpoint"
+FILE_NAME = "model.safetensors"
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    return {
+        "tnn_robust": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself, JSON both ways.
+
+    data: the data set's spec, digest, classes, layout and scaling; training:
+    the settings and the epochs done; compression: rule and parent digest of a
+    compressed network, else None.
+    """
+
+    architecture: Architecture
+    data: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+    compression: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "architecture": self.architecture.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Header":
+        try:
+            found = {f.name: value[f.name] for f in fields(cls)}
+            return cls(**{**found, "architecture": Architecture.from_json(found["architecture"])})
+        except (KeyError, TypeError, InputError) as error:
+            raise CheckpointError(f"the checkpoint's header is incomplete: {error}") from error
+
+
+class Checkpoint(NamedTuple):
+    """A loaded network with its header, its digest and the file it came from."""
+
+    model: TNN
+    header: Header
+    digest: str
+    path: Path
+
+
+def checkpoint_path(run: Path) -> Path:
+    """The checkpoint of a run directory; a path to a file is taken as it is."""
+    return run / FILE_NAME if run.is_dir() or not run.suffix else run
+
+
+def save_checkpoint(path: Path, model: TNN, header: Header) -> str:
+    """Write atomically; returns the digest. The header's architecture is the model's own."""
+    header = replace(header, architecture=model.architecture)
+    return write_tensors(path, model_tensors(model), kind=KIND, header=header.to_json())
+
+
+def load_checkpoint(run: Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a run directory's (or a file's) network onto `device`.
+
+    Raises CheckpointError for a missing, truncated, foreign, altered or newer
+    file, or one whose tensors do not fit its header or are not finite.
+    """
+    path = checkpoint_path(run)
+    tensors, raw, digest = read_tensors(path, kind=KIND)
+    header = Header.from_json(raw)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path} holds NaN or infinite values in {name}")
+    model = model_from_tensors(header.architecture, tensors)
+    return Checkpoint(model.to(device), header, digest, path)

@@ -1,0 +1,138 @@
+"""t-product layers: weights held as transform-domain faces."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tnn_robust.algebra.tproduct import to_faces
+from tnn_robust.algebra.transforms import Transform
+from tnn_robust.errors import InputError
+
+
+class TProductLinear(nn.Module):
+    """A dense t-product weight, held as its faces (k, d_out, d_in).
+
+    `stacks` are the factors a t-layer applies in turn; here there is one.
+    """
+
+    def __init__(self, faces: Tensor):
+        super().__init__()
+        if faces.ndim != 3:
+            raise InputError(f"TProductLinear needs faces (k, d_out, d_in), got {_shape(faces)}")
+        self.weight = nn.Parameter(faces)
+
+    @classmethod
+    def random(
+        cls, transform: Transform, d_in: int, d_out: int, generator: torch.Generator
+    ) -> "TProductLinear":
+        """He-normal faces: variance 2 / d_in, since a face sees d_in inputs and not c d_in."""
+        return cls(_gaussian_faces(transform, d_out, d_in, 2.0 / d_in, generator))
+
+    @property
+    def d_out(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def d_in(self) -> int:
+        return self.weight.shape[2]
+
+    @property
+    def rank(self) -> int | None:
+        """The tubal rank the form is limited to; None where it is not."""
+        return None
+
+    @property
+    def stacks(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def faces(self) -> Tensor:
+        """The faces of W, (k, d_out, d_in)."""
+        return self.weight
+
+
+class LowRankTProductLinear(nn.Module):
+    """A weight of tubal rank at most r, W = left *_M right, never multiplied out.
+
+    left (k, d_out, r), right (k, r, d_in); multi-ranks are zero columns and
+    rows beyond r_k.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor):
+        super().__init__()
+        if left.ndim != 3 or right.ndim != 3 or left.shape[::2] != (right.shape[0], right.shape[1]):
+            raise InputError(
+                "LowRankTProductLinear needs (k, d_out, r) and (k, r, d_in), "
+                f"got {_shape(left)} and {_shape(right)}"
+            )
+        self.left = nn.Parameter(left)
+        self.right = nn.Parameter(right)
+        check_rank(self.rank, self.d_in, self.d_out)
+
+    @classmethod
+    def random(
+        cls, transform: Transform, d_in: int, d_out: int, rank: int, generator: torch.Generator
+    ) -> "LowRankTProductLinear":
+        """Balanced Gaussian factors whose product has He's variance 2 / d_in per entry."""
+        check_rank(rank, d_in, d_out)
+        left = _gaussian_faces(transform, d_out, rank, math.sqrt(2.0 / (rank * d_out)), generator)
+        variance = math.sqrt(2.0 * d_out / rank) / d_in
+        return cls(left, _gaussian_faces(transform, rank, d_in, variance, generator))
+
+    @property
+    def d_out(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def d_in(self) -> int:
+        return self.right.shape[2]
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[2]
+
+    @property
+    def stacks(self) -> tuple[Tensor, ...]:
+        return (self.right, self.left)
+
+    def faces(self) -> Tensor:
+        return torch.bmm(self.left, self.right)
+
+
+TLayer = TProductLinear | LowRankTProductLinear
+
+
+def check_rank(rank: int, d_in: int, d_out: int) -> None:
+    """Raise InputError unless 1 <= rank <= min(d_in, d_out)."""
+    if not 1 <= rank <= min(d_in, d_out):
+        raise InputError(
+            f"a t-layer of {d_out} x {d_in} faces needs a tubal rank from 1 to "
+            f"{min(d_in, d_out)}, got {rank}"
+        )
+
+
+def layer_flops(layer: TLayer, transform: Transform) -> int:
+    """Floating-point operations per example, both transforms of the layer included.
+
+    A multiply-add counts 2; a complex one 8; an FFT of length c counts
+    2.5 c log2 c, the usual figure for real input.
+    """
+    c = transform.channels
+    product = (8 if transform.is_complex else 2) * sum(stack.numel() for stack in layer.stacks)
+    if transform.name == "identity":
+        return product
+    tube = 2.5 * c * math.log2(max(c, 2)) if transform.is_complex else 2.0 * c * c
+    return product + round(tube * (layer.d_in + layer.d_out))
+
+
+def _gaussian_faces(
+    transform: Transform, rows: int, columns: int, variance: float, generator: torch.Generator
+) -> Tensor:
+    # Drawn in the original domain, so the DFT's symmetric faces come out right too.
+    real = transform.multiplicity.dtype
+    tubes = torch.randn(rows, columns, transform.channels, generator=generator, dtype=real)
+    return to_faces(tubes * math.sqrt(variance), transform).contiguous()
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

@@ -1,0 +1,223 @@
+"""The tensor neural network of arXiv 2303.00196, Eq. (4) and (5)."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tnn_robust.algebra.ranks import frobenius_norm
+from tnn_robust.algebra.transforms import Transform, make_transform, transform_from_matrix
+from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.models.functional import t_layer
+from tnn_robust.models.layers import LowRankTProductLinear, TLayer, TProductLinear, layer_flops
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a t-NN: all that is needed to allocate one.
+
+    scores: 1 (its sign classifies) or the number of classes; ranks: tubal rank
+    of each layer's factors, None for a dense layer.
+    """
+
+    features: int
+    channels: int
+    widths: tuple[int, ...]
+    ranks: tuple[int | None, ...]
+    scores: int
+    transform: str
+
+    def __post_init__(self) -> None:
+        if not self.widths or len(self.widths) != len(self.ranks):
+            raise InputError(
+                f"a t-NN needs one width and one rank a layer, got {self.widths} and {self.ranks}"
+            )
+        if min(self.features, self.channels, self.scores, *self.widths) < 1:
+            raise InputError(f"a t-NN needs sizes of at least 1, got {self}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Architecture":
+        try:
+            lists = {"widths": tuple(value["widths"]), "ranks": tuple(value["ranks"])}
+            return cls(**{**value, **lists})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"not an architecture: {value}") from error
+
+
+class TNN(nn.Module):
+    """f(x) = head vec(f_L), f_l = ReLU(W_l *_M f_{l-1}): no biases, so that
+    f(x; a W) = a^(L+1) f(x; W) for a > 0.
+
+    Maps (n, d, c) to scores (n, s): s = 1 for two classes (score > 0 is class
+    1), else one score a class. Device and dtype are those of the weights.
+
+    head: (s, c, d_L), the weights on vec(f_L) in channel-major order.
+    """
+
+    transform_matrix: Tensor
+
+    def __init__(self, transform: Transform, layers: list[TLayer], head: Tensor):
+        super().__init__()
+        self.transform_name = transform.name
+        self.register_buffer("transform_matrix", transform.matrix)
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Parameter(head)
+        _check_chain(transform, layers, head)
+
+    @classmethod
+    def random(cls, architecture: Architecture, transform: Transform, seed: int) -> "TNN":
+        """A network with scale-aware random weights (see the layers), on the CPU."""
+        a = architecture
+        generator = torch.Generator().manual_seed(seed)
+        layers: list[TLayer] = []
+        for d_in, d_out, rank in zip((a.features, *a.widths), a.widths, a.ranks, strict=False):
+            if rank is None:
+                layers.append(TProductLinear.random(transform, d_in, d_out, generator))
+            else:
+                layers.append(LowRankTProductLinear.random(transform, d_in, d_out, rank, generator))
+        shape, fan_in = (a.scores, a.channels, a.widths[-1]), a.channels * a.widths[-1]
+        head = torch.randn(shape, generator=generator, dtype=transform.multiplicity.dtype)
+        return cls(transform, layers, head / fan_in**0.5)
+
+    @property
+    def transform(self) -> Transform:
+        return Transform(self.transform_name, self.transform_matrix)
+
+    @property
+    def t_layers(self) -> Iterator[TLayer]:
+        return (cast(TLayer, layer) for layer in self.layers)
+
+    @property
+    def architecture(self) -> Architecture:
+        layers = list(self.t_layers)
+        return Architecture(
+            features=layers[0].d_in,
+            channels=self.head.shape[1],
+            widths=tuple(layer.d_out for layer in layers),
+            ranks=tuple(layer.rank for layer in layers),
+            scores=self.head.shape[0],
+            transform=self.transform_name,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self._channel_first(x)
+        transform = self.transform
+        for layer in self.t_layers:
+            h = t_layer(h, transform, layer.stacks)
+        return torch.bmm(h, self.head.permute(1, 2, 0)).sum(0)
+
+    def _channel_first(self, x: Tensor) -> Tensor:
+        c, d = self.head.shape[1], next(self.t_layers).d_in
+        if x.ndim != 3 or x.shape[1:] != (d, c):
+            raise InputError(f"this t-NN needs (n, {d}, {c}), got {tuple(x.shape)}")
+        return x.permute(2, 0, 1).contiguous()
+
+    @property
+    def parameter_count(self) -> int:
+        """Real numbers held; the DFT's complex ones count as two."""
+        return sum(p.numel() * (2 if p.is_complex() else 1) for p in self.parameters())
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one example's scores (see `layer_flops`)."""
+        transform = self.transform
+        return sum(layer_flops(layer, transform) for layer in self.t_layers) + 2 * self.head.numel()
+
+
+def to_dense(model: TNN) -> nn.Sequential:
+    """The same function as plain linear layers: each t-layer merged into one matrix.
+
+    Layer l becomes Linear(d_{l-1} c, d_l c) without bias on vec(x), x (n, d, c)
+    flattened row by row. Certifiers need this form: bounds through the separate
+    transforms are far looser. Weights are copies, on the model's device.
+    """
+    modules: list[nn.Module] = [nn.Flatten()]
+    for layer in model.t_layers:
+        modules += [_linear(_merged(layer.faces().detach(), model.transform)), nn.ReLU()]
+    head = model.head.detach().permute(0, 2, 1)  # (s, d_L, c): the order of a flattened example
+    return nn.Sequential(*modules, _linear(head.reshape(head.shape[0], -1)))
+
+
+def _merged(faces: Tensor, transform: Transform) -> Tensor:
+    """(d_out c, d_in c) matrix of h -> W *_M h, entry ((i, a), (j, b)) at [i c + a, j c + b]."""
+    c = transform.channels
+    unit = torch.eye(c, dtype=transform.multiplicity.dtype, device=faces.device)
+    mixed = torch.einsum("kij,kb->ijkb", faces, transform.forward(unit, dim=0).to(faces.dtype))
+    blocks = transform.inverse(mixed, dim=2)  # (d_out, d_in, c, c)
+    return blocks.permute(0, 2, 1, 3).reshape(faces.shape[1] * c, faces.shape[2] * c)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.contiguous())
+    return linear
+
+
+def _check_chain(transform: Transform, layers: list[TLayer], head: Tensor) -> None:
+    if not layers:
+        raise InputError("a t-NN needs at least one t-layer, got none")
+    for layer in layers:
+        if layer.faces().shape[0] != transform.n_faces:
+            raise InputError(
+                f"transform {transform.name} needs {transform.n_faces} faces a layer, "
+                f"got {layer.faces().shape[0]}"
+            )
+    for before, after in zip(layers, layers[1:], strict=False):
+        if before.d_out != after.d_in:
+            raise InputError(f"a layer of width {after.d_in} cannot follow one of {before.d_out}")
+    if head.ndim != 3 or head.shape[1:] != (transform.channels, layers[-1].d_out):
+        needed = f"(scores, {transform.channels}, {layers[-1].d_out})"
+        raise InputError(f"the head needs {needed}, got {tuple(head.shape)}")
+
+
+def model_tensors(model: TNN) -> dict[str, Tensor]:
+    """All that a checkpoint stores of a model, by name."""
+    return dict(model.state_dict())
+
+
+def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -> TNN:
+    """Rebuild a model; raises CheckpointError where tensors and architecture disagree."""
+    try:
+        transform = transform_from_matrix(architecture.transform, tensors["transform_matrix"])
+        layers: list[TLayer] = []
+        for i, rank in enumerate(architecture.ranks):
+            if rank is None:
+                layers.append(TProductLinear(tensors[f"layers.{i}.weight"]))
+            else:
+                left, right = tensors[f"layers.{i}.left"], tensors[f"layers.{i}.right"]
+                layers.append(LowRankTProductLinear(left, right))
+        model = TNN(transform, layers, tensors["head"])
+    except (KeyError, InputError) as error:
+        raise CheckpointError(f"the tensors do not make the network: {error}") from error
+    if model.architecture != architecture:
+        raise CheckpointError(
+            f"the tensors are of {model.architecture}, the header says {architecture}"
+        )
+    return model
+
+
+def new_model(
+    architecture: Architecture,
+    seed: int,
+    *,
+    data: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> TNN:
+    """A fresh network; `data` (n, d, c) is only read by the `data` transform."""
+    transform = make_transform(
+        architecture.transform, architecture.channels, data=data, dtype=dtype
+    )
+    return TNN.random(architecture, transform, seed)
+
+
+@torch.no_grad()
+def weight_norm(model: TNN) -> Tensor:
+    """||W|| of Eq. (6)'s weights together: sqrt(||w||^2 + sum ||W_l||_F^2), 0-dim."""
+    multiplicity = model.transform.multiplicity
+    squares = [frobenius_norm(layer.faces(), multiplicity) ** 2 for layer in model.t_layers]
+    return (torch.stack(squares).sum() + model.head.pow(2).sum()).sqrt()

@@ -1,0 +1,64 @@
+"""Random numbers that belong to an example, not to a batch.
+
+Every number is a hash of (seed, draw, example index, position), so an example
+gets the same noise whatever batch, order, process or device it is met in.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+class Streams(NamedTuple):
+    """The random streams of a batch: one seed and the index of each example.
+
+    seed: any integer; indices: (n,) int64, position in the data set, on the
+    device the noise is wanted on.
+    """
+
+    seed: int
+    indices: Tensor
+
+    def take(self, rows: Tensor | slice) -> "Streams":
+        return Streams(self.seed, self.indices[rows])
+
+
+def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor:
+    """(n, size) numbers in (0, 1), independent over examples, `draw`s and seeds.
+
+    SplitMix64 (Steele, Lea, Flood 2014) over a counter per example; integer
+    arithmetic wraps in two's complement, so all devices agree bit for bit.
+    """
+    key = _mix(_mix(streams.indices.new_tensor(_signed(streams.seed))) + draw)
+    rows = _mix(_mix(key + streams.indices * _GOLDEN))
+    columns = torch.arange(1, size + 1, device=streams.indices.device) * _GOLDEN
+    bits = _shifted(_mix(rows[:, None] + columns), 40)  # 24 bits: exact in float32
+    return (bits.to(dtype) + 0.5) / 2**24
+
+
+def normal(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor:
+    """(n, size) standard normal numbers, by Box and Muller from two draws."""
+    radius = (-2.0 * uniform(streams, size, 2 * draw, dtype).log()).sqrt()
+    return radius * (2.0 * math.pi * uniform(streams, size, 2 * draw + 1, dtype)).cos()
+
+
+def _signed(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _shifted(bits: Tensor, count: int) -> Tensor:
+    # int64 shifts keep the sign; the mask makes it a logical shift.
+    return (bits >> count) & (2 ** (64 - count) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = bits + _GOLDEN
+    bits = (bits ^ _shifted(bits, 30)) * _MIX_1
+    bits = (bits ^ _shifted(bits, 27)) * _MIX_2
+    return bits ^ _shifted(bits, 31)

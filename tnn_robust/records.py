@@ -1,0 +1,256 @@
+"""Results as frozen dataclasses: counts are stored, rates derived, JSON both ways.
+
+`to_json` writes derived rates too, for readers; `from_json` ignores them and
+derives them anew, so the two can never disagree.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from tnn_robust.errors import CheckpointError
+
+REPORT_SCHEMA = "tnn-robust/attack-report/1"
+COMPRESSION_SCHEMA = "tnn-robust/compression-report/1"
+
+Interval = tuple[float, float]
+
+
+class _Record:
+    """JSON for a flat dataclass; nested records override both methods."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        try:
+            found = {name: value[name] for name in names}
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"not a {cls.__name__} record: needs {', '.join(names)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PartResult(_Record):
+    """One attack on one part (training or test) at fixed weights.
+
+    Risks are means over the n examples of the loss. "Correct" means a margin
+    above zero: a tie counts as an error. vanished counts the examples on which
+    every input gradient the attack met was zero or not finite.
+    """
+
+    n: int
+    clean_risk: float
+    clean_correct: int
+    risk: float
+    correct: int
+    accuracy_ci: Interval
+    vanished: int
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean_correct / self.n
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n
+
+    def to_json(self) -> dict[str, Any]:
+        rates = {"clean_accuracy": self.clean_accuracy, "accuracy": self.accuracy}
+        return {**asdict(self), **rates}
+
+
+@dataclass(frozen=True)
+class Gap(_Record):
+    """Adversarial generalization gap: test minus train, same weights, same attack.
+
+    risk: difference of adversarial risks; accuracy: difference of adversarial
+    0-1 losses, which is training minus test robust accuracy.
+    """
+
+    risk: float
+    risk_ci: Interval
+    accuracy: float
+    accuracy_ci: Interval
+
+
+@dataclass(frozen=True)
+class AttackRow(_Record):
+    """What one attack (or the per-example worst case of several) did.
+
+    eps is the text the user typed, eps_value its number; max_perturbation is
+    the largest norm found, in float64; seconds is wall time for both parts.
+    """
+
+    name: str
+    norm: str
+    eps: str
+    eps_value: float
+    settings: dict[str, Any]
+    train: PartResult
+    test: PartResult
+    agp: Gap
+    max_perturbation: float
+    seconds: float
+
+    @property
+    def robustness_drop(self) -> float:
+        """Clean minus robust accuracy on the test part."""
+        return self.test.clean_accuracy - self.test.accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "train": self.train.to_json(),
+            "test": self.test.to_json(),
+            "agp": self.agp.to_json(),
+            "robustness_drop": self.robustness_drop,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        parts = {name: PartResult.from_json(value[name]) for name in ("train", "test")}
+        return super().from_json({**value, **parts, "agp": Gap.from_json(value["agp"])})
+
+
+@dataclass(frozen=True)
+class AttackReport(_Record):
+    """The adversarial gap report: a row an attack and a worst-case row.
+
+    model: path, digest, architecture; dataset: name, sizes, digest, notes.
+    """
+
+    model: dict[str, Any]
+    dataset: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    attacks: tuple[AttackRow, ...]
+    worst_case: AttackRow
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": REPORT_SCHEMA,
+            "kind": "attack-report",
+            **asdict(self),
+            "attacks": [row.to_json() for row in self.attacks],
+            "worst_case": self.worst_case.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        if value.get("schema") != REPORT_SCHEMA:
+            raise CheckpointError(f"needs schema {REPORT_SCHEMA}, got {value.get('schema')!r}")
+        rows = tuple(AttackRow.from_json(row) for row in value["attacks"])
+        worst = AttackRow.from_json(value["worst_case"])
+        return super().from_json({**value, "attacks": rows, "worst_case": worst})
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """Where training stands inside an epoch; loss is of the last batch."""
+
+    epoch: int
+    batch: int
+    batches: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class EpochRecord(_Record):
+    """One line of metrics.jsonl.
+
+    loss: mean training loss over the epoch, of the moving model; clean and
+    robust: accuracies on the monitor examples at the weights the epoch ended
+    with, under the training attack; seconds: wall time of the epoch.
+    """
+
+    epoch: int
+    loss: float
+    clean_accuracy: float
+    robust_accuracy: float
+    monitor_n: int
+    weight_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LayerRecord(_Record):
+    """One layer before or after compression.
+
+    kept_energy: share of the squared F-norm of the original layer; bytes: of
+    the layer's tensors in the checkpoint; flops: per example, transforms in.
+    """
+
+    layer: int
+    d_in: int
+    d_out: int
+    form: str
+    tubal_rank: int
+    multi_rank_low: int
+    multi_rank_high: int
+    stable_rank: float
+    kept_energy: float
+    parameters: int
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class ModelSummary(_Record):
+    """A whole network in one column of the before / after table.
+
+    bytes: of the checkpoint file; flops: per example; latency: median
+    milliseconds for a forward pass of 1 and of 256 examples; worst_case: the
+    adversarial gap report's verdict row.
+    """
+
+    parameters: int
+    bytes: int
+    flops: int
+    latency_1_ms: float
+    latency_256_ms: float
+    worst_case: AttackRow
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "worst_case": self.worst_case.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        return super().from_json({**value, "worst_case": AttackRow.from_json(value["worst_case"])})
+
+
+@dataclass(frozen=True)
+class CompressionReport(_Record):
+    """What tnn-compress did, layer by layer, and what it cost."""
+
+    source: dict[str, Any]
+    target: dict[str, Any]
+    rule: str
+    finetune_epochs: int
+    layers_before: tuple[LayerRecord, ...]
+    layers_after: tuple[LayerRecord, ...]
+    before: ModelSummary
+    after: ModelSummary
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": COMPRESSION_SCHEMA,
+            "kind": "compression-report",
+            **asdict(self),
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        if value.get("schema") != COMPRESSION_SCHEMA:
+            raise CheckpointError(f"needs schema {COMPRESSION_SCHEMA}, got {value.get('schema')!r}")
+        nested: dict[str, Any] = {}
+        for side in ("before", "after"):
+            nested[side] = ModelSummary.from_json(value[side])
+            layers = value[f"layers_{side}"]
+            nested[f"layers_{side}"] = tuple(LayerRecord.from_json(layer) for layer in layers)
+        return super().from_json({**value, **nested})

@@ -1,0 +1,1 @@
+"""Records to table rows; nothing here writes to a terminal."""

@@ -1,0 +1,1 @@
+"""Training loop, constraints and regularisers."""
