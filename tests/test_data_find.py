@@ -130,6 +130,19 @@ def test_missing_named_file_says_where(dataset, places, tmp_path):
     assert "TNN_DATA" in str(e.value)
 
 
+def test_a_folder_that_may_not_be_entered_is_passed_over(places, monkeypatch):
+    expected = touch(places["cache"], "a")
+    is_file = Path.is_file
+
+    def closed(self):
+        if places["env"] in self.parents:
+            raise PermissionError(13, "Permission denied")
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert find.find_folder(find.candidate_folders([], data_dir=None), ["a"]) == expected
+
+
 def test_missing_absolute_file_is_looked_for_there_only(places):
     with pytest.raises(DataError) as e:
         find.find_file("/nowhere/x.npz", folder="sub", data_dir="arg")

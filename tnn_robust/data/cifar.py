@@ -76,7 +76,7 @@ def _check(path: Path, content: Any) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path}: data must be a uint8 array, got {type(data).__name__}")
     try:
         x = data.values()
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise DataError(f"{path}: data must be a uint8 array: {one_line(e)}") from e
     if x.shape[1:] != (COLOURS * PIXELS,):
         raise DataError(f"{path}: data must be (n, {COLOURS * PIXELS}), got {x.shape}")

@@ -43,8 +43,8 @@ def find_folder(
 
 
 def _lacks(folder: Path, files: Sequence[str], any_of: Sequence[str]) -> list[str]:
-    lacks = [name for name in files if not (folder / name).is_file()]
-    if any_of and not any((folder / name).is_file() for name in any_of):
+    lacks = [name for name in files if not _is_file(folder / name)]
+    if any_of and not any(_is_file(folder / name) for name in any_of):
         lacks.append(_one_of(any_of))
     return lacks
 
@@ -65,13 +65,20 @@ def find_file(path: str, *, folder: str | None, data_dir: str | None) -> Path:
             places += [root / folder / given] if folder else []
             places.append(root / given)
     for place in places:
-        if place.is_file():
+        if _is_file(place):
             return place
     tried = ", ".join(str(place.absolute()) for place in places)
     raise DataError(
         f"no file {path}: looked for {tried}; give its path, or put it below --data-dir or "
         "the folder named by the environment variable TNN_DATA"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be entered: look elsewhere
+        return False
 
 
 def missing_files(

@@ -99,8 +99,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     """Put back what `optimizer_tensors` gave; CheckpointError where it does not fit."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
         for name, value in values.items():

@@ -1,0 +1,58 @@
+"""What the tests share: one thread a process, the real data, and small trained runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Two pytest processes on two cores: more threads would only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real data sets; skips where it is absent."""
+    places = [os.environ.get("TNN_DATA"), REPOSITORY.parent / "shared" / "data"]
+    for place in places:
+        if place and (Path(place) / "mnist").is_dir():
+            return Path(place)
+    pytest.skip("the real data sets are not here: set TNN_DATA to their folder")
+
+
+@pytest.fixture(autouse=True)
+def _no_user_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Neither read nor write the user's own data and cache."""
+    monkeypatch.delenv("TNN_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def run_cli(command: str, *arguments: object) -> Result:
+    """Run `tnn-COMMAND ARGUMENTS` in this process; stdout and stderr are kept apart."""
+    import importlib
+
+    main = importlib.import_module(f"tnn_robust_cli.{command}").main
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def train_digits(out: Path, *options: object) -> Path:
+    """A small network on real digits, trained through the command line."""
+    base = ("--epochs", 2, "--width", 12, "--layers", 2, "--attack", "fgsm", "--eps", "0.1")
+    result = run_cli("train", *base, *options, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on ten classes of digits; read-only."""
+    return train_digits(tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="session")
+def binary_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits 3 vs 7, with one score; read-only."""
+    return train_digits(tmp_path_factory.mktemp("runs") / "binary", "--classes", "3,7")
