@@ -1,7 +1,7 @@
-"""The t-layer: ReLU(W *_M h) on channel-first activations, with its own backward.
+"""The t-NN of Eq. (4) and (5) as one differentiable function with its own backward.
 
-Inside a network activations are (c, n, d), channels first: the transform is
-then one matrix product without a copy, and the face product one `bmm`.
+Inside, activations are (c, n, d), channels first: a transform is then one
+matrix product without a copy, and a face product one `bmm`.
 """
 
 from collections.abc import Sequence
@@ -13,68 +13,102 @@ from torch.autograd.function import once_differentiable
 
 from tnn_robust.algebra.transforms import Transform
 
+Stacks = Sequence[Tensor]
 
-def t_layer(h: Tensor, transform: Transform, stacks: Sequence[Tensor]) -> Tensor:
-    """ReLU(W *_M h), ReLU in the original domain (arXiv 2303.00196, Eq. 4).
+
+def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: Tensor) -> Tensor:
+    """Scores (n, s) of a t-NN; ReLU in the original domain (arXiv 2303.00196, Eq. 4 and 5).
 
     Parameters
     ----------
-    h: (c, n, d_in), real; dtype and device of all that follows.
-    stacks: the faces of the factors of W, applied in turn, right to left:
-        (k, d_out, d_in) for a dense W, (k, r, d_in) and (k, d_out, r) for a
-        low-tubal-rank one. Complex for the DFT.
+    x: (n, d, c), real; dtype and device of all that follows.
+    layers: for each t-layer the faces of the factors of its weight, applied in
+        turn, right to left: (k, d_out, d_in) for a dense weight, (k, r, d_in)
+        and (k, d_out, r) for a low-tubal-rank one. Complex for the DFT.
+    head: (s, c, d_L).
 
-    Returns (c, n, d_out). Differentiable once in h and in every stack.
+    Differentiable once in x, in every stack and in head.
     """
     if transform.is_complex:
+        return _complex_network(x, transform, layers, head)
+    matrix = None if transform.name == "identity" else transform.matrix
+    lengths = [len(stacks) for stacks in layers]
+    return _Network.apply(x, matrix, head, lengths, *(s for stacks in layers for s in stacks))
+
+
+def _complex_network(
+    x: Tensor, transform: Transform, layers: Sequence[Stacks], head: Tensor
+) -> Tensor:
+    h = x.permute(2, 0, 1)
+    for stacks in layers:
         faces = transform.forward(h, dim=0)
         for stack in stacks:
             faces = torch.bmm(faces, stack.mT)
-        return torch.relu(transform.inverse(faces, dim=0))
-    matrix = None if transform.name == "identity" else transform.matrix
-    return _TLayer.apply(h, matrix, *stacks)
+        h = torch.relu(transform.inverse(faces, dim=0))
+    return torch.einsum("cnd,scd->ns", h, head)
 
 
-class _TLayer(torch.autograd.Function):
-    """One node for the whole layer: fewer kernels launched, the mask read off the output,
-    and nothing kept or computed for weights that ask for no gradient."""
+class _Network(torch.autograd.Function):
+    """One autograd node for the whole network: few kernels, ReLU masks read off the outputs,
+    gradients overwritten in place, nothing kept or computed for weights that ask for none."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, matrix: Tensor | None, *stacks: Tensor) -> Tensor:
-        faces = _mix(matrix, h)
-        inputs = []
-        for stack in stacks:
-            inputs.append(faces)
-            faces = torch.bmm(faces, stack.mT)
-        # With M = I and no product to write into, faces may be h itself: never in place then.
-        out = _mix(None if matrix is None else matrix.T, faces)
-        out = out.relu_() if stacks else out.relu()
-        wanted = ctx.needs_input_grad[2:]
-        needed = [x if w else None for x, w in zip(inputs, wanted, strict=True)]
-        ctx.save_for_backward(out, matrix, *stacks, *needed)
-        ctx.depth = len(stacks)
-        return out
+    def forward(
+        ctx: Any, x: Tensor, matrix: Tensor | None, head: Tensor, lengths: list[int], *flat: Tensor
+    ) -> Tensor:
+        inverse = None if matrix is None else matrix.T
+        wanted = iter(ctx.needs_input_grad[4:])
+        outputs, inputs, stacks = [], [], iter(flat)
+        h = x.permute(2, 0, 1).contiguous()
+        for length in lengths:
+            h = _mix(matrix, h)
+            for _ in range(length):
+                # The input of a product is needed for the gradient of its weight alone.
+                inputs.append(h if next(wanted) else None)
+                h = torch.bmm(h, next(stacks).mT)
+            h = _mix(inverse, h).relu_()
+            outputs.append(h)
+        ctx.save_for_backward(matrix, head, *outputs, *flat, *inputs)
+        ctx.lengths = lengths
+        return torch.bmm(h, head.permute(1, 2, 0)).sum(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        out, matrix, *rest = ctx.saved_tensors
-        stacks, inputs = rest[: ctx.depth], rest[ctx.depth :]
-        grad = _mix(matrix, torch.ops.aten.threshold_backward(grad, out, 0))
-        stack_grads: list[Tensor | None] = [None] * ctx.depth
-        for i in reversed(range(ctx.depth)):
-            if ctx.needs_input_grad[2 + i]:
-                stack_grads[i] = torch.bmm(grad.mT, inputs[i])
-            if i or ctx.needs_input_grad[0]:
-                grad = torch.bmm(grad, stacks[i])
-        h_grad = (
-            _mix(None if matrix is None else matrix.T, grad) if ctx.needs_input_grad[0] else None
-        )
-        return h_grad, None, *stack_grads
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, head, *saved = ctx.saved_tensors
+        depth, count = len(ctx.lengths), sum(ctx.lengths)
+        outputs, flat, inputs = saved[:depth], saved[depth:-count], saved[-count:]
+        inverse = None if matrix is None else matrix.T
+        (s, c, _), wanted = head.shape, ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * count
+        head_grad = _head_gradient(grad_scores, outputs[-1]) if wanted[2] else None
+        spread = grad_scores.expand(c, -1, s).contiguous()
+        grad = torch.bmm(spread, head.permute(1, 0, 2))
+        i = count
+        for length, out in zip(reversed(ctx.lengths), reversed(outputs), strict=True):
+            torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
+            grad = _mix(matrix, grad)
+            for _ in range(length):
+                i -= 1
+                if wanted[4 + i]:
+                    grads[i] = torch.bmm(grad.mT, inputs[i])
+                if i or wanted[0]:
+                    grad = torch.bmm(grad, flat[i])
+            if i or wanted[0]:
+                grad = _mix(inverse, grad)
+        x_grad = grad.permute(1, 2, 0) if wanted[0] else None
+        return x_grad, None, head_grad, None, *grads
+
+
+def _head_gradient(grad_scores: Tensor, h: Tensor) -> Tensor:
+    """(s, c, d) from (n, s) and (c, n, d), as one product over the examples."""
+    c, n, d = h.shape
+    rows = h.permute(1, 0, 2).reshape(n, c * d)
+    return (grad_scores.mT @ rows).view(-1, c, d)
 
 
 def _mix(matrix: Tensor | None, h: Tensor) -> Tensor:
     """Multiply the channel axis of (c, n, d) by a (c, c) matrix; None is the identity."""
     if matrix is None:
         return h
-    return torch.mm(matrix, h.reshape(h.shape[0], -1)).view(h.shape)
+    return torch.mm(matrix, h.view(h.shape[0], -1)).view(h.shape)

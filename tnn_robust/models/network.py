@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tnn_robust.algebra.ranks import frobenius_norm
 from tnn_robust.algebra.transforms import Transform, make_transform, transform_from_matrix
 from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.models.functional import t_layer
+from tnn_robust.models.functional import t_network
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer, TProductLinear, layer_flops
 
 
@@ -105,17 +105,11 @@ class TNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self._channel_first(x)
-        transform = self.transform
-        for layer in self.t_layers:
-            h = t_layer(h, transform, layer.stacks)
-        return torch.bmm(h, self.head.permute(1, 2, 0)).sum(0)
-
-    def _channel_first(self, x: Tensor) -> Tensor:
         c, d = self.head.shape[1], next(self.t_layers).d_in
         if x.ndim != 3 or x.shape[1:] != (d, c):
             raise InputError(f"this t-NN needs (n, {d}, {c}), got {tuple(x.shape)}")
-        return x.permute(2, 0, 1).contiguous()
+        layers = [layer.stacks for layer in self.t_layers]
+        return t_network(x, self.transform, layers, self.head)
 
     @property
     def parameter_count(self) -> int:
