@@ -128,3 +128,65 @@ def best_multi_rank_energy(s, total, multiplicity):
 def kept_energy(s, ranks, multiplicity):
     """Squared F-norm of what a multi-rank keeps, over the faces of the block diagonal."""
     return sum(n * np.sum(row[:r] ** 2) for n, r, row in zip(multiplicity, ranks, s, strict=True))
+
+
+# --- Attacks: perturbations are (d, c), one example at a time ---------------------------------
+
+
+def norm_of(delta, norm):
+    """The norm of one perturbation, by its definition."""
+    delta = np.asarray(delta, dtype=np.float64)
+    if norm == "linf":
+        return max(abs(entry) for entry in delta.flat)
+    if norm == "l2":
+        return sum(entry**2 for entry in delta.flat) ** 0.5
+    if norm == "l1":
+        return sum(abs(entry) for entry in delta.flat)
+    s = np.linalg.svd(delta, compute_uv=False)
+    return s.sum() if norm == "nuclear" else s.max()
+
+
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf", "nuclear": "spectral", "spectral": "nuclear"}
+
+
+def dual_norm_of(gradient, norm):
+    """max <gradient, delta> over the unit ball of `norm`."""
+    return norm_of(gradient, DUAL[norm])
+
+
+def projection_defect(delta, projected, norm, eps):
+    """How far `projected` is from being the point of the ball nearest to `delta`.
+
+    p in a convex ball is the nearest point if and only if no q in the ball has
+    <delta - p, q - p> > 0, that is eps ||delta - p||_dual = <delta - p, p>.
+    """
+    rest = np.asarray(delta, dtype=np.float64) - projected
+    return eps * dual_norm_of(rest, norm) - np.sum(rest * projected)
+
+
+def margins(scores, y):
+    """Label's score minus the best other one; for one score its sign decides."""
+    out = []
+    for row, label in zip(scores, y, strict=True):
+        if len(row) == 1:
+            out.append(row[0] if label == 1 else -row[0])
+        else:
+            out.append(row[label] - max(f for j, f in enumerate(row) if j != label))
+    return np.array(out)
+
+
+def splitmix64(state):
+    """One output of SplitMix64 (Steele, Lea, Flood 2014), in whole numbers."""
+    z = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
+
+
+def uniform(seed, index, draw, size):
+    """The uniform numbers of one example, in whole numbers up to the last division."""
+    golden = 0x9E3779B97F4A7C15
+    key = splitmix64((splitmix64(seed % 2**64) + draw) % 2**64)
+    row = splitmix64(splitmix64((key + index * golden) % 2**64))
+    bits = [splitmix64((row + j * golden) % 2**64) >> 40 for j in range(1, size + 1)]
+    return [(b + 0.5) / 2**24 for b in bits]

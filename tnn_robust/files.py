@@ -116,6 +116,8 @@ def _envelope(path: Path, metadata: Mapping[str, str], kind: str) -> dict:
         version, came = int(envelope["version"]), str(envelope["kind"])
         if not isinstance(envelope["header"], str) or not isinstance(envelope["digest"], str):
             raise TypeError
+        if version < 1:  # the digest does not cover it, so an altered 1 must not pass for it
+            raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a safetensors file but not of tnn-robust") from error
     if version > FORMAT_VERSION:

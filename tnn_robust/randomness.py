@@ -32,6 +32,8 @@ class Streams(NamedTuple):
 def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor:
     """(n, size) numbers in (0, 1), independent over examples, `draw`s and seeds.
 
+    In float32 the largest of them rounds to 1.
+
     SplitMix64 (Steele, Lea, Flood 2014) over a counter per example; integer
     arithmetic wraps in two's complement, so all devices agree bit for bit.
     """

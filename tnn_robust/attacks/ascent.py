@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.attacks.threat import Ball, Radius, ball_of, shrink_to
+from tnn_robust.attacks.threat import Ball, Radius, ball_of, per_example, shrink_to
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.losses import LOSSES, Loss
 from tnn_robust.randomness import Streams
@@ -133,14 +133,17 @@ def verify(
     """
     if x_adv.shape != x.shape:
         raise AttackError(f"{name} returned {tuple(x_adv.shape)} for {tuple(x.shape)}")
-    delta = x_adv.double() - x.double()
-    radius = ball.radius(delta)
+    finite = torch.isfinite(x_adv).flatten(1).all(1)
+    if not bool(finite.all()):  # matrix norms cannot even be computed of such a point
+        first = int((~finite).nonzero()[0])
+        raise AttackError(f"{name} is not finite at example {int(indices[first])}")
+    radius = ball.radius(x_adv.double() - x.double())
     slack = torch.finfo(x.dtype).eps * ball.entry_bound(*x.shape[1:])
     excess = radius - (1 + 1e-6) * eps - slack
     beyond = torch.maximum(x_adv - BOX[1], BOX[0] - x_adv).amax((1, 2)).double()
-    # NaN compares false, hence "not inside" rather than "outside".
-    for what, amount, limit in (("ball", excess, 0.0), ("box", beyond, 0.0)):
-        outside = ~(amount <= limit)
+    for what, amount in (("ball", excess), ("box", beyond)):
+        # NaN compares false, hence "not inside" rather than "outside".
+        outside = ~(amount <= 0)
         if bool(outside.any()):
             first = int(outside.nonzero()[0])
             raise AttackError(
@@ -171,21 +174,28 @@ def frozen(model: Model) -> Iterator[None]:
 
 def _value(model: Model, z: Tensor, y: Tensor, loss: Loss) -> Tensor:
     with torch.no_grad():
-        return loss(model(z), y)
+        scores = model(z)
+        return _marked(loss(scores, y), scores)
 
 
 def _value_and_gradient(model: Model, z: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     z = z.detach().requires_grad_()
     with torch.enable_grad():
-        value = loss(model(z), y)
-        (gradient,) = torch.autograd.grad(value.sum(), z)
-    return value.detach(), gradient
+        scores = model(z)
+        value = loss(scores, y)
+        (gradient,) = torch.autograd.grad(value, z, torch.ones_like(value))
+    return _marked(value.detach(), scores.detach()), gradient
+
+
+def _marked(value: Tensor, scores: Tensor) -> Tensor:
+    """NaN where a score is not finite: such a point must not pass for one that failed."""
+    return value.masked_fill(~torch.isfinite(scores).all(1), torch.nan)
 
 
 def _better(x: Tensor, best: Tensor | None, z: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     if best is None:
         return z, value
-    higher = value > best
+    higher = (value > best) | value.isnan()  # a NaN stays: nothing is above it
     return torch.where(higher[:, None, None], z, x), torch.where(higher, value, best)
 
 
@@ -213,5 +223,5 @@ def _step(
     if skip_blocked:
         blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
         gradient = gradient.masked_fill(blocked, 0.0)
-    size = step_size.reshape(-1, 1, 1) if isinstance(step_size, Tensor) else step_size
-    return feasible(x, z + size * ball.ascend(gradient) - x, ball, eps)
+    step = per_example(step_size, z) * ball.ascend(gradient)
+    return feasible(x, z + step - x, ball, eps)

@@ -38,8 +38,9 @@ class Ball(NamedTuple):
     clips: bool
 
 
-def _per_example(eps: Radius) -> Radius:
-    return eps.reshape(-1, 1, 1) if isinstance(eps, Tensor) else eps
+def per_example(size: Radius, like: Tensor) -> Radius:
+    """A radius or step size that multiplies perturbations, in their dtype and device."""
+    return size.to(like).reshape(-1, 1, 1) if isinstance(size, Tensor) else size
 
 
 def _tiny(t: Tensor) -> float:
@@ -71,13 +72,13 @@ def _random_direction(
         direction = _draw(delta, streams, 2 * draw, normal)
         share = uniform(streams, 1, 4 * draw + 2, delta.dtype)[:, :, None]
         unit = direction / radius(direction).clamp_min(_tiny(delta)).reshape(-1, 1, 1)
-        return unit * share * _per_example(eps)
+        return unit * share * per_example(eps, delta)
 
     return sample
 
 
 def _linf_project(delta: Tensor, eps: Radius) -> Tensor:
-    bound = _per_example(eps)
+    bound = per_example(eps, delta)
     if isinstance(bound, Tensor):
         return torch.minimum(torch.maximum(delta, -bound), bound)
     return delta.clamp(-bound, bound)
@@ -88,7 +89,7 @@ def _linf_radius(delta: Tensor) -> Tensor:
 
 
 def _linf_sample(delta: Tensor, eps: Radius, streams: Streams, draw: int) -> Tensor:
-    return (2.0 * _draw(delta, streams, 4 * draw, uniform) - 1.0) * _per_example(eps)
+    return (2.0 * _draw(delta, streams, 4 * draw, uniform) - 1.0) * per_example(eps, delta)
 
 
 def _l2_radius(delta: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The t-NN of Eq. (4) and (5) as one differentiable function with its own backward.
 
-Inside, activations are (c, n, d), channels first: a transform is then one
-matrix product without a copy, and a face product one `bmm`.
+Inside, activations are (c, n d), channels first: a transform is then one
+matrix product without a copy, and a face product one `bmm`. The first and the
+last transform change the layout on the way, in the same product.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tnn_robust.algebra.transforms import Transform
 
@@ -25,7 +25,7 @@ def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: T
     layers: for each t-layer the faces of the factors of its weight, applied in
         turn, right to left: (k, d_out, d_in) for a dense weight, (k, r, d_in)
         and (k, d_out, r) for a low-tubal-rank one. Complex for the DFT.
-    head: (s, c, d_L).
+    head: (s, d_L, c).
 
     Differentiable once in x, in every stack and in head.
     """
@@ -45,7 +45,7 @@ def _complex_network(
         for stack in stacks:
             faces = torch.bmm(faces, stack.mT)
         h = torch.relu(transform.inverse(faces, dim=0))
-    return torch.einsum("cnd,scd->ns", h, head)
+    return torch.einsum("cnd,sdc->ns", h, head)
 
 
 class _Network(torch.autograd.Function):
@@ -57,58 +57,74 @@ class _Network(torch.autograd.Function):
         ctx: Any, x: Tensor, matrix: Tensor | None, head: Tensor, lengths: list[int], *flat: Tensor
     ) -> Tensor:
         inverse = None if matrix is None else matrix.T
-        wanted = iter(ctx.needs_input_grad[4:])
-        outputs, inputs, stacks = [], [], iter(flat)
-        h = x.permute(2, 0, 1).contiguous()
-        for length in lengths:
-            h = _mix(matrix, h)
-            for _ in range(length):
+        n, _, c = x.shape
+        wanted, last, i = ctx.needs_input_grad[4:], len(lengths) - 1, 0
+        outputs, inputs = [], []
+        h = _enter(matrix, x)
+        for layer, length in enumerate(lengths):
+            faces = h.view(c, n, -1)
+            for stack in flat[i : i + length]:
                 # The input of a product is needed for the gradient of its weight alone.
-                inputs.append(h if next(wanted) else None)
-                h = torch.bmm(h, next(stacks).mT)
-            h = _mix(inverse, h).relu_()
-            outputs.append(h)
-        ctx.save_for_backward(matrix, head, *outputs, *flat, *inputs)
-        ctx.lengths = lengths
-        return torch.bmm(h, head.permute(1, 2, 0)).sum(0)
+                inputs.append(faces if wanted[i] else None)
+                faces = torch.bmm(faces, stack.mT)
+                i += 1
+            h = faces.view(c, -1)
+            out = (_leave(matrix, h) if layer == last else _mix(inverse, h)).relu_()
+            outputs.append(out)
+            if layer < last:
+                h = _mix(matrix, out)
+        ctx.save_for_backward(matrix, head, *flat)
+        ctx.outputs, ctx.inputs, ctx.lengths = outputs, inputs, lengths
+        return torch.mm(out.view(n, -1), head.view(len(head), -1).T)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
-        matrix, head, *saved = ctx.saved_tensors
-        depth, count = len(ctx.lengths), sum(ctx.lengths)
-        outputs, flat, inputs = saved[:depth], saved[depth:-count], saved[-count:]
+        if torch.is_grad_enabled():  # set by create_graph=True alone
+            raise RuntimeError("t_network is differentiable once, a second derivative was asked")
+        matrix, head, *flat = ctx.saved_tensors
+        outputs, inputs, wanted = ctx.outputs, ctx.inputs, ctx.needs_input_grad
         inverse = None if matrix is None else matrix.T
-        (s, c, _), wanted = head.shape, ctx.needs_input_grad
-        grads: list[Tensor | None] = [None] * count
-        head_grad = _head_gradient(grad_scores, outputs[-1]) if wanted[2] else None
-        spread = grad_scores.expand(c, -1, s).contiguous()
-        grad = torch.bmm(spread, head.permute(1, 0, 2))
-        i = count
-        for length, out in zip(reversed(ctx.lengths), reversed(outputs), strict=True):
-            torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
-            grad = _mix(matrix, grad)
-            for _ in range(length):
+        n, i, c = len(grad_scores), len(flat), head.shape[2]
+        grads: list[Tensor | None] = [None] * i
+        head_grad = None
+        if wanted[2]:
+            head_grad = torch.mm(grad_scores.mT, outputs[-1].view(n, -1)).view(head.shape)
+        grad = torch.mm(grad_scores, head.view(len(head), -1)).view(outputs[-1].shape)
+        for layer in reversed(range(len(outputs))):
+            out = outputs[layer]
+            _mask(grad, out, 0, grad_input=grad)
+            grad = _mix(matrix, grad) if layer < len(outputs) - 1 else _enter(matrix, grad)
+            faces = grad.view(c, n, -1)
+            for _ in range(ctx.lengths[layer]):
                 i -= 1
                 if wanted[4 + i]:
-                    grads[i] = torch.bmm(grad.mT, inputs[i])
+                    grads[i] = torch.bmm(faces.mT, inputs[i])
                 if i or wanted[0]:
-                    grad = torch.bmm(grad, flat[i])
-            if i or wanted[0]:
+                    faces = torch.bmm(faces, flat[i])
+            grad = faces.view(c, -1)
+            if layer:
                 grad = _mix(inverse, grad)
-        x_grad = grad.permute(1, 2, 0) if wanted[0] else None
+        x_grad = _leave(matrix, grad).view(n, -1, c) if wanted[0] else None
         return x_grad, None, head_grad, None, *grads
 
 
-def _head_gradient(grad_scores: Tensor, h: Tensor) -> Tensor:
-    """(s, c, d) from (n, s) and (c, n, d), as one product over the examples."""
-    c, n, d = h.shape
-    rows = h.permute(1, 0, 2).reshape(n, c * d)
-    return (grad_scores.mT @ rows).view(-1, c, d)
+_mask = torch.ops.aten.threshold_backward.grad_input
+
+
+def _enter(matrix: Tensor | None, t: Tensor) -> Tensor:
+    """M along the last axis of (..., c), channels first in the end: (c, ...) as two axes.
+
+    The adjoint of `_leave`.
+    """
+    rows = t.reshape(-1, t.shape[-1])
+    return rows.T.contiguous() if matrix is None else torch.mm(matrix, rows.T)
+
+
+def _leave(matrix: Tensor | None, h: Tensor) -> Tensor:
+    """M^T along the first axis of (c, m), channels last in the end: (m, c)."""
+    return h.T.contiguous() if matrix is None else torch.mm(h.T, matrix)
 
 
 def _mix(matrix: Tensor | None, h: Tensor) -> Tensor:
-    """Multiply the channel axis of (c, n, d) by a (c, c) matrix; None is the identity."""
-    if matrix is None:
-        return h
-    return torch.mm(matrix, h.view(h.shape[0], -1)).view(h.shape)
+    """Multiply the first axis of (c, m) by a (c, c) matrix, None being the identity."""
+    return h if matrix is None else torch.mm(matrix, h)

@@ -56,7 +56,7 @@ class TNN(nn.Module):
     Maps (n, d, c) to scores (n, s): s = 1 for two classes (score > 0 is class
     1), else one score a class. Device and dtype are those of the weights.
 
-    head: (s, c, d_L), the weights on vec(f_L) in channel-major order.
+    head: (s, d_L, c), the weights on vec(f_L), row by row like a flattened example.
     """
 
     transform_matrix: Tensor
@@ -80,7 +80,7 @@ class TNN(nn.Module):
                 layers.append(TProductLinear.random(transform, d_in, d_out, generator))
             else:
                 layers.append(LowRankTProductLinear.random(transform, d_in, d_out, rank, generator))
-        shape, fan_in = (a.scores, a.channels, a.widths[-1]), a.channels * a.widths[-1]
+        shape, fan_in = (a.scores, a.widths[-1], a.channels), a.channels * a.widths[-1]
         head = torch.randn(shape, generator=generator, dtype=transform.multiplicity.dtype)
         return cls(transform, layers, head / fan_in**0.5)
 
@@ -97,7 +97,7 @@ class TNN(nn.Module):
         layers = list(self.t_layers)
         return Architecture(
             features=layers[0].d_in,
-            channels=self.head.shape[1],
+            channels=self.head.shape[2],
             widths=tuple(layer.d_out for layer in layers),
             ranks=tuple(layer.rank for layer in layers),
             scores=self.head.shape[0],
@@ -105,7 +105,7 @@ class TNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        c, d = self.head.shape[1], next(self.t_layers).d_in
+        c, d = self.head.shape[2], next(self.t_layers).d_in
         if x.ndim != 3 or x.shape[1:] != (d, c):
             raise InputError(f"this t-NN needs (n, {d}, {c}), got {tuple(x.shape)}")
         layers = [layer.stacks for layer in self.t_layers]
@@ -133,8 +133,7 @@ def to_dense(model: TNN) -> nn.Sequential:
     modules: list[nn.Module] = [nn.Flatten()]
     for layer in model.t_layers:
         modules += [_linear(_merged(layer.faces().detach(), model.transform)), nn.ReLU()]
-    head = model.head.detach().permute(0, 2, 1)  # (s, d_L, c): the order of a flattened example
-    return nn.Sequential(*modules, _linear(head.reshape(head.shape[0], -1)))
+    return nn.Sequential(*modules, _linear(model.head.detach().flatten(1)))
 
 
 def _merged(faces: Tensor, transform: Transform) -> Tensor:
@@ -164,8 +163,8 @@ def _check_chain(transform: Transform, layers: list[TLayer], head: Tensor) -> No
     for before, after in zip(layers, layers[1:], strict=False):
         if before.d_out != after.d_in:
             raise InputError(f"a layer of width {after.d_in} cannot follow one of {before.d_out}")
-    if head.ndim != 3 or head.shape[1:] != (transform.channels, layers[-1].d_out):
-        needed = f"(scores, {transform.channels}, {layers[-1].d_out})"
+    if head.ndim != 3 or head.shape[1:] != (layers[-1].d_out, transform.channels):
+        needed = f"(scores, {layers[-1].d_out}, {transform.channels})"
         raise InputError(f"the head needs {needed}, got {tuple(head.shape)}")
 
 
