@@ -14,7 +14,15 @@ INTERRUPTED = 130
 
 
 class Command(click.Command):
-    """A command whose TnnErrors are one line and exit code 2, and Ctrl-C is no traceback."""
+    """A command whose errors are one line and exit code 2, and Ctrl-C is no traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            hint = f"see {ctx.info_name} --help"
+            click.echo(f"Error: {' '.join(error.format_message().split())} ({hint})", err=True)
+            ctx.exit(2)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -88,6 +96,7 @@ EPS_LIST = _Parsed("EPS", parse_eps)
 WHOLE_NUMBERS = _Parsed("R[,R...]", _whole_numbers)
 NAMES = _Parsed("A,B,...", _names)
 OUT = click.Path(path_type=Path)
+SEED = click.IntRange(min=0, max=2**32 - 1)  # what every generator takes
 
 data_place = options(
     click.option(
@@ -122,8 +131,12 @@ attacking = options(
         "--random-start/--no-random-start", default=None, help="Of pgd. [default: random]"
     ),
     click.option("--loss", default="margin", help=f"To climb: {', '.join(choices.LOSSES)}."),
-    click.option("--n", type=int, help="At most so many examples of each part, drawn by seed."),
-    click.option("--seed", type=int, default=0),
+    click.option(
+        "--n",
+        type=click.IntRange(min=1),
+        help="At most so many examples of each part, drawn by seed.",
+    ),
+    click.option("--seed", type=SEED, default=0),
     click.option("--batch-size", type=click.IntRange(min=1), default=256),
     device,
     data_place,

@@ -1,9 +1,10 @@
 """Everything that reaches the terminal; the only place that imports rich."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +25,9 @@ _WIDEST = 120  # wider lines are hard to read, however wide the terminal is
 
 def console(width: int | None = None) -> Console:
     """Standard output; `width` fixes it, a file or pipe gets 80 columns."""
-    found = Console(width=width, highlight=False)
+    # Under NO_COLOR rich would still send bold.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    found = Console(width=width, highlight=False, color_system=colours)
     if width is None:
         found.width = min(found.width, _WIDEST) if found.is_terminal else 80
     return found

@@ -37,12 +37,15 @@ def main(
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.files import write_json
+    from tnn_robust.files import require_writable, write_json
     from tnn_robust.reporting.tables import attack_notes, attack_tables
     from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
     from tnn_robust.runs.verify import save_points
 
     request = AttackRequest(run=run, choice=choice, keep_points=save_adv is not None, **given)
+    for path in (json_file, save_adv):
+        if path is not None:
+            require_writable(path)
     finished: AttackFinished | None = None
     with _render.progress_bar() as bar:
         for record in attack_run(request):
@@ -51,12 +54,14 @@ def main(
             else:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert finished is not None
-    if save_adv is not None:
-        save_points(save_adv, finished)
-    if json_file is not None:
-        write_json(json_file, finished.report.to_json())
-    _render.show_tables(attack_tables(finished.report))
-    _render.show_lines(attack_notes(finished.report))
+    try:
+        if save_adv is not None:
+            save_points(save_adv, finished)
+        if json_file is not None:
+            write_json(json_file, finished.report.to_json())
+    finally:  # a full disk must not cost the report too
+        _render.show_tables(attack_tables(finished.report))
+        _render.show_lines(attack_notes(finished.report))
 
 
 def _verify(path: Path, run: Path | None, json_file: Path | None, given: dict[str, Any]) -> None:

@@ -35,12 +35,14 @@ def main(
     from tnn_robust_cli import _render
 
     from tnn_robust.compression.truncate import make_rule
-    from tnn_robust.files import write_json
+    from tnn_robust.files import require_writable, write_json
     from tnn_robust.records import BatchProgress, CompressionReport, EpochRecord
     from tnn_robust.reporting.tables import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
 
     request = CompressRequest(rule=make_rule(rank, energy, tolerance), choice=choice, **given)
+    if json_file is not None:
+        require_writable(json_file)
     report: CompressionReport | None = None
     with _render.progress_bar() as bar:
         for record in compress_run(request):
@@ -54,10 +56,12 @@ def main(
             else:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert report is not None
-    if json_file is not None:
-        write_json(json_file, report.to_json())
-    _render.show_tables(compression_tables(report))
-    _render.show_lines([f"Saved in {request.out}."])
+    try:
+        if json_file is not None:
+            write_json(json_file, report.to_json())
+    finally:  # a full disk must not cost the report too
+        _render.show_tables(compression_tables(report))
+        _render.show_lines([f"Saved in {request.out}."])
 
 
 if __name__ == "__main__":

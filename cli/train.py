@@ -9,7 +9,7 @@ from tnn_robust_cli import _options as shared
 from tnn_robust import choices
 from tnn_robust.attacks.settings import Eps, attack_settings
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import InputError
+from tnn_robust.errors import InputError, unknown_choice
 
 
 def _lists(names: tuple[str, ...]) -> str:
@@ -58,7 +58,7 @@ _TRAINING = shared.options(
 
 @shared.command("tnn-train")
 @shared.options(_DATA, _NETWORK, _ATTACK, _TRAINING)
-@click.option("--seed", type=int, default=0)
+@click.option("--seed", type=shared.SEED, default=0)
 @shared.device
 @click.option("--out", type=shared.OUT, required=True, help="The run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
@@ -127,8 +127,8 @@ def _attack(given: dict[str, Any]):
     steps, step_size = given.pop("steps"), given.pop("step_size")
     if name == "none":
         return None
-    if name.startswith("torchattacks:"):
-        raise InputError(f"training needs one of {_lists(choices.ATTACKS)} or none, got {name}")
+    if name not in choices.ATTACKS:
+        raise unknown_choice("training attack", name, ("none", *choices.ATTACKS))
     if name == "pgd" and steps is None:
         steps = 10
     loss = given["loss"]
@@ -138,7 +138,8 @@ def _attack(given: dict[str, Any]):
 def _epoch_line(record: Any, epochs: int) -> str:
     return (
         f"epoch {record.epoch}/{epochs}  loss {record.loss:.4g}  "
-        f"clean {100 * record.clean_accuracy:.1f}  robust {100 * record.robust_accuracy:.1f}"
+        f"test: clean {100 * record.clean_accuracy:.1f} %, "
+        f"robust {100 * record.robust_accuracy:.1f} %"
     )
 
 

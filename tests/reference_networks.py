@@ -79,12 +79,12 @@ def truncated(faces, rank):
     return np.array([ref.truncated(face, rank) for face in faces])
 
 
-def smallest_rank(faces, fits):
-    """The smallest rank from 1 whose truncation `fits(kept share, F-norm of the tail)`."""
+def smallest_rank(faces, *, energy=0.0, tail=np.inf):
+    """The smallest rank from 1 that keeps this share of the energy and loses at most this norm."""
     whole = frobenius(faces)
     for rank in range(1, min(faces[0].shape) + 1):
         lost = frobenius(faces - truncated(faces, rank))
-        if fits(1 - (lost / whole) ** 2, lost):
+        if 1 - (lost / whole) ** 2 >= energy and lost <= tail:
             return rank
     return min(faces[0].shape)
 

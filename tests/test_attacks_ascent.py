@@ -121,6 +121,19 @@ def test_a_linear_model_falls_by_eps_times_the_dual_norm(norm, s, label):
         assert rise * (1 - short) <= risen <= rise * (1 + 1e-12) + 1e-12
 
 
+def test_pgd_spends_nothing_on_entries_that_the_box_blocks():
+    """The steepest entries lie on the face they would have to cross."""
+    model = Linear(torch.linspace(-1, 1, D * C).reshape(1, D, C).double())
+    w = model.w.detach()
+    x, y = torch.full((1, D, C), 0.5, dtype=torch.float64), torch.tensor([0])
+    x[w > 0.5], x[w < -0.5] = 1.0, 0.0
+    free = w[w.abs() <= 0.5].numpy()[None]
+    for norm in ("l2", "l1"):
+        found = attack(model, x, y, norm=norm, eps=0.3, random_start=False)
+        risen = float(loss_of(model, found.x, y) - loss_of(model, x, y))
+        assert risen == pytest.approx(0.3 * ref.dual_norm_of(free, norm), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", ("fgsm", "fgm"))
 @each_number_of_scores
 def test_one_step_is_the_textbook_formula(name, s):

@@ -238,6 +238,13 @@ def test_values_that_are_no_json_are_refused_before_writing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_dtypes_that_safetensors_has_not_are_refused_before_writing(tmp_path):
+    tensors = {"a": torch.ones(1, dtype=torch.complex128)}
+    with pytest.raises(InputError, match=r"cannot write .*x: safetensors holds no .*complex128"):
+        write_tensors(tmp_path / "x", tensors, kind="test", header={})
+    assert not list(tmp_path.iterdir())
+
+
 def test_lines_are_appended(tmp_path):
     append_line(tmp_path / "log", "one")
     append_line(tmp_path / "log", "two")

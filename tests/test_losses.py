@@ -100,3 +100,15 @@ def test_losses_do_not_saturate_in_float32():
         assert float(slope(loss, right, y)) == pytest.approx(-math.exp(-80.0), rel=1e-4)
         assert float(loss(wrong, y)) == 1e4
         assert float(slope(loss, wrong, y)) == -1.0
+
+
+def test_the_logistic_loss_falls_with_the_margin_to_the_last_digit():
+    """softplus switches to a straight line at 20, and falls there by 2e-9 on the way up."""
+    q = torch.linspace(-40, 40, 20_001, dtype=torch.float64)
+    y = torch.ones(len(q), dtype=torch.int64)
+    found = logistic(q[:, None], y)
+    assert bool((found.diff() < 0).all())
+    wanted = [max(-v, 0.0) + math.log1p(math.exp(-abs(v))) for v in q.tolist()]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-14)
+    slopes = slope(logistic, q[:, None], y)[:, 0]
+    assert slopes.tolist() == pytest.approx([-1 / (1 + math.exp(v)) for v in q.tolist()], rel=1e-14)

@@ -48,6 +48,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def require_writable(path: Path) -> None:
+    """Raise InputError now for a file that could not be written after hours of work."""
+    place = path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write a file at {path}")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one.
 
@@ -80,13 +89,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, kind: str, heade
     ----------
     tensors: any shapes and dtypes; copied to the CPU.
     header: JSON-safe; what the tensors mean.
+
+    Raises InputError for a dtype that safetensors has not (complex128) and where
+    the place cannot be written.
     """
     # safetensors refuses tensors that share memory, hence the copies.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     digest = _digest(kind, text, plain)
     envelope = {"version": FORMAT_VERSION, "kind": kind, "header": text, "digest": digest}
-    write_bytes(path, save(plain, metadata={_METADATA_KEY: json.dumps(envelope)}))
+    try:
+        content = save(plain, metadata={_METADATA_KEY: json.dumps(envelope)})
+    except KeyError as error:  # of the dtype: safetensors has no complex128
+        raise InputError(f"cannot write {path}: safetensors holds no {error}") from error
+    write_bytes(path, content)
     return digest
 
 

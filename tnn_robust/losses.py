@@ -38,7 +38,8 @@ def margin_loss(scores: Tensor, y: Tensor) -> Tensor:
 
 def logistic(scores: Tensor, y: Tensor) -> Tensor:
     """log(1 + e^-q)."""
-    return F.softplus(-margin(scores, y))
+    # softplus would drop e^q below q = -20: not rounding in float64, and not even monotone.
+    return -F.logsigmoid(margin(scores, y))
 
 
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:

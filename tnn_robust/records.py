@@ -15,6 +15,19 @@ COMPRESSION_SCHEMA = "tnn-robust/compression-report/1"
 Interval = tuple[float, float]
 
 
+def _part(value: Any, name: str) -> Any:
+    """A nested record's JSON; CheckpointError where it is missing."""
+    if not isinstance(value, dict) or name not in value:
+        raise CheckpointError(f"not a record of tnn-robust: lacks {name}")
+    return value[name]
+
+
+def _require_schema(value: Any, schema: str) -> None:
+    came = value.get("schema") if isinstance(value, dict) else None
+    if came != schema:
+        raise CheckpointError(f"needs schema {schema}, got {came!r}")
+
+
 class _Record:
     """JSON for a flat dataclass; nested records override both methods."""
 
@@ -112,8 +125,9 @@ class AttackRow(_Record):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        parts = {name: PartResult.from_json(value[name]) for name in ("train", "test")}
-        return super().from_json({**value, **parts, "agp": Gap.from_json(value["agp"])})
+        nested = {"train": PartResult, "test": PartResult, "agp": Gap}
+        parts = {name: kind.from_json(_part(value, name)) for name, kind in nested.items()}
+        return super().from_json({**value, **parts})
 
 
 @dataclass(frozen=True)
@@ -141,10 +155,9 @@ class AttackReport(_Record):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        if value.get("schema") != REPORT_SCHEMA:
-            raise CheckpointError(f"needs schema {REPORT_SCHEMA}, got {value.get('schema')!r}")
-        rows = tuple(AttackRow.from_json(row) for row in value["attacks"])
-        worst = AttackRow.from_json(value["worst_case"])
+        _require_schema(value, REPORT_SCHEMA)
+        rows = tuple(AttackRow.from_json(row) for row in _part(value, "attacks"))
+        worst = AttackRow.from_json(_part(value, "worst_case"))
         return super().from_json({**value, "attacks": rows, "worst_case": worst})
 
 
@@ -219,7 +232,8 @@ class ModelSummary(_Record):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return super().from_json({**value, "worst_case": AttackRow.from_json(value["worst_case"])})
+        worst = AttackRow.from_json(_part(value, "worst_case"))
+        return super().from_json({**value, "worst_case": worst})
 
 
 @dataclass(frozen=True)
@@ -246,11 +260,10 @@ class CompressionReport(_Record):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        if value.get("schema") != COMPRESSION_SCHEMA:
-            raise CheckpointError(f"needs schema {COMPRESSION_SCHEMA}, got {value.get('schema')!r}")
+        _require_schema(value, COMPRESSION_SCHEMA)
         nested: dict[str, Any] = {}
         for side in ("before", "after"):
-            nested[side] = ModelSummary.from_json(value[side])
-            layers = value[f"layers_{side}"]
+            nested[side] = ModelSummary.from_json(_part(value, side))
+            layers = _part(value, f"layers_{side}")
             nested[f"layers_{side}"] = tuple(LayerRecord.from_json(layer) for layer in layers)
         return super().from_json({**value, **nested})

@@ -1,6 +1,7 @@
 """Attacks as settings of one loop, and the perturbation sizes a user types. Free of torch."""
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from tnn_robust.errors import InputError, unknown_choice
 _ZOO = "torchattacks:"
 _ZOO_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _MAX_RANGE = 10_000
+# Fraction writes out 1e999999999 digit by digit.
+_LONG_EXPONENT = re.compile(r"e[+-]?[\d_]{4}", re.IGNORECASE)
 
 
 class Eps(NamedTuple):
@@ -241,8 +244,11 @@ def _range(text: str, start: Fraction, stop: Fraction, step: Fraction) -> list[E
 
 def _fraction(text: str) -> Fraction:
     try:
+        if _LONG_EXPONENT.search(text):
+            raise ValueError("too many digits")
         value = Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
+        float(value)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise InputError(f"eps needs a number such as 8/255 or 0.03, got {text!r}") from error
     if value < 0:
         raise InputError(f"eps needs a number of at least 0, got {text}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, frozen
 from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.attacks.zoo_entries import check_scores, zoo_entry
+from tnn_robust.attacks.zoo_entries import check_scores, check_shape, zoo_entry
 from tnn_robust.errors import MissingPackage
 from tnn_robust.losses import margin
 from tnn_robust.randomness import Streams
@@ -34,6 +34,7 @@ def make_zoo_perturb(settings: AttackSettings) -> Perturb:
     zoo = _import_torchattacks()
 
     def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+        check_shape(name, settings.norm, *x.shape[1:])
         seed = (streams.seed * 1_000_003 + int(streams.indices[0])) % 2**31
         with frozen(model), _global_state_kept(x.device, seed):
             adapter = _Adapter(model).eval()

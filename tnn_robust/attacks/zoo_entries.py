@@ -9,12 +9,14 @@ class Entry(NamedTuple):
     """How to call one of its classes.
 
     norms: what it is bounded in, the first by default; arguments: which of our
-    settings it takes; fewest_scores: below this many classes it cannot run.
+    settings it takes; fewest_scores: below this many classes it cannot run;
+    tiles_in_l2: it lays tiles over the image, of which it assumes the shape.
     """
 
     norms: tuple[str, ...]
     arguments: tuple[str, ...]
     fewest_scores: int = 1
+    tiles_in_l2: bool = False
 
 
 _ITERATED = ("steps", "alpha")
@@ -31,10 +33,10 @@ ZOO: dict[str, Entry] = {
     "Jitter": Entry(("linf",), (*_ITERATED, "random_start")),
     "PGDL2": Entry(("l2",), (*_ITERATED, "random_start")),
     "APGD": Entry(("linf", "l2"), (*_AUTO, "steps", "n_restarts")),
-    "Square": Entry(("linf", "l2"), (*_AUTO, "n_restarts")),
+    "Square": Entry(("linf", "l2"), (*_AUTO, "n_restarts"), tiles_in_l2=True),
     # Their DLR losses read the third and fourth largest score.
     "APGDT": Entry(("linf", "l2"), (*_AUTO, "steps", "n_restarts", "n_classes"), 4),
-    "AutoAttack": Entry(("linf", "l2"), (*_AUTO, "n_classes"), 4),
+    "AutoAttack": Entry(("linf", "l2"), (*_AUTO, "n_classes"), 4, tiles_in_l2=True),
 }
 
 
@@ -60,4 +62,16 @@ def check_scores(name: str, scores: int) -> None:
         raise InputError(
             f"torchattacks:{name} needs at least {fewest} classes (its DLR loss reads the "
             f"{fewest} largest scores), got {classes}: use pgd"
+        )
+
+
+def check_shape(name: str, norm: str, d: int, c: int) -> None:
+    """Refuse up front the images that Square's tiles, d // 5 wide, do not fit: it would crash."""
+    if norm != "l2" or not zoo_entry(name).tiles_in_l2:
+        return
+    tile = d // 5
+    if d != c or tile == 0 or (tile > 1 and (d - 5 * tile) // 2 + d // tile * tile > d):
+        raise InputError(
+            f"torchattacks:{name} in l2 needs square images that its tiles fit, such as 28 x 28, "
+            f"got {d} x {c}: use pgd"
         )

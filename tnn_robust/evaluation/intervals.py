@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from tnn_robust.records import Interval
 
@@ -15,6 +14,8 @@ _BATCH = 50  # resamples held at once: memory stays at 50 times the examples
 
 def accuracy_interval(correct: int, n: int) -> Interval:
     """Clopper-Pearson interval of a proportion: exact, so never too narrow."""
+    from scipy import stats  # here: half a second that only a finished report needs
+
     found = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="exact")
     return float(found.low), float(found.high)
 
@@ -41,6 +42,10 @@ def risk_gap_interval(train: NDArray, test: NDArray, seed: int) -> Interval:
     if np.ptp(train) == 0 and np.ptp(test) == 0:
         gap = float(test.mean() - train.mean())
         return gap, gap
+    # scipy refuses a sample of one example; the same one twice has the same bootstrap.
+    train, test = (np.resize(part, max(len(part), 2)) for part in (train, test))
+    from scipy import stats
+
     found = stats.bootstrap(
         (test, train),
         lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
@@ -49,6 +54,6 @@ def risk_gap_interval(train: NDArray, test: NDArray, seed: int) -> Interval:
         vectorized=True,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(seed % 2**64),
     ).confidence_interval
     return float(found.low), float(found.high)

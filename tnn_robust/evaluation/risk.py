@@ -75,6 +75,9 @@ def attack_part(
     for start in range(0, len(x), block):
         rows = slice(start, start + block)
         clean, labels, where = x[rows], y[rows], indices[rows]
+        if start == 0:  # inside an attack the same mistakes would fail less clearly
+            with torch.no_grad():
+                _scores(model, clean[:1], y)
         found = perturb(model, clean, labels, Streams(seed, where))
         radius = check(clean, found.x, where)
         outcomes = measure(model, clean, found.x, labels, radius, found.vanished, loss=loss)
@@ -108,10 +111,13 @@ def measure(
 
 def _scores(model: Model, x: Tensor, y: Tensor) -> Tensor:
     scores = model(x)
-    if scores.ndim != 2 or len(scores) != len(x):
+    if scores.ndim != 2 or len(scores) != len(x) or scores.shape[1] < 1:
         raise InputError(f"a model needs scores (n, s), got {tuple(scores.shape)} for {len(x)}")
-    if int(y.max()) >= max(scores.shape[1], 2):
-        raise InputError(f"the model has {scores.shape[1]} scores, got label {int(y.max())}")
+    classes = max(scores.shape[1], 2)
+    for label in (int(y.min()), int(y.max())):
+        if not 0 <= label < classes:
+            needed = f"labels from 0 to {classes - 1}"
+            raise InputError(f"a model of {scores.shape[1]} scores needs {needed}, got {label}")
     if not bool(torch.isfinite(scores).all()):
         raise AttackError("the model's scores are not finite, so no risk can be given")
     return scores.double()

@@ -66,7 +66,7 @@ class Checkpoint(NamedTuple):
 
 def checkpoint_path(run: Path) -> Path:
     """The checkpoint of a run directory; a path to a file is taken as it is."""
-    return run / FILE_NAME if run.is_dir() or not run.suffix else run
+    return run if run.is_file() or (run.suffix and not run.is_dir()) else run / FILE_NAME
 
 
 def save_checkpoint(path: Path, model: TNN, header: Header) -> str:

@@ -38,11 +38,13 @@ class Architecture:
             raise InputError(f"a t-NN needs sizes of at least 1, got {self}")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "widths": list(self.widths), "ranks": list(self.ranks)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Architecture":
         try:
+            if not isinstance(value["transform"], str):
+                raise TypeError
             lists = {"widths": tuple(value["widths"]), "ranks": tuple(value["ranks"])}
             return cls(**{**value, **lists})
         except (KeyError, TypeError) as error:
@@ -177,6 +179,10 @@ def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -
     """Rebuild a model; raises CheckpointError where tensors and architecture disagree."""
     try:
         transform = transform_from_matrix(architecture.transform, tensors["transform_matrix"])
+        for name, tensor in tensors.items():
+            needed = transform.real_dtype if name == "head" else transform.matrix.dtype
+            if tensor.dtype != needed:
+                raise InputError(f"{name} needs {needed}, got {tensor.dtype}")
         layers: list[TLayer] = []
         for i, rank in enumerate(architecture.ranks):
             if rank is None:
@@ -191,6 +197,8 @@ def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -
         raise CheckpointError(
             f"the tensors are of {model.architecture}, the header says {architecture}"
         )
+    if unknown := tensors.keys() - model_tensors(model).keys():
+        raise CheckpointError(f"the tensors {', '.join(sorted(unknown))} are not of the network")
     return model
 
 

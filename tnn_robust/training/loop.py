@@ -148,7 +148,7 @@ def fit(
                 yield BatchProgress(epoch, batch, batches, _finite(float(loss), epoch))
         mean = _finite(float(total) / len(x), epoch)
         _finite(_finite_share(model), epoch)
-        norm = float(weight_norm(model))
+        norm = _finite(float(weight_norm(model)), epoch)  # weights of 1e30 have no finite one
         clean, robust = _accuracies(model, monitor, perturb, seed)
         seconds = time.perf_counter() - started
         yield EpochRecord(epoch, mean, clean, robust, len(monitor[1]), norm, seconds)

@@ -1,0 +1,140 @@
+"""The layering of the design page, read from the source: who may import whom."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tnn_robust import choices
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY, CLI = ROOT / "tnn_robust", ROOT / "cli"
+
+# Rooms at the bottom, which every module may import.
+BASE = {"errors", "records", "choices", "files", "losses", "randomness", "algebra", "__init__"}
+# What else a room may import; data walks from the left of this table to its right.
+ALLOWED: dict[str, set[str]] = {
+    **{room: set() for room in BASE},
+    "models": set(),
+    "data": set(),
+    "attacks": set(),
+    "training": {"models"},
+    "compression": {"models"},
+    "evaluation": set(),
+    "reporting": set(),
+    "runs": {"models", "data", "attacks", "training", "compression", "evaluation"},
+}
+# Rooms of the base may use each other only so far; records and errors stand alone.
+BASE_USES = {
+    "errors": set(),
+    "choices": set(),
+    "records": {"errors"},
+    "files": {"errors"},
+    "losses": {"errors"},
+    "randomness": {"errors"},
+    "algebra": {"errors", "choices"},
+    "__init__": set(),
+}
+HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "torchattacks", "safetensors", "rich")
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Dotted names a source file imports, relative ones resolved."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(path: Path) -> str:
+    relative = path.relative_to(LIBRARY)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+SOURCES = sorted(LIBRARY.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_a_module_imports_only_the_rooms_it_may(path: Path) -> None:
+    room = room_of(path)
+    assert room in ALLOWED, f"{room} is a new room: give it a place in the table"
+    allowed = BASE_USES[room] if room in BASE else ALLOWED[room] | BASE
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("tnn_robust.")}
+    used -= {"__version__", room}
+    assert used <= allowed, f"{path.name} imports {sorted(used - allowed)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_the_library_neither_prints_nor_knows_the_command_line(path: Path) -> None:
+    used = {name.split(".")[0] for name in imports(path)}
+    assert not used & {"click", "rich", "tnn_robust_cli", "cli"}
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    assert not names & {"print", "eval", "exec", "input", "__import__"}
+
+
+def test_pickle_is_only_met_behind_the_restricted_unpickler() -> None:
+    users = [path.name for path in SOURCES if "pickle" in imports(path)]
+    assert users == ["cifar.py"]
+    assert not any("torch.load(" in path.read_text() for path in SOURCES)
+
+
+@pytest.mark.parametrize("path", sorted(CLI.glob("*.py")), ids=lambda path: path.name)
+def test_the_command_line_imports_nothing_heavy_at_its_top(path: Path) -> None:
+    tops = {name.split(".")[0] for name in imports(path, top_level_only=True)}
+    heavy = tops & set(HEAVY)
+    assert heavy <= ({"rich"} if path.name == "_render.py" else set())
+
+
+def test_only_render_knows_rich() -> None:
+    users = {
+        path.name
+        for path in CLI.glob("*.py")
+        if any(name.split(".")[0] == "rich" for name in imports(path))
+    }
+    assert users == {"_render.py"}
+
+
+@pytest.mark.parametrize("command", ["train", "attack", "compress"])
+def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
+    code = (
+        f"import sys, tnn_robust_cli.{command}; "
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_choices_are_the_registries() -> None:
+    from tnn_robust.algebra.transforms import TRANSFORMS
+    from tnn_robust.attacks.settings import PRESETS
+    from tnn_robust.attacks.threat import BALLS
+    from tnn_robust.data.catalogue import LOADERS
+    from tnn_robust.losses import LOSSES
+    from tnn_robust.training.loop import OPTIMIZERS
+
+    def kinds(names: tuple[str, ...]) -> list[str]:
+        return [name.partition(":")[0] for name in names]
+
+    assert kinds(choices.TRANSFORMS) == list(TRANSFORMS)
+    assert kinds(choices.DATASETS) == list(LOADERS)
+    assert list(choices.NORMS) == list(BALLS)
+    assert list(choices.ATTACKS) == list(PRESETS)
+    assert list(choices.LOSSES) == list(LOSSES)
+    assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)
+
+
+def test_every_package_of_the_library_is_installed() -> None:
+    config = (ROOT / "setup.cfg").read_text()
+    listed = {line.strip() for line in config.splitlines() if line.strip().startswith("tnn_robust")}
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")}
+    assert found <= listed

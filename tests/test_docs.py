@@ -1,0 +1,46 @@
+"""The README's commands are ones the command line accepts, and its facts are the code's."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from tnn_robust_cli import attack, compress, train
+
+from tnn_robust import choices
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {"tnn-train": train.main, "tnn-attack": attack.main, "tnn-compress": compress.main}
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_of(path: Path) -> list[list[str]]:
+    """Every tnn- command line in the code blocks of a document, continuation lines joined."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", path.read_text(), flags=re.S | re.M)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [line.removeprefix("$ ").split(" #")[0] for line in lines]
+    return [shlex.split(line) for line in found if line.startswith("tnn-")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_the_documents_parses(path: Path) -> None:
+    for name, *arguments in commands_of(path):
+        with click.Context(COMMANDS[name], info_name=name) as context:
+            # The parser of the command itself, without running it.
+            click.Command.parse_args(COMMANDS[name], context, arguments)
+
+
+def test_the_readme_shows_all_three_commands_and_names_every_choice() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert {command[0] for command in commands_of(ROOT / "README.md")} == set(COMMANDS)
+    names = (*choices.TRANSFORMS, *choices.DATASETS, *choices.NORMS, *choices.ATTACKS)
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M)
+    assert phony is not None
+    documented = re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.M)
+    assert sorted(documented) == sorted(phony.group(1).split())

@@ -1,0 +1,103 @@
+"""Intervals cover what they promise, and never collapse where they must not."""
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tnn_robust.evaluation.intervals import (
+    accuracy_gap_interval,
+    accuracy_interval,
+    risk_gap_interval,
+)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 7), (3, 7), (7, 7), (1, 1), (499, 500)])
+def test_accuracy_interval_is_the_quantiles_of_two_betas(correct, n):
+    low = stats.beta.ppf(0.025, correct, n - correct + 1) if correct else 0.0
+    high = stats.beta.ppf(0.975, correct + 1, n - correct) if correct < n else 1.0
+    assert accuracy_interval(correct, n) == pytest.approx((low, high), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", (1, 10, 37))
+def test_accuracy_interval_covers(n):
+    # Not a simulation: the probability of every count.
+    intervals = [accuracy_interval(k, n) for k in range(n + 1)]
+    for p in np.linspace(0.001, 0.999, 97):
+        chances = stats.binom.pmf(range(n + 1), n, p)
+        inside = [low <= p <= high for low, high in intervals]
+        covered = chances[inside].sum()
+        assert covered >= 0.95 - 1e-9
+
+
+def test_gap_interval_is_square_and_add():
+    p, (low_p, high_p) = 18 / 20, accuracy_interval(18, 20)
+    q, (low_q, high_q) = 21 / 30, accuracy_interval(21, 30)
+    low, high = accuracy_gap_interval((18, 20), (21, 30))
+    assert low == pytest.approx(p - q - np.sqrt((p - low_p) ** 2 + (high_q - q) ** 2))
+    assert high == pytest.approx(p - q + np.sqrt((high_p - p) ** 2 + (q - low_q) ** 2))
+
+
+def test_gap_interval_turns_with_its_parts():
+    low, high = accuracy_gap_interval((18, 20), (21, 30))
+    assert accuracy_gap_interval((21, 30), (18, 20)) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("counts", [((40, 40), (30, 30)), ((0, 40), (0, 30)), ((40, 40), (0, 30))])
+def test_gap_interval_is_no_point_at_0_and_100_percent(counts):
+    (a, n), (b, m) = counts
+    low, high = accuracy_gap_interval(*counts)
+    assert low <= a / n - b / m <= high
+    assert high - low > 0.05
+    wide = accuracy_gap_interval((a // 10, n // 10), (b // 10, m // 10))
+    assert wide[1] - wide[0] > high - low
+
+
+def test_gap_interval_covers():
+    n, m = 20, 12
+    interval = functools.cache(lambda a, b: accuracy_gap_interval((a, n), (b, m)))
+    for p, q in itertools.product((0.02, 0.3, 0.5, 0.9, 0.99), repeat=2):
+        chances = np.outer(stats.binom.pmf(range(n + 1), n, p), stats.binom.pmf(range(m + 1), m, q))
+        covered = sum(
+            chances[a, b]
+            for a, b in itertools.product(range(n + 1), range(m + 1))
+            if interval(a, b)[0] <= p - q <= interval(a, b)[1]
+        )
+        assert covered >= 0.95, (p, q)
+
+
+def test_bootstrap_covers_the_difference_of_means():
+    generator, covered, replicates = np.random.default_rng(1), 0, 300
+    for seed in range(replicates):
+        train, test = generator.exponential(1.0, 60), generator.exponential(1.5, 45)
+        low, high = risk_gap_interval(train, test, seed)
+        covered += low <= 0.5 <= high
+    assert 0.90 <= covered / replicates <= 0.98
+
+
+def test_bootstrap_is_centred_and_narrows():
+    generator = np.random.default_rng(0)
+    train, test = generator.exponential(1.0, 400), generator.exponential(2.0, 300)
+    low, high = risk_gap_interval(train, test, 0)
+    error = np.sqrt(train.var() / 400 + test.var() / 300)
+    gap = test.mean() - train.mean()
+    assert (low - gap, high - gap) == pytest.approx((-1.96 * error, 1.96 * error), rel=0.15)
+
+
+def test_bootstrap_is_a_function_of_the_seed():
+    train, test = np.arange(9.0), np.arange(5.0) ** 2
+    assert risk_gap_interval(train, test, 3) == risk_gap_interval(train, test, 3)
+    found = {risk_gap_interval(train, test, seed) for seed in (0, 1, 2, -1)}
+    assert len(found) == 4
+    shifted = risk_gap_interval(train, test + 2, 3)
+    assert shifted == pytest.approx([end + 2 for end in risk_gap_interval(train, test, 3)])
+
+
+def test_bootstrap_of_few_and_of_equal_losses():
+    one, two, three = np.array([1.0]), np.array([1.0, 3.0]), np.array([2.0, 2.0, 2.0])
+    assert risk_gap_interval(one, three, 0) == (1.0, 1.0)
+    assert risk_gap_interval(three, three, 0) == (0.0, 0.0)
+    assert risk_gap_interval(one, two, 0) == (0.0, 2.0)
+    assert risk_gap_interval(two, one, 0) == (-2.0, 0.0)

@@ -1,0 +1,156 @@
+"""Reports survive JSON unchanged, hold what a reader needs, and foreign ones are refused."""
+
+import json
+
+import pytest
+import torch
+from test_evaluation import attacked, planted
+
+from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.errors import CheckpointError
+from tnn_robust.evaluation.gap import attack_row
+from tnn_robust.records import (
+    AttackReport,
+    AttackRow,
+    CompressionReport,
+    EpochRecord,
+    LayerRecord,
+    ModelSummary,
+    PartResult,
+)
+from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run, make_report
+
+PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
+ROW = {
+    "name",
+    "norm",
+    "eps",
+    "eps_value",
+    "settings",
+    "train",
+    "test",
+    "agp",
+    "robustness_drop",
+    "max_perturbation",
+    "seconds",
+}
+
+
+@pytest.fixture(scope="module")
+def row():
+    train = planted([1.0, 2.0, 6.0], [True, True, False])
+    test = planted([1.5, 2.5, 2.5, 0.1], [True, False, True, True])
+    return attack_row(attacked(train, test), seed=0)
+
+
+@pytest.fixture(scope="module")
+def attack_report():
+    train, test = planted([1.0, 1 / 3], [True, False]), planted([0.1, 2.0], [False, True])
+    both = [attacked(train, test), attacked(test, train, "fgsm", "linf", "8/255", 8 / 255)]
+    return make_report(both, {"path": "a"}, {"name": "digits", "notes": ["one"]}, 7)
+
+
+@pytest.fixture(scope="module")
+def compression_report(row):
+    layer = LayerRecord(1, 8, 12, "factors", 3, 2, 3, 1.5, 0.97, 480, 1920, 9600)
+    before = ModelSummary(1000, 4000, 20000, 0.25, 1.5, row)
+    after = ModelSummary(500, 2500, 9000, 0.125, 1.0, row)
+    return CompressionReport(
+        {"digest": "a"}, {"digest": "b"}, "rank 3", 2, (layer, layer), (layer,), before, after
+    )
+
+
+def through_json(record):
+    return type(record).from_json(json.loads(json.dumps(record.to_json(), allow_nan=False)))
+
+
+def test_round_trips(attack_report, compression_report, row):
+    epoch = EpochRecord(3, 0.1, 0.9, 0.8, 512, 12.5, 1.25)
+    for record in (attack_report, compression_report, row, row.train, row.agp, epoch):
+        assert through_json(record) == record
+
+
+def test_records_differ_where_their_numbers_do(attack_report):
+    other = attack_report.to_json()
+    other["attacks"][0]["test"]["correct"] += 1
+    assert AttackReport.from_json(other) != attack_report
+
+
+def test_rates_are_derived_and_not_read(row):
+    value = row.to_json()
+    assert value["test"]["accuracy"] == 3 / 4 and value["robustness_drop"] == 1 / 4
+    value["test"]["accuracy"] = value["robustness_drop"] = 0.5
+    assert AttackRow.from_json(value) == row
+
+
+def test_a_real_attack_report(digits_run):
+    request = AttackRequest(digits_run, AttackChoice(("fgsm", "pgd"), steps=2), seed=3, n=40)
+    *_, last = attack_run(request)
+    assert isinstance(last, AttackFinished)
+    assert through_json(last.report) == last.report
+    value = json.loads(json.dumps(last.report.to_json()))
+    assert value["schema"] == "tnn-robust/attack-report/1"
+    assert value["kind"] == "attack-report"
+    assert {"path", "digest", "architecture"} <= value["model"].keys()
+    assert len(value["model"]["digest"]) == 64
+    assert value["model"]["architecture"] == {
+        "features": 8,
+        "channels": 8,
+        "widths": [12, 12],
+        "ranks": [None, None],
+        "scores": 10,
+        "transform": "dct",
+    }
+    assert value["dataset"]["name"] == "digits" and len(value["dataset"]["digest"]) == 64
+    assert value["seed"] == 3
+    assert value["versions"]["torch"] == torch.__version__
+    assert [one["name"] for one in value["attacks"]] == ["fgsm", "pgd"]
+    for one in (*value["attacks"], value["worst_case"]):
+        assert one.keys() >= ROW
+        assert one["eps"] == "0.1" and one["eps_value"] == 0.1 and one["norm"] == "linf"
+        assert one["max_perturbation"] == pytest.approx(0.1, rel=1e-5) and one["seconds"] > 0
+        for part in ("train", "test"):
+            assert one[part].keys() >= PART and one[part]["n"] == 40
+            assert one[part]["risk"] >= one[part]["clean_risk"]
+        gap = one["agp"]
+        assert gap.keys() == {"risk", "risk_ci", "accuracy", "accuracy_ci"}
+        assert gap["risk"] == pytest.approx(one["test"]["risk"] - one["train"]["risk"])
+        assert gap["accuracy"] == one["train"]["accuracy"] - one["test"]["accuracy"]
+        drop = one["test"]["clean_accuracy"] - one["test"]["accuracy"]
+        assert one["robustness_drop"] == drop
+    worst = value["worst_case"]
+    assert worst["name"] == "worst case" and worst["settings"] == {"attacks": ["fgsm", "pgd"]}
+    for part in ("train", "test"):
+        assert all(worst[part]["accuracy"] <= one[part]["accuracy"] for one in value["attacks"])
+        assert all(worst[part]["risk"] >= one[part]["risk"] for one in value["attacks"])
+
+
+def test_foreign_records_are_refused(attack_report, compression_report):
+    attack, compression = attack_report.to_json(), compression_report.to_json()
+    for kind, value in (
+        (AttackReport, compression),
+        (CompressionReport, attack),
+        (AttackReport, {**attack, "schema": "tnn-robust/attack-report/2"}),
+        (AttackReport, {}),
+        (CompressionReport, []),
+    ):
+        with pytest.raises(CheckpointError, match="needs schema tnn-robust/.*-report/1, got"):
+            kind.from_json(value)
+    for kind, value in (
+        (AttackReport, attack),
+        (CompressionReport, compression),
+        (AttackRow, attack["attacks"][0]),
+        (PartResult, attack["attacks"][0]["train"]),
+    ):
+        stored = kind.from_json(value).__dict__.keys()
+        for name in stored:
+            with pytest.raises(CheckpointError, match=name):
+                kind.from_json({k: v for k, v in value.items() if k != name})
+
+
+def test_damage_inside_a_record_is_refused(attack_report):
+    for name in ("train", "test", "agp"):
+        value = json.loads(json.dumps(attack_report.to_json()))
+        del value["attacks"][1][name]["risk"]
+        with pytest.raises(CheckpointError, match="risk"):
+            AttackReport.from_json(value)

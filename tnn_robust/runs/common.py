@@ -1,0 +1,103 @@
+"""What the commands share: devices, seeds, the data a run was trained on."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnn_robust.data.catalogue import load_dataset
+from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.errors import CheckpointError, DataError, InputError
+from tnn_robust.models.checkpoint import Checkpoint
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one; InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()  # the meta device holds no values
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: try --device cpu") from error
+    return device
+
+
+def describe_data(dataset: Dataset, spec: DataSpec) -> dict[str, Any]:
+    """What a header or report says of a data set."""
+    return {
+        "name": dataset.name,
+        "spec": spec.to_json(),
+        "digest": dataset.digest,
+        "classes": list(dataset.classes),
+        "layout": dataset.layout,
+        "scaling": dataset.scaling.to_json(),
+        "n_train": len(dataset.train.y),
+        "n_test": len(dataset.test.y),
+        "clipped": dataset.clipped,
+        "notes": list(dataset.notes),
+    }
+
+
+def load_run_data(
+    checkpoint: Checkpoint, *, data_dir: str | None = None, download: bool = False
+) -> tuple[Dataset, DataSpec]:
+    """The data a checkpoint was trained on, found anew and checked against its digest.
+
+    Raises DataError where the files now hold other data: a gap between other
+    examples than the run's would be meaningless.
+    """
+    try:
+        stored = DataSpec.from_json(checkpoint.header.data["spec"])
+        digest = checkpoint.header.data["digest"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not say what it was trained on") from error
+    spec = replace(stored, data_dir=data_dir, download=download)
+    dataset = load_dataset(spec)
+    if dataset.digest != digest:
+        raise DataError(
+            f"{dataset.name} differs from what {checkpoint.path} was trained on "
+            f"(digest {dataset.digest[:12]}, trained on {str(digest)[:12]})"
+        )
+    return dataset, spec
+
+
+def subset(part: Part, n: int | None, seed: int, device: torch.device) -> tuple[Part, Tensor]:
+    """At most n examples, drawn by seed, on `device`, with their places in the part.
+
+    Drawn rather than the first n, which in a spatial split are all of one field.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"--n needs at least 1 example, got {n}")
+    indices = torch.arange(len(part.y))
+    if n is not None and n < len(part.y):
+        generator = torch.Generator().manual_seed(seed)
+        indices = torch.randperm(len(part.y), generator=generator)[:n].sort().values
+    rows = Part(part.x[indices].to(device), part.y[indices].to(device))
+    return rows, indices.to(device)
+
+
+def claim_directory(out: Path, *, overwrite: bool) -> None:
+    """Refuse a run directory that holds something, unless it may be overwritten."""
+    if out.is_file():
+        raise InputError(f"{out} is a file; a run directory is needed")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise InputError(f"{out} exists: choose another --out or give --overwrite")
+
+
+@contextlib.contextmanager
+def removed_on_error(out: Path) -> Iterator[None]:
+    """Remove `out` if the block inside created it and then failed: nothing half-written."""
+    existed = out.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(out, ignore_errors=True)
+        raise

@@ -1,0 +1,142 @@
+"""Saved adversarial examples, and the report recomputed from them alone."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.errors import CheckpointError
+from tnn_robust.evaluation.gap import Attacked
+from tnn_robust.evaluation.risk import Outcomes, join, measure
+from tnn_robust.files import read_tensors, write_tensors
+from tnn_robust.losses import LOSSES
+from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
+from tnn_robust.records import AttackReport
+from tnn_robust.runs.attack import (
+    PARTS,
+    AttackFinished,
+    Points,
+    attacked,
+    make_check,
+    make_report,
+    model_info,
+    risk_loss,
+)
+from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
+
+KIND = "adversarial-examples"
+_BLOCK = 1024
+
+
+class Verification(NamedTuple):
+    """The report recomputed from a file, and the counts that differ from the one inside."""
+
+    report: AttackReport
+    differences: list[str]
+
+
+def save_points(path: Path, finished: AttackFinished) -> str:
+    """Write adversarial examples with the report they belong to; returns the digest.
+
+    Tensors are named ATTACK.PART.x_adv and so on, ATTACK counting from 0;
+    the header holds the attacks' settings and the report.
+    """
+    tensors: dict[str, Tensor] = {}
+    for number, parts in enumerate(finished.points):
+        for part, points in parts.items():
+            tensors |= {f"{number}.{part}.{k}": v for k, v in points._asdict().items()}
+    header = {
+        "attacks": [asdict(settings) for settings in finished.attacks],
+        "report": finished.report.to_json(),
+    }
+    return write_tensors(path, tensors, kind=KIND, header=header)
+
+
+def verify_file(
+    path: Path,
+    *,
+    run: Path | None = None,
+    device: str = "auto",
+    data_dir: str | None = None,
+    download: bool = False,
+) -> Verification:
+    """Recompute the report from saved points: nothing is attacked, everything is checked.
+
+    The checkpoint is the recorded one or `run`; its digest, the data's digest,
+    labels, box and ball of every point are checked, then all figures computed
+    anew and compared with the recorded ones.
+
+    Raises CheckpointError for a file that was altered or is of another network.
+    """
+    tensors, header, _ = read_tensors(path, kind=KIND)
+    recorded = AttackReport.from_json(header["report"])
+    attacks = [AttackSettings(**settings) for settings in header["attacks"]]
+    checkpoint = load_checkpoint(run or Path(recorded.model["path"]), resolve_device(device))
+    if checkpoint.digest != recorded.model["digest"]:
+        raise CheckpointError(
+            f"{path} is of the network {recorded.model['digest'][:12]}, "
+            f"{checkpoint.path} is {checkpoint.digest[:12]}"
+        )
+    dataset, spec = load_run_data(checkpoint, data_dir=data_dir, download=download)
+    found: list[Attacked] = []
+    for number, settings in enumerate(attacks):
+        outcomes = {
+            part: _recompute(checkpoint, dataset, settings, part, _read(tensors, number, part))
+            for part in PARTS
+        }
+        found.append(attacked(settings, outcomes, recorded.attacks[number].seconds))
+    report = make_report(found, model_info(checkpoint), describe_data(dataset, spec), recorded.seed)
+    return Verification(report, _differences(recorded, report))
+
+
+def _read(tensors: dict[str, Tensor], number: int, part: str) -> Points:
+    try:
+        return Points(*(tensors[f"{number}.{part}.{name}"] for name in Points._fields))
+    except KeyError as error:
+        raise CheckpointError(f"the file lacks {error} of attack {number}") from error
+
+
+def _recompute(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    settings: AttackSettings,
+    part: str,
+    points: Points,
+) -> Outcomes:
+    examples, device = getattr(dataset, part), checkpoint.model.head.device
+    if int(points.indices.min()) < 0 or int(points.indices.max()) >= len(examples.y):
+        raise CheckpointError(f"{settings.name} has indices outside the {part} part")
+    if not torch.equal(points.y, examples.y[points.indices]):
+        raise CheckpointError(f"{settings.name} has other labels than the {part} part")
+    check, loss = make_check(settings), LOSSES[risk_loss(checkpoint)]
+    results = []
+    for rows in torch.arange(len(points.y)).split(_BLOCK):
+        indices = points.indices[rows]
+        x, y = examples.x[indices].to(device), examples.y[indices].to(device)
+        x_adv = points.x_adv[rows].to(device)
+        radius = check(x, x_adv, indices)
+        # Whether the attack was blind cannot be seen from its result.
+        unseen = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        with frozen(checkpoint.model):
+            results.append(measure(checkpoint.model, x, x_adv, y, radius, unseen, loss=loss))
+    return join(results)
+
+
+def _differences(recorded: AttackReport, report: AttackReport) -> list[str]:
+    """Counts must agree exactly, risks up to rounding on another machine."""
+    old_rows = (*recorded.attacks, recorded.worst_case)
+    new_rows = (*report.attacks, report.worst_case)
+    found = []
+    for old, new in zip(old_rows, new_rows, strict=True):
+        for part in PARTS:
+            for name in ("n", "clean_correct", "correct", "clean_risk", "risk"):
+                before, after = (getattr(getattr(row, part), name) for row in (old, new))
+                if not math.isclose(before, after, rel_tol=1e-5, abs_tol=1e-12):
+                    found.append(f"{old.name}, {part}, {name}: recorded {before}, found {after}")
+    return found
