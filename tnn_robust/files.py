@@ -53,8 +53,15 @@ def require_writable(path: Path) -> None:
     place = path.absolute().parent
     while not place.exists():
         place = place.parent
-    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write a file at {path}")
+    reason = None
+    if path.is_dir():
+        reason = "it is a directory"
+    elif not place.is_dir():
+        reason = f"{place} is no directory"
+    elif not os.access(place, os.W_OK | os.X_OK):
+        reason = f"no permission in {place}"
+    if reason:
+        raise InputError(f"cannot write {path}: {reason}")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -125,7 +125,7 @@ class AttackRow(_Record):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        nested = {"train": PartResult, "test": PartResult, "agp": Gap}
+        nested: dict[str, type[_Record]] = {"train": PartResult, "test": PartResult, "agp": Gap}
         parts = {name: kind.from_json(_part(value, name)) for name, kind in nested.items()}
         return super().from_json({**value, **parts})
 

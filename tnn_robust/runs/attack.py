@@ -30,8 +30,9 @@ PARTS = ("train", "test")
 class AttackRequest:
     """All that `tnn-attack` was asked.
 
-    choice: the attacks, filled in from the run's training where left open; n: at most so many examples of each part; batch_size: examples attacked at
-    once, which bounds the memory and does not change results beyond rounding.
+    choice: the attacks, filled in from the run's training where left open; n: at
+    most so many examples of each part; batch_size: examples attacked at once,
+    which bounds the memory and does not change results beyond rounding.
     """
 
     run: Path

@@ -33,6 +33,7 @@ from tnn_robust.records import (
     BatchProgress,
     CompressionReport,
     EpochRecord,
+    LayerRecord,
     ModelSummary,
 )
 from tnn_robust.runs.attack import (
@@ -99,6 +100,7 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
         raise InputError(f"--out {request.out} is the run itself: choose another directory")
     claim_directory(request.out, overwrite=request.overwrite)
     ranks = choose_ranks(checkpoint.model, request.rule)
+    layers_before = layer_records(checkpoint.model, (1.0,) * len(ranks))
     # Refused before anything is written.
     check_attacks(request.choice.resolve(training_attack(checkpoint)), checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
@@ -115,7 +117,8 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
                 rows.append(record.report.worst_case)
             else:
                 yield record
-    yield _report(checkpoint, target, dataset, rows, kept, request)
+    layers = (layers_before, layer_records(target.model, kept))
+    yield _report(checkpoint, target, dataset, rows, layers, request)
 
 
 def _finetune(
@@ -180,6 +183,9 @@ def _save(
     path = request.out / FILE_NAME
     with removed_on_error(request.out):
         digest = save_checkpoint(path, model, header)
+    # Of a run overwritten: they would belong to another network.
+    for stale in (STATE, METRICS):
+        (request.out / stale).unlink(missing_ok=True)
     # Of an overwritten run; resuming it would undo the compression.
     for stale in (STATE, METRICS):
         (request.out / stale).unlink(missing_ok=True)
@@ -205,7 +211,7 @@ def _report(
     target: Checkpoint,
     dataset: Dataset,
     rows: list[AttackRow],
-    kept: tuple[float, ...],
+    layers: tuple[tuple[LayerRecord, ...], tuple[LayerRecord, ...]],
     request: CompressRequest,
 ) -> CompressionReport:
     models = (source.model, target.model)
@@ -226,8 +232,8 @@ def _report(
         target=model_info(target),
         rule=request.rule.describe(),
         finetune_epochs=request.finetune,
-        layers_before=layer_records(source.model, (1.0,) * len(kept)),
-        layers_after=layer_records(target.model, kept),
+        layers_before=layers[0],
+        layers_after=layers[1],
         before=before,
         after=after,
     )

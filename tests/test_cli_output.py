@@ -1,0 +1,176 @@
+"""What reaches the screen: golden text at 80 columns, plain where colours have no place.
+
+`UPDATE_GOLDEN=1 pytest tests/test_cli_output.py` writes the files anew; read the diff.
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tnn_robust_cli import _render
+
+from tnn_robust.records import (
+    AttackReport,
+    AttackRow,
+    CompressionReport,
+    Gap,
+    LayerRecord,
+    ModelSummary,
+    PartResult,
+)
+from tnn_robust.reporting.tables import attack_notes, attack_tables, compression_tables
+
+GOLDEN = Path(__file__).parent / "golden"
+WIDTH = 80
+HEAVY = {"torch", "numpy", "scipy", "sklearn", "rich", "matplotlib", "safetensors", "torchattacks"}
+PGD = {"steps": 40, "step_size": 0.00490196, "restarts": 5, "random_start": True, "loss": "margin"}
+FGSM = {"steps": 1, "step_size": 0.0784314, "restarts": 1, "random_start": False, "loss": "margin"}
+
+
+def part(n: int, clean: int, correct: int, clean_risk: float, risk: float, vanished: int = 0):
+    share = correct / n
+    interval = (max(0.0, share - 0.0123), min(1.0, share + 0.0123))
+    return PartResult(n, clean_risk, clean, risk, correct, interval, vanished)
+
+
+def row(name: str, norm: str, eps: str, settings: dict, train: PartResult, test: PartResult):
+    risk, accuracy = test.risk - train.risk, train.accuracy - test.accuracy
+    gap = Gap(
+        risk=risk,
+        risk_ci=(risk - 0.0234, risk + 0.0345),
+        accuracy=accuracy,
+        accuracy_ci=(accuracy - 0.011, accuracy + 0.012),
+    )
+    return AttackRow(name, norm, eps, 0.0784314, settings, train, test, gap, 0.0784314, 12.345)
+
+
+def report(*rows: AttackRow) -> AttackReport:
+    return AttackReport({}, {}, 0, {}, rows[:-1], rows[-1])
+
+
+TYPICAL = report(
+    row("fgsm", "linf", "20/255", FGSM, part(2000, 1996, 1915, 0.0123, 0.1234),
+        part(2038, 2010, 1901, 0.0345, 0.2015)),
+    row("pgd", "linf", "20/255", PGD, part(2000, 1996, 1910, 0.0123, 0.1244),
+        part(2038, 2010, 1894, 0.0345, 0.2044, vanished=7)),
+    row("worst case", "linf", "20/255", {"attacks": ["fgsm", "pgd"]},
+        part(2000, 1996, 1909, 0.0123, 0.1244), part(2038, 2010, 1893, 0.0345, 0.2045)),
+)  # fmt: skip
+# The longest of everything: names, norms, sizes, losses of a network that diverges.
+EXTREME = report(
+    row("pgd", "spectral", "128/255", PGD, part(60000, 60000, 60000, 1.234e-12, 1.234e-11),
+        part(10000, 10000, 10000, 1.234e-12, 1.234e-10)),
+    row("torchattacks:AutoAttack", "linf", "0.123457", {"norm": "Linf", "seed": 0},
+        part(60000, 60000, 0, 12345.6, 1234567.8), part(10000, 10000, 0, 23456.7, 2345678.9)),
+    row("torchattacks:VMIFGSM", "linf", "0.123457", {"steps": 10, "alpha": 0.0308642},
+        part(60000, 60000, 0, 12345.6, 1234567.8), part(10000, 10000, 0, 23456.7, 2345678.9)),
+    row("worst case", "spectral+linf", "spectral 128/255, linf 0.123457", {},
+        part(60000, 60000, 0, 12345.6, 1234567.8), part(10000, 10000, 0, 23456.7, 2345678.9)),
+)  # fmt: skip
+
+
+def layer(number: int, form: str, rank: int, d_in: int, d_out: int, kept: float) -> LayerRecord:
+    parameters = 28 * (d_in * d_out if form == "faces" else rank * (d_in + d_out))
+    return LayerRecord(
+        number, d_in, d_out, form, rank, rank - 1, rank, 0.7 * rank, kept, parameters,
+        4 * parameters, 2 * parameters + 28 * 28 * (d_in + d_out),
+    )  # fmt: skip
+
+
+def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionReport:
+    sides = {}
+    for side, form, r in (("before", "faces", min(28, width)), ("after", "factors", rank)):
+        widths = ((28, width), (width, width))
+        share = 1.0 if side == "before" else 0.9123
+        layers = tuple(
+            layer(i + 1, form, r, *sizes, share) for i, sizes in enumerate(widths)
+        )  # fmt: skip
+        count = sum(one.parameters for one in layers)
+        worst = verdicts.attacks[0] if side == "before" else verdicts.worst_case
+        sides[f"layers_{side}"] = layers
+        sides[side] = ModelSummary(count, 4 * count + 2696, 2 * count, 0.123, 4.567, worst)
+    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides)
+
+
+def shown(record: AttackReport | CompressionReport, capsys: pytest.CaptureFixture) -> str:
+    if isinstance(record, AttackReport):
+        _render.show_tables(attack_tables(record), width=WIDTH)
+        _render.show_lines(attack_notes(record), width=WIDTH)
+    else:
+        _render.show_tables(compression_tables(record), width=WIDTH)
+    return capsys.readouterr().out
+
+
+RECORDS = {
+    "attack": TYPICAL,
+    "attack-extreme": EXTREME,
+    "compression": compression(28, 4, TYPICAL),
+    "compression-extreme": compression(4096, 1024, EXTREME),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_golden_text(name, capsys):
+    lines = [line.rstrip() for line in shown(RECORDS[name], capsys).splitlines()]
+    text, path = "\n".join(lines) + "\n", GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+    assert max(len(line) for line in lines) <= WIDTH
+    assert "…" not in text and "\x1b" not in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("no_color", (False, True))
+def test_a_terminal_gets_bold_unless_no_color(no_color, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    _render.show_tables(attack_tables(TYPICAL), width=WIDTH)
+    _render.show_lines(attack_notes(TYPICAL), width=WIDTH)
+    text = screen.getvalue()
+    assert "WARNING" in text and ("\x1b" in text) != no_color
+    plain = [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()]
+    assert plain == (GOLDEN / "attack.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("columns", "width"), (("200", 120), ("100", 100), ("60", 60)))
+def test_a_wide_terminal_is_not_filled(columns, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert _render.console().width == width
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert _render.console().width == WIDTH
+
+
+@pytest.mark.parametrize("command", ("train", "attack", "compress"))
+def test_help_answers_at_once(command):
+    script = Path(sys.executable).parent / f"tnn-{command}"
+    started = time.monotonic()
+    environment = {**os.environ, "COLUMNS": "80"}
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", str(script), "--help"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert time.monotonic() - started < 2
+    assert found.returncode == 0
+    assert found.stdout.startswith(f"Usage: tnn-{command} [OPTIONS]")
+    assert max(map(len, found.stdout.splitlines())) <= WIDTH and "\x1b" not in found.stdout
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in found.stderr.splitlines()}
+    assert "tnn_robust_cli" in imported and not imported & HEAVY
