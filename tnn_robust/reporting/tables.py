@@ -12,6 +12,8 @@ from tnn_robust.records import (
     ModelSummary,
 )
 
+_SIZE_WIDTH = 11
+
 
 class Table(NamedTuple):
     """A title, column heads and rows; every cell is text, the first column a name."""
@@ -48,7 +50,7 @@ def _accuracy_row(row: AttackRow) -> tuple[str, ...]:
     low, high = row.test.accuracy_ci
     return (
         _name(row),
-        _eps(row),
+        _narrow(_eps(row)),
         f"{row.train.risk:.4g}",
         f"{row.test.risk:.4g}",
         _percent(row.train.accuracy),
@@ -85,6 +87,11 @@ def _name(row: AttackRow) -> str:
 
 def _eps(row: AttackRow) -> str:
     return "all" if "+" in row.norm else f"{row.norm} {row.eps}"
+
+
+def _narrow(size: str) -> str:
+    """On two lines where it would push a name of torchattacks out of 80 columns."""
+    return size if len(size) <= _SIZE_WIDTH else size.replace(" ", "\n")
 
 
 def attack_notes(report: AttackReport) -> list[str]:

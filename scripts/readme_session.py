@@ -1,0 +1,46 @@
+"""Run the README's session on real MNIST and put what it printed into the README.
+
+    TNN_DATA=FOLDER python scripts/readme_session.py
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- session: scripts/readme_session.py -->\n", "<!-- end of session -->\n"
+COMMANDS = (
+    """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
+    --transform dct --attack fgsm --eps 20/255 --epochs 20 --batch-size 30 --lr 1e-3 \\
+    --seed 0 --out runs/r28""",
+    "tnn-attack runs/r28 --attack fgsm --attack pgd --eps 20/255 --json r.json",
+    "tnn-compress runs/r28 --rank 4 --out runs/r28-c4",
+    "tnn-attack runs/r28-c4 --attack fgsm --attack pgd --eps 20/255",
+)
+
+
+def main() -> None:
+    binaries = Path(sys.executable).parent
+    shown = []
+    with tempfile.TemporaryDirectory() as folder:
+        for command in COMMANDS:
+            done = subprocess.run(
+                f"{binaries}/{command}",
+                shell=True,
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            lines = [line.rstrip() for line in done.stdout.splitlines()]
+            shown.append(f"$ {command}\n" + "\n".join(lines).strip() + "\n")
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    session = "\n".join(shown)
+    README.write_text(f"{before}{BEGIN}\n```console\n{session}```\n\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
