@@ -57,7 +57,9 @@ def show_lines(lines: Iterable[str], *, width: int | None = None) -> None:
     """Print sentences, wrapped; warnings stand out where there is colour."""
     out = console(width)
     for line in lines:
-        out.print(line, style="bold yellow" if line.startswith("WARNING") else None, markup=False)
+        style = "bold yellow" if line.startswith("WARNING") else None
+        # A long path keeps whole: broken, it could not be copied.
+        out.print(line, style=style, markup=False, overflow="ignore", crop=False)
 
 
 class Bar:

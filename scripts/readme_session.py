@@ -1,6 +1,6 @@
 """Run the README's session on real MNIST and put what it printed into the README.
 
-    TNN_DATA=FOLDER python scripts/readme_session.py
+TNN_DATA=FOLDER python scripts/readme_session.py
 """
 
 import subprocess

@@ -34,7 +34,7 @@ def write(path, content):
 
 def test_idx_reads_images_and_labels(tmp_path):
     for i, content in enumerate((idx_images(), idx_labels(), idx_images(), idx_labels())):
-        write(tmp_path / idx.FILES[i], gzip.compress(content))
+        write(tmp_path / idx.FILES[i], gzip.compress(content, mtime=0))
     arrays, _ = idx.read_mnist_like(tmp_path)
     assert np.array_equal(arrays.x_train, IMAGES) and arrays.x_test.dtype == np.uint8
     assert arrays.y_test.tolist() == [7, 0, 9] and arrays.y_train.dtype == np.int64
@@ -43,16 +43,22 @@ def test_idx_reads_images_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(idx_images())[:-20], "truncated or not gzip"),
-        (gzip.compress(idx_images())[:5], "truncated or not gzip"),
+        (gzip.compress(idx_images(), mtime=0)[:-20], "truncated or not gzip"),
+        (gzip.compress(idx_images(), mtime=0)[:5], "truncated or not gzip"),
         (b"not gzip at all", "truncated or not gzip"),
         (b"", "truncated: 0 bytes, its header needs 16"),
-        (gzip.compress(idx_images(magic=2049)), "magic 2049, needed 2051"),
-        (gzip.compress(idx_images()[:10]), "truncated: 10 bytes, its header needs 16"),
-        (gzip.compress(idx_images(count=4)), "promises 3136 values in its header, has 2352"),
-        (gzip.compress(idx_images() + b"x"), "promises 2352 values in its header, has 2353"),
-        (gzip.compress(idx_images(count=2**32 - 1)), "promises"),
-        (gzip.compress(idx_images(IMAGES[:, :14])), "14 x 28 images, needed 28 x 28"),
+        (gzip.compress(idx_images(magic=2049), mtime=0), "magic 2049, needed 2051"),
+        (gzip.compress(idx_images()[:10], mtime=0), "truncated: 10 bytes, its header needs 16"),
+        (
+            gzip.compress(idx_images(count=4), mtime=0),
+            "promises 3136 values in its header, has 2352",
+        ),
+        (
+            gzip.compress(idx_images() + b"x", mtime=0),
+            "promises 2352 values in its header, has 2353",
+        ),
+        (gzip.compress(idx_images(count=2**32 - 1), mtime=0), "promises"),
+        (gzip.compress(idx_images(IMAGES[:, :14]), mtime=0), "14 x 28 images, needed 28 x 28"),
     ],
 )
 def test_idx_refuses_broken_images(tmp_path, content, message):
@@ -61,7 +67,7 @@ def test_idx_refuses_broken_images(tmp_path, content, message):
 
 
 def test_idx_refuses_damaged_bytes(tmp_path):
-    content = bytearray(gzip.compress(idx_images()))
+    content = bytearray(gzip.compress(idx_images(), mtime=0))
     content[len(content) // 2] ^= 0xFF
     with pytest.raises(DataError, match=r"images\.gz"):
         idx.read_images(write(tmp_path / "images.gz", bytes(content)))
@@ -73,8 +79,8 @@ def test_idx_refuses_labels_outside_the_classes(tmp_path):
 
 
 def test_idx_refuses_unequal_counts(tmp_path):
-    write(tmp_path / idx.FILES[0], gzip.compress(idx_images()))
-    write(tmp_path / idx.FILES[1], gzip.compress(idx_labels(b"\1\2")))
+    write(tmp_path / idx.FILES[0], gzip.compress(idx_images(), mtime=0))
+    write(tmp_path / idx.FILES[1], gzip.compress(idx_labels(b"\1\2"), mtime=0))
     with pytest.raises(DataError, match="3 images but 2 labels"):
         idx.read_mnist_like(tmp_path)
 
@@ -456,7 +462,7 @@ def test_damage_never_gets_past_a_reader(tmp_path, kind):
             "cifar": python2_pickle(data=b"abcdef"),
             "ts": TS.encode(),
             "npz": npz(tmp_path).read_bytes(),
-            "idx": gzip.compress(idx_images()),
+            "idx": gzip.compress(idx_images(), mtime=0),
         }[kind]
     refused = 0
     for broken in damaged(content):

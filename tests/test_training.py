@@ -275,3 +275,22 @@ def test_a_full_disk_later_keeps_the_run(whole, tmp_path, monkeypatch, spare):
     list(train_run(request(tmp_path, **options, resume=True)))
     assert equal(weights(tmp_path), weights(out)) and metrics(tmp_path) == metrics(out)
     assert epochs_done(tmp_path) == 3
+
+
+def test_a_network_whose_scores_are_all_zero_is_an_error_not_a_result(
+    tmp_path, monkeypatch
+) -> None:
+    """A dead network sits at log k for ever; 0 % accuracy would look like a result."""
+    fresh = run.new_model
+
+    def dead(*arguments, **options):
+        model = fresh(*arguments, **options)
+        with torch.no_grad():
+            for layer in model.t_layers:
+                layer.weight.zero_()
+        return model
+
+    monkeypatch.setattr(run, "new_model", dead)
+    with pytest.raises(TrainingError, match="died in epoch 1"):
+        list(train_run(request(tmp_path / "run", attack=None)))
+    assert load_checkpoint(tmp_path / "run").header.training["epochs_done"] == 0

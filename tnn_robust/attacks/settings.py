@@ -13,6 +13,7 @@ from tnn_robust.errors import InputError, unknown_choice
 _ZOO = "torchattacks:"
 _ZOO_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _MAX_RANGE = 10_000
+_LARGEST_EPS = 1e6  # the box is [0, 1]; far beyond it float32 would overflow
 # Fraction writes out 1e999999999 digit by digit.
 _LONG_EXPONENT = re.compile(r"e[+-]?[\d_]{4}", re.IGNORECASE)
 
@@ -202,8 +203,8 @@ def _preset(name: str, norm: str | None) -> Preset:
 
 
 def _check(eps: Eps, steps: int | None, step_size: float | None, restarts: int, loss: str) -> None:
-    if not (math.isfinite(eps.value) and eps.value >= 0):
-        raise InputError(f"eps needs a number of at least 0, got {eps.text}")
+    if not 0 <= eps.value <= _LARGEST_EPS:
+        raise InputError(f"eps needs a number from 0 to {_LARGEST_EPS:g}, got {eps.text}")
     if steps is not None and steps < 1:
         raise InputError(f"an attack needs at least 1 step, got {steps}")
     if step_size is not None and not (math.isfinite(step_size) and step_size > 0):

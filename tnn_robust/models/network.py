@@ -213,7 +213,12 @@ def new_model(
     transform = make_transform(
         architecture.transform, architecture.channels, data=data, dtype=dtype
     )
-    return TNN.random(architecture, transform, seed)
+    try:
+        return TNN.random(architecture, transform, seed)
+    except RuntimeError as error:  # torch has no error of its own for memory on the CPU
+        if "allocate" not in str(error) and "overflow" not in str(error):
+            raise
+        raise InputError(f"no memory for a network of {architecture}") from error
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class Points(NamedTuple):
     """Adversarial points of one attack on one part, on the CPU.
 
     x_adv (n, d, c); y, predictions, indices (n,) int64; success (n,) bool:
-    the point is misclassified (also where the clean example already was).
+    the point is misclassified (also where the clean example already was);
+    vanished (n,) bool: the attack met only zero or non-finite gradients.
     """
 
     x_adv: Tensor
@@ -58,6 +59,7 @@ class Points(NamedTuple):
     predictions: Tensor
     indices: Tensor
     success: Tensor
+    vanished: Tensor
 
 
 @dataclass(frozen=True)
@@ -222,4 +224,4 @@ def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
 
 def _points(x_adv: Tensor, examples: Part, indices: Tensor, outcomes: Outcomes) -> Points:
     y, where = examples.y.cpu(), indices.cpu()
-    return Points(x_adv, y, outcomes.predictions, where, ~outcomes.correct)
+    return Points(x_adv, y, outcomes.predictions, where, ~outcomes.correct, outcomes.vanished)

@@ -121,10 +121,10 @@ def _recompute(
         x, y = examples.x[indices].to(device), examples.y[indices].to(device)
         x_adv = points.x_adv[rows].to(device)
         radius = check(x, x_adv, indices)
-        # Whether the attack was blind cannot be seen from its result.
-        unseen = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        # Whether the attack was blind cannot be seen from its result, only taken over.
+        blind = points.vanished[rows].to(device)
         with frozen(checkpoint.model):
-            results.append(measure(checkpoint.model, x, x_adv, y, radius, unseen, loss=loss))
+            results.append(measure(checkpoint.model, x, x_adv, y, radius, blind, loss=loss))
     return join(results)
 
 

@@ -130,7 +130,8 @@ def fit(
     example), so that a resumed run equals an uninterrupted one. After an
     EpochRecord the weights are finite.
 
-    Raises TrainingError naming the epoch when loss or weights are not finite.
+    Raises TrainingError naming the epoch when loss or weights are not finite,
+    or when all ReLUs are dead.
     """
     for epoch in range(first_epoch, settings.epochs + 1):
         started, total = time.perf_counter(), torch.zeros((), device=x.device)
@@ -149,7 +150,7 @@ def fit(
         mean = _finite(float(total) / len(x), epoch)
         _finite(_finite_share(model), epoch)
         norm = _finite(float(weight_norm(model)), epoch)  # weights of 1e30 have no finite one
-        clean, robust = _accuracies(model, monitor, perturb, seed)
+        clean, robust = _accuracies(model, monitor, perturb, seed, epoch)
         seconds = time.perf_counter() - started
         yield EpochRecord(epoch, mean, clean, robust, len(monitor[1]), norm, seconds)
 
@@ -185,12 +186,18 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def _accuracies(
-    model: TNN, monitor: tuple[Tensor, Tensor], perturb: Perturb | None, seed: int
+    model: TNN, monitor: tuple[Tensor, Tensor], perturb: Perturb | None, seed: int, epoch: int
 ) -> tuple[float, float]:
     """Clean and robust accuracy at the weights as they are, under the training attack."""
     x, y = monitor
     with torch.no_grad():
-        clean = margin(model(x), y) > 0
+        scores = model(x)
+        clean = margin(scores, y) > 0
+    if not bool(scores.any()):
+        raise TrainingError(
+            f"the network died in epoch {epoch}: every score is 0, and so is every gradient; the "
+            "last good checkpoint is kept; try a larger --width, a smaller --eps or --lr"
+        )
     if perturb is None:
         return float(clean.float().mean()), float(clean.float().mean())
     streams = Streams(seed, torch.arange(len(x), device=x.device))
