@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -58,8 +59,9 @@ def show_lines(lines: Iterable[str], *, width: int | None = None) -> None:
     out = console(width)
     for line in lines:
         style = "bold yellow" if line.startswith("WARNING") else None
-        # A long path keeps whole: broken, it could not be copied.
-        out.print(line, style=style, markup=False, overflow="ignore", crop=False)
+        # A long path stays whole: broken, it could not be copied.
+        wrapped = textwrap.fill(line, out.width, break_long_words=False, break_on_hyphens=False)
+        out.print(wrapped, style=style, markup=False, soft_wrap=True)
 
 
 class Bar:
