@@ -6,12 +6,18 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
+from tnn_robust import choices
 from tnn_robust.errors import InputError
 
 
 @shared.command("tnn-attack")
 @click.argument("run", type=shared.OUT, required=False)
 @shared.attacking
+@click.option(
+    "--suite",
+    help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for published figures.",
+)
+@click.option("--checks/--no-checks", default=True, help="For gradient masking.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
 @click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there.")
 @click.option("--verify", type=shared.OUT, help="Recompute the report of such a file instead.")

@@ -35,7 +35,7 @@ _NETWORK = shared.options(
 )
 
 _ATTACK = shared.options(
-    click.option("--attack", default="pgd", help=f"none, {_lists(choices.ATTACKS)}."),
+    click.option("--attack", default="pgd", help=f"none, {_lists(choices.TRAINING_ATTACKS)}."),
     click.option("--norm", help=f"Of pgd: {_lists(choices.NORMS)}.  [default: linf]"),
     click.option("--eps", type=shared.ONE_EPS, default="8/255"),
     click.option("--steps", type=int, help="Of pgd.  [default: 10]"),
@@ -127,8 +127,8 @@ def _attack(given: dict[str, Any]):
     steps, step_size = given.pop("steps"), given.pop("step_size")
     if name == "none":
         return None
-    if name not in choices.ATTACKS:
-        raise unknown_choice("training attack", name, ("none", *choices.ATTACKS))
+    if name not in choices.TRAINING_ATTACKS:
+        raise unknown_choice("training attack", name, ("none", *choices.TRAINING_ATTACKS))
     if name == "pgd" and steps is None:
         steps = 10
     loss = given["loss"]

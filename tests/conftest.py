@@ -31,8 +31,14 @@ def _no_user_files(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
 
 
 def run_cli(command: str, *arguments: object) -> Result:
-    """Run `tnn-COMMAND ARGUMENTS` in this process; stdout and stderr are kept apart."""
+    """Run `tnn-COMMAND ARGUMENTS` in this process; stdout and stderr are kept apart.
+
+    The masking checks, which take seconds, run only where a test asks for --checks.
+    """
     import importlib
+
+    if command == "attack" and "--checks" not in arguments:
+        arguments = (*arguments, "--no-checks")
 
     main = importlib.import_module(f"tnn_robust_cli.{command}").main
     return CliRunner().invoke(main, [str(argument) for argument in arguments])

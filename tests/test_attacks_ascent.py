@@ -6,7 +6,8 @@ import reference as ref
 import torch
 from torch import nn
 
-from tnn_robust.attacks.ascent import ascend, make_perturb
+from tnn_robust.attacks.ascent import ascend
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.errors import AttackError, InputError

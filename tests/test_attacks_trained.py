@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tnn_robust.attacks.ascent import make_perturb, verify
+from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
 from tnn_robust.attacks.threat import BALLS, ball_of
 from tnn_robust.losses import margin

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tnn_robust.attacks.ascent import make_perturb, verify
+from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
 from tnn_robust.attacks.threat import ball_of
 from tnn_robust.attacks.zoo_entries import ZOO, check_scores, check_shape

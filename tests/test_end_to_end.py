@@ -9,7 +9,7 @@ from conftest import run_cli, train_digits
 from safetensors.torch import load_file
 
 from tnn_robust.algebra.ranks import stable_rank
-from tnn_robust.attacks.ascent import make_perturb
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
 from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
 from tnn_robust.models.network import TNN

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust.attacks.ascent import make_perturb
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackChoice, Eps, attack_settings
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.evaluation.gap import Attacked, attack_row, gap, part_result, worst_case

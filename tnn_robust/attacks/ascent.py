@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.attacks.threat import Ball, Radius, ball_of, per_example, shrink_to
+from tnn_robust.attacks.threat import Ball, Radius, per_example, shrink_to
 from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import LOSSES, Loss
+from tnn_robust.losses import Loss
 from tnn_robust.randomness import Streams
 
 Model = Callable[[Tensor], Tensor]
@@ -31,38 +30,6 @@ class Perturbed(NamedTuple):
 Perturb = Callable[[Model, Tensor, Tensor, Streams], Perturbed]
 
 
-def make_perturb(settings: AttackSettings, *, keep_best: bool = True) -> Perturb:
-    """An attack as a callable `perturb(model, x, y, streams) -> Perturbed`.
-
-    keep_best=False returns the last iterate untested, as training does.
-    """
-    if settings.zoo_name is not None:
-        from tnn_robust.attacks.zoo import make_zoo_perturb
-
-        return make_zoo_perturb(settings)
-    ball, loss = ball_of(settings.norm), LOSSES[settings.loss]
-
-    def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
-        with frozen(model):
-            return ascend(
-                model,
-                x,
-                y,
-                ball=ball,
-                loss=loss,
-                eps=settings.eps_value,
-                steps=settings.steps,
-                step_size=settings.step_size,
-                restarts=settings.restarts,
-                streams=streams if settings.random_start or settings.restarts > 1 else None,
-                start_at_x=not settings.random_start,
-                skip_blocked=settings.skip_blocked,
-                keep_best=keep_best,
-            )
-
-    return perturb
-
-
 def ascend(
     model: Model,
     x: Tensor,
@@ -76,27 +43,33 @@ def ascend(
     restarts: int = 1,
     streams: Streams | None = None,
     start_at_x: bool = True,
+    start: Tensor | None = None,
     skip_blocked: bool = False,
     keep_best: bool = True,
 ) -> Perturbed:
     """Raise `loss` over the ball around x, inside the box [0, 1].
 
     x (n, d, c), y (n,), eps and step_size a number or (n,). The first restart
-    starts at x if `start_at_x`, all others at a random point of the ball drawn
-    from `streams`. Returns, of x itself and every iterate of every restart, the
-    last included, the point of largest loss (`keep_best`), or the last iterate
-    (one forward pass less, no clean pass). Only the gradient of the input is
-    computed, and nothing is read back to the host inside the loop.
+    starts at `start` (n, d, c), brought into ball and box, or else at x if
+    `start_at_x`; all others at a random point of the ball drawn from `streams`.
+    Returns, of x itself and every iterate of every restart, the last included,
+    the point of largest loss (`keep_best`), or the last iterate (one forward
+    pass less, no clean pass). Only the gradient of the input is computed, and
+    nothing is read back to the host inside the loop.
 
     Raises AttackError where the model's scores are not finite.
     """
     best_x, best = x, None
     blind = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-    if keep_best and not start_at_x:
+    first = x if start_at_x else None
+    if start is not None:
+        first = feasible(x, start - x, ball, eps)
+    if keep_best and first is not x:
         best = _value(model, x, y, loss)
     z = x
     for restart in range(restarts):
-        z = x if start_at_x and restart == 0 else _random_point(x, ball, eps, streams, restart)
+        warm = first if restart == 0 else None
+        z = _random_point(x, ball, eps, streams, restart) if warm is None else warm
         for _ in range(steps):
             value, gradient = _value_and_gradient(model, z, y, loss)
             if keep_best:

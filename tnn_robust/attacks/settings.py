@@ -11,6 +11,7 @@ from tnn_robust.choices import ATTACKS, LOSSES, NORMS
 from tnn_robust.errors import InputError, unknown_choice
 
 _ZOO = "torchattacks:"
+_LP = ("linf", "l2", "l1")
 _ZOO_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _MAX_RANGE = 10_000
 _LARGEST_EPS = 1e6  # the box is [0, 1]; far beyond it float32 would overflow
@@ -26,19 +27,30 @@ class Eps(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """What makes a name an attack: norm (None: the user's) and the loop's defaults."""
+    """What makes a name an attack: norm (None: the user's) and the loop's defaults.
+
+    own_step: the attack chooses its step sizes; norms: those it is made for
+    (None: all).
+    """
 
     norm: str | None
     steps: int
     random_start: bool
     skip_blocked: bool
+    own_step: bool = False
+    norms: tuple[str, ...] | None = None
 
 
-# FGSM: Goodfellow et al. 2015; l2-FGM: Miyato et al. 2017; PGD: Madry et al. 2018.
+# FGSM: Goodfellow et al. 2015; l2-FGM: Miyato et al. 2017; PGD: Madry et al. 2018; APGD and FAB:
+# Croce & Hein 2020; Square: Andriushchenko et al. 2020, whose steps are queries.
 PRESETS: dict[str, Preset] = {
     "fgsm": Preset(norm="linf", steps=1, random_start=False, skip_blocked=False),
     "fgm": Preset(norm="l2", steps=1, random_start=False, skip_blocked=False),
     "pgd": Preset(norm=None, steps=40, random_start=True, skip_blocked=True),
+    "apgd": Preset(None, 100, False, False, own_step=True),
+    "apgd-t": Preset(None, 100, False, False, own_step=True),
+    "fab": Preset(None, 100, False, False, own_step=True, norms=_LP),
+    "square": Preset(None, 1000, True, False, own_step=True, norms=_LP),
 }
 
 
@@ -46,7 +58,8 @@ PRESETS: dict[str, Preset] = {
 class AttackSettings:
     """Everything an attack's result depends on besides model, data and seed.
 
-    step_size is in the units of eps; skip_blocked leaves out of the gradient
+    step_size is in the units of eps, 0 where the attack chooses its own;
+    skip_blocked leaves out of the gradient
     what the box would clip away again.
     """
 
@@ -106,6 +119,7 @@ def attack_settings(
         raise InputError(f"{name} takes one step, got --steps {steps}: use pgd")
     count = steps or preset.steps
     default = eps.value if count == 1 else 2.5 * eps.value / count
+    default = 0.0 if preset.own_step else default
     return AttackSettings(
         name=name,
         norm=preset.norm or norm or "linf",
@@ -153,7 +167,7 @@ class AttackChoice:
             raise InputError(f"{', '.join(names)} takes one step: steps are settings of pgd")
         found = tuple(
             # The run's norm is only a default of the attacks that have none of their own.
-            self._settings(name, eps, self.norm or (norm if name == "pgd" else None))
+            self._settings(name, eps, self.norm or (norm if _follows(name) else None))
             for eps in self.eps or (own_eps,)
             for name in names
         )
@@ -184,6 +198,10 @@ class AttackChoice:
 _ONE_STEP = {"linf": ("fgsm",), "l2": ("fgm",)}
 
 
+def _follows(name: str) -> bool:
+    return name in PRESETS and PRESETS[name].norm is None
+
+
 def _is_one_step(name: str) -> bool:
     return name in PRESETS and PRESETS[name].steps == 1
 
@@ -197,6 +215,8 @@ def _preset(name: str, norm: str | None) -> Preset:
         preset = PRESETS[name]
     else:
         raise unknown_choice("attack", name, (*ATTACKS, _ZOO + "NAME"))
+    if preset.norms is not None and (norm or "linf") not in preset.norms:
+        raise InputError(f"{name} is made for {', '.join(preset.norms)}, got {norm}: use pgd")
     if norm is not None and preset.norm not in (None, norm):
         raise InputError(f"{name} is an attack in {preset.norm}, got --norm {norm}: use pgd")
     return preset

@@ -11,8 +11,20 @@ from tnn_robust.evaluation.risk import Outcomes, worst_of
 from tnn_robust.records import AttackRow, Gap, PartResult
 
 
+class Work(NamedTuple):
+    """What an attack did to a part: examples attacked, broken by it first, passes in all."""
+
+    attacked: int
+    broken: int
+    forwards: int
+    backwards: int
+
+
+NO_WORK = Work(0, 0, 0, 0)
+
+
 class Attacked(NamedTuple):
-    """An attack's name, threat model and settings, and what it did to both parts."""
+    """An attack's name, threat model and settings, what it did to both parts, and its work."""
 
     name: str
     norm: str
@@ -22,10 +34,12 @@ class Attacked(NamedTuple):
     train: Outcomes
     test: Outcomes
     seconds: float
+    train_work: Work = NO_WORK
+    test_work: Work = NO_WORK
 
 
-def part_result(outcomes: Outcomes) -> PartResult:
-    """Risks as means over examples, and counts."""
+def part_result(outcomes: Outcomes, work: Work = NO_WORK) -> PartResult:
+    """Risks as means over examples, counts, and passes per example attacked."""
     n, correct = len(outcomes.loss), int(outcomes.correct.sum())
     return PartResult(
         n=n,
@@ -35,6 +49,10 @@ def part_result(outcomes: Outcomes) -> PartResult:
         correct=correct,
         accuracy_ci=accuracy_interval(correct, n),
         vanished=int(outcomes.vanished.sum()),
+        attacked=work.attacked,
+        broken=work.broken,
+        forwards=work.forwards / max(work.attacked, 1),
+        backwards=work.backwards / max(work.attacked, 1),
     )
 
 
@@ -58,8 +76,8 @@ def attack_row(attacked: Attacked, seed: int) -> AttackRow:
         eps=attacked.eps,
         eps_value=attacked.eps_value,
         settings=attacked.settings,
-        train=part_result(train),
-        test=part_result(test),
+        train=part_result(train, attacked.train_work),
+        test=part_result(test, attacked.test_work),
         agp=gap(train, test, seed),
         max_perturbation=max(float(train.radius.max()), float(test.radius.max())),
         seconds=attacked.seconds,
@@ -84,4 +102,16 @@ def worst_case(attacks: list[Attacked]) -> Attacked:
         train=worst_of([attacked.train for attacked in attacks]),
         test=worst_of([attacked.test for attacked in attacks]),
         seconds=sum(attacked.seconds for attacked in attacks),
+        train_work=_total([attacked.train_work for attacked in attacks]),
+        test_work=_total([attacked.test_work for attacked in attacks]),
+    )
+
+
+def _total(works: list[Work]) -> Work:
+    """Passes add up; every attack started from the same examples."""
+    return Work(
+        attacked=max(work.attacked for work in works),
+        broken=sum(work.broken for work in works),
+        forwards=sum(work.forwards for work in works),
+        backwards=sum(work.backwards for work in works),
     )

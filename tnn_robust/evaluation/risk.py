@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.losses import Loss, margin, predict
@@ -150,3 +150,37 @@ def worst_of(outcomes: list[Outcomes]) -> Outcomes:
         radius=pick([one.radius for one in outcomes]),
         vanished=torch.stack([one.vanished for one in outcomes]).all(0),
     )
+
+
+def carry_on(so_far: Outcomes, rows: Tensor, found: Outcomes) -> tuple[Outcomes, Tensor]:
+    """The outcomes after one more attack on the standing `rows` alone, (m,) indices.
+
+    found: the outcomes of those rows. A row takes them where the attack broke
+    it, or else found a larger loss: (m,) bool, also returned. The others keep
+    what they have: nothing more is spent on what has fallen.
+    """
+    before = Outcomes(*(column[rows] for column in so_far))
+    taken = ~found.correct | (found.loss > before.loss)
+    after = [torch.where(taken, new, old) for old, new in zip(before, found, strict=True)]
+    pairs = zip(so_far, after, strict=True)
+    return Outcomes(*(old.index_copy(0, rows, new) for old, new in pairs)), taken
+
+
+class Counted(nn.Module):
+    """A model that counts its passes: examples put forward, and gradients asked back."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.model(x)
+        self.forwards += len(x)
+        if scores.requires_grad:
+            scores.register_hook(self._count_back)
+        return scores
+
+    def _count_back(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)

@@ -24,8 +24,40 @@ class Table(NamedTuple):
 
 
 def attack_tables(report: AttackReport) -> list[Table]:
-    """The adversarial gap report: risks and accuracies, then the gap."""
-    return [_accuracy_table(report), _gap_table(report)]
+    """The adversarial gap report: risks and accuracies, the gap, and what it rests on."""
+    tables = [_accuracy_table(report), _gap_table(report)]
+    if report.suite is not None:
+        tables.append(_work_table(report))
+    if report.checks:
+        tables.append(_check_table(report))
+    return tables
+
+
+def _work_table(report: AttackReport) -> Table:
+    """Test part: how many points each attack of a suite met and was the first to break."""
+    rows = [
+        (
+            _name(row),
+            str(row.settings.get("loss", "")) if row.name == "apgd" else "",
+            f"{row.test.attacked}",
+            f"{row.test.broken}",
+            f"{row.test.forwards:.0f}",
+            f"{row.test.backwards:.0f}",
+            f"{row.seconds:.1f}",
+        )
+        for row in report.attacks
+    ]
+    columns = ("attack", "loss", "attacked", "broken", "forward", "backward", "s")
+    title = f"Suite {report.suite}, test part; passes per example attacked"
+    return Table(title, columns, rows)
+
+
+def _check_table(report: AttackReport) -> Table:
+    rows = [
+        (check.name, check.verdict, f"{check.value:.3g}", f"{check.threshold:.3g}")
+        for check in report.checks
+    ]
+    return Table("Masking checks", ("check", "", "value", "at most"), rows)
 
 
 def _accuracy_table(report: AttackReport) -> Table:
@@ -104,6 +136,12 @@ def attack_notes(report: AttackReport) -> list[str]:
         "robust accuracy; the worst case is per example over the attacks above."
     )
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
+    failed = [
+        f"WARNING: {check.name}: {check.message}." for check in report.checks if not check.passed
+    ]
+    notes += failed
+    if failed and report.suite != "standard":
+        notes.append("A figure that fails a check is not to be published: try --suite standard.")
     for row in _rows(report):
         blind = row.train.vanished + row.test.vanished
         if blind:
@@ -120,6 +158,8 @@ def _settings(settings: dict[str, Any]) -> str:
     count, restarts = settings["steps"], settings["restarts"]
     steps = "1 step" if count == 1 else f"{count} steps"
     again = "1 restart" if restarts == 1 else f"{restarts} restarts"
+    if settings["step_size"] == 0:
+        return f"{steps}, {again}, {settings['loss']} loss"
     start = "random start" if settings["random_start"] else "starting at the example"
     return f"{steps} of {settings['step_size']:.4g}, {again}, {start}, {settings['loss']} loss"
 

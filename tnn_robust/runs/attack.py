@@ -1,26 +1,30 @@
 """tnn-attack: checkpoint and its data -> attacks -> adversarial gap report."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import frozen, make_perturb, verify
-from tnn_robust.attacks.settings import AttackChoice, AttackSettings
+from tnn_robust.attacks.ascent import frozen, verify
+from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps
+from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.attacks.threat import ball_of
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.evaluation.gap import Attacked, attack_row, worst_case
-from tnn_robust.evaluation.risk import Check, Outcomes, attack_part, join
-from tnn_robust.losses import LOSSES
+from tnn_robust.evaluation.gap import NO_WORK, Attacked, Work, attack_row, worst_case
+from tnn_robust.evaluation.risk import Check as Verify
+from tnn_robust.evaluation.risk import Counted, Outcomes, attack_part, carry_on, join
+from tnn_robust.losses import LOSSES, Loss
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_robust.models.network import TNN
-from tnn_robust.records import AttackReport
+from tnn_robust.records import AttackReport, Check
+from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device, subset
 
 PARTS = ("train", "test")
@@ -32,7 +36,8 @@ class AttackRequest:
 
     choice: the attacks, filled in from the run's training where left open; n: at
     most so many examples of each part; batch_size: examples attacked at once,
-    which bounds the memory and does not change results beyond rounding.
+    which bounds the memory and does not change results beyond rounding; suite:
+    its name, in place of the attacks' names; checks: for gradient masking.
     """
 
     run: Path
@@ -44,6 +49,13 @@ class AttackRequest:
     data_dir: str | None = None
     download: bool = False
     keep_points: bool = False
+    suite: str | None = None
+    checks: bool = True
+
+    @property
+    def sequential(self) -> bool:
+        """Whether later attacks run only on the points that still stand."""
+        return self.suite is not None and is_sequential(self.suite)
 
 
 class Points(NamedTuple):
@@ -86,12 +98,28 @@ def attack_run(request: AttackRequest) -> Iterator[AttackProgress | AttackFinish
     device = resolve_device(request.device)
     checkpoint = load_checkpoint(request.run, device)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
+    attacks = chosen_attacks(request, checkpoint)
     yield from attack_checkpoint(
-        checkpoint,
-        dataset,
-        describe_data(dataset, spec),
-        request.choice.resolve(training_attack(checkpoint)),
-        request,
+        checkpoint, dataset, describe_data(dataset, spec), attacks, request
+    )
+
+
+def chosen_attacks(request: AttackRequest, checkpoint: Checkpoint) -> tuple[AttackSettings, ...]:
+    """The attacks asked for: by name, as a suite, or the run's own."""
+    trained = training_attack(checkpoint)
+    if request.suite is None:
+        return request.choice.resolve(trained)
+    if request.choice.names or len(request.choice.eps) > 1:
+        raise InputError("--suite takes no --attack and one --eps")
+    # Its norm and eps are filled in as for PGD.
+    (like,) = replace(request.choice, names=("pgd",)).resolve(trained)
+    a = checkpoint.model.architecture
+    return suite_attacks(
+        request.suite,
+        Eps(like.eps, like.eps_value),
+        norm=like.norm,
+        scores=a.scores,
+        entries=a.features * a.channels,
     )
 
 
@@ -105,45 +133,94 @@ def attack_checkpoint(
     """The same for a checkpoint and data in memory."""
     model, loss = checkpoint.model, LOSSES[risk_loss(checkpoint)]
     check_attacks(attacks, model)
-    device = model.head.device
-    parts = {
-        part: subset(getattr(dataset, part), request.n, request.seed, device) for part in PARTS
-    }
+    parts = {}
+    for number, part in enumerate(PARTS):
+        held = subset(getattr(dataset, part), request.n, request.seed, model.head.device)
+        # The two parts count their examples from 0: keep their noise apart.
+        parts[part] = _Target(part, *held, seed=2 * request.seed + number)
     found: list[Attacked] = []
     points: list[dict[str, Points]] = []
     for settings in attacks:
-        started, outcomes = time.perf_counter(), {}
-        points.append({})
-        for number, (part, (examples, indices)) in enumerate(parts.items()):
-            results: list[Outcomes] = []
-            kept: list[Tensor] = []
-            with frozen(model):
-                for block in attack_part(
-                    model,
-                    examples.x,
-                    examples.y,
-                    indices,
-                    perturb=make_perturb(settings),
-                    check=make_check(settings),
-                    loss=loss,
-                    # The two parts count their examples from 0: keep their noise apart.
-                    seed=2 * request.seed + number,
-                    block=request.batch_size,
-                ):
-                    results.append(block.outcomes)
-                    kept += [block.x_adv] if request.keep_points else []
-                    yield AttackProgress(settings.name, part, block.done, block.total)
-            outcomes[part] = join(results)
-            if request.keep_points:
-                points[-1][part] = _points(torch.cat(kept), examples, indices, outcomes[part])
-        seconds = time.perf_counter() - started
-        found.append(attacked(settings, outcomes, seconds))
-    report = make_report(found, model_info(checkpoint), dataset_info, request.seed)
-    yield AttackFinished(report, attacks, points if request.keep_points else [])
+        started, results = time.perf_counter(), {}
+        for part, target in parts.items():
+            results[part] = yield from _attack_target(model, settings, target, loss, request)
+        found.append(attacked(settings, results, time.perf_counter() - started))
+        if request.keep_points:
+            points.append({part: _points(results[part], parts[part]) for part in PARTS})
+        if request.sequential:
+            parts = {part: parts[part]._replace(so_far=results[part]) for part in PARTS}
+    checks: list[Check] = []
+    if request.checks:
+        yield AttackProgress("masking checks", "test", 0, 1)
+        held = (parts["test"].examples, parts["test"].indices)
+        checks = report_checks(model, dataset, held, attacks, request.seed)
+    info = model_info(checkpoint)
+    report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
+    yield AttackFinished(report, attacks, points)
+
+
+class Result(NamedTuple):
+    """One attack on one part: outcomes and points of all examples, and the work it was."""
+
+    outcomes: Outcomes
+    x_adv: Tensor
+    work: Work
+
+
+class _Target(NamedTuple):
+    """A part under attack; so_far: what earlier attacks of a suite have left."""
+
+    name: str
+    examples: Part
+    indices: Tensor
+    seed: int
+    so_far: Result | None = None
+
+
+def _attack_target(
+    model: TNN, settings: AttackSettings, target: _Target, loss: Loss, request: AttackRequest
+) -> Generator[AttackProgress, None, Result]:
+    """Attack a whole part, or in a suite the examples that still stand."""
+    so_far, n = target.so_far, len(target.indices)
+    rows = torch.arange(n) if so_far is None else so_far.outcomes.correct.nonzero()[:, 0]
+    if so_far is not None and not len(rows):
+        return so_far._replace(work=NO_WORK)
+    where = rows.to(target.indices.device)
+    counted = Counted(model)
+    blocks: list[Outcomes] = []
+    x_adv: list[Tensor] = []
+    with frozen(model):
+        for block in attack_part(
+            counted,
+            target.examples.x[where],
+            target.examples.y[where],
+            target.indices[where],
+            perturb=make_perturb(settings),
+            check=make_check(settings),
+            loss=loss,
+            seed=target.seed,
+            block=request.batch_size,
+        ):
+            blocks.append(block.outcomes)
+            x_adv.append(block.x_adv)
+            yield AttackProgress(settings.name, target.name, block.done, block.total)
+    found, points = join(blocks), torch.cat(x_adv)
+    broken = int((found.clean_correct & ~found.correct).sum())
+    work = Work(len(rows), broken, counted.forwards, counted.backwards)
+    if so_far is None:
+        return Result(found, points, work)
+    outcomes, taken = carry_on(so_far.outcomes, rows, found)
+    merged = so_far.x_adv.index_copy(0, rows[taken], points[taken])
+    return Result(outcomes, merged, work)
 
 
 def make_report(
-    found: list[Attacked], model: dict[str, Any], dataset: dict[str, Any], seed: int
+    found: list[Attacked],
+    model: dict[str, Any],
+    dataset: dict[str, Any],
+    seed: int,
+    suite: str | None = None,
+    checks: Sequence[Check] = (),
 ) -> AttackReport:
     """Rows, worst case and where they came from."""
     return AttackReport(
@@ -153,20 +230,24 @@ def make_report(
         versions=versions(),
         attacks=tuple(attack_row(one, seed) for one in found),
         worst_case=attack_row(worst_case(found), seed),
+        suite=suite,
+        checks=tuple(checks),
     )
 
 
-def attacked(settings: AttackSettings, outcomes: dict[str, Outcomes], seconds: float) -> Attacked:
-    """Outcomes of both parts with the attack they are of."""
+def attacked(settings: AttackSettings, results: dict[str, Result], seconds: float) -> Attacked:
+    """Results of both parts with the attack they are of."""
     return Attacked(
         name=settings.name,
         norm=settings.norm,
         eps=settings.eps,
         eps_value=settings.eps_value,
         settings=settings.to_json(),
-        train=outcomes["train"],
-        test=outcomes["test"],
+        train=results["train"].outcomes,
+        test=results["test"].outcomes,
         seconds=seconds,
+        train_work=results["train"].work,
+        test_work=results["test"].work,
     )
 
 
@@ -200,7 +281,7 @@ def model_info(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def make_check(settings: AttackSettings) -> Check:
+def make_check(settings: AttackSettings) -> Verify:
     """The verification of what this attack returns."""
     ball = ball_of(settings.norm)
 
@@ -222,6 +303,13 @@ def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
             make_perturb(settings)  # raises where torchattacks is not installed
 
 
-def _points(x_adv: Tensor, examples: Part, indices: Tensor, outcomes: Outcomes) -> Points:
-    y, where = examples.y.cpu(), indices.cpu()
-    return Points(x_adv, y, outcomes.predictions, where, ~outcomes.correct, outcomes.vanished)
+def _points(result: Result, target: _Target) -> Points:
+    outcomes = result.outcomes
+    return Points(
+        x_adv=result.x_adv,
+        y=target.examples.y.cpu(),
+        predictions=outcomes.predictions,
+        indices=target.indices.cpu(),
+        success=~outcomes.correct,
+        vanished=outcomes.vanished,
+    )

@@ -201,7 +201,11 @@ def _attacked(
         checkpoint.header.data,
         request.choice.resolve(training_attack(checkpoint)),
         AttackRequest(
-            run=checkpoint.path, seed=request.seed, n=request.n, batch_size=request.batch_size
+            run=checkpoint.path,
+            seed=request.seed,
+            n=request.n,
+            batch_size=request.batch_size,
+            checks=False,
         ),
     )
 

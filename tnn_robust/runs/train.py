@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tnn_robust.attacks.ascent import make_perturb
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset

@@ -12,7 +12,7 @@ from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.errors import CheckpointError
-from tnn_robust.evaluation.gap import Attacked
+from tnn_robust.evaluation.gap import NO_WORK, Attacked
 from tnn_robust.evaluation.risk import Outcomes, join, measure
 from tnn_robust.files import read_tensors, write_tensors
 from tnn_robust.losses import LOSSES
@@ -22,6 +22,7 @@ from tnn_robust.runs.attack import (
     PARTS,
     AttackFinished,
     Points,
+    Result,
     attacked,
     make_check,
     make_report,
@@ -86,11 +87,21 @@ def verify_file(
     dataset, spec = load_run_data(checkpoint, data_dir=data_dir, download=download)
     found: list[Attacked] = []
     for number, settings in enumerate(attacks):
-        outcomes = {
-            part: _recompute(checkpoint, dataset, settings, part, _read(tensors, number, part))
-            for part in PARTS
-        }
-        found.append(attacked(settings, outcomes, recorded.attacks[number].seconds))
+        found.append(
+            attacked(
+                settings,
+                {
+                    part: Result(
+                        _recompute(checkpoint, dataset, settings, part, points),
+                        points.x_adv,
+                        NO_WORK,
+                    )
+                    for part in PARTS
+                    for points in [_read(tensors, number, part)]
+                },
+                recorded.attacks[number].seconds,
+            )
+        )
     report = make_report(found, model_info(checkpoint), describe_data(dataset, spec), recorded.seed)
     return Verification(report, _differences(recorded, report))
 

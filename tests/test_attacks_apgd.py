@@ -1,0 +1,364 @@
+"""Auto-PGD: exact where the answer is known, no weaker than PGD, blind to the scores' scale."""
+
+import math
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+
+from tnn_robust.attacks.apgd import (
+    _checkpoints,
+    apgd,
+    apgd_targeted,
+    dlr,
+    n_targets,
+    project_l1_box,
+    targeted_dlr,
+    targeted_margin,
+)
+from tnn_robust.attacks.ascent import ascend, frozen, verify
+from tnn_robust.attacks.fab import fab
+from tnn_robust.attacks.square import square
+from tnn_robust.attacks.threat import BALLS
+from tnn_robust.errors import AttackError, InputError
+from tnn_robust.losses import cross_entropy, margin, margin_loss, predict
+from tnn_robust.models.checkpoint import load_checkpoint
+from tnn_robust.models.network import Architecture, new_model
+from tnn_robust.randomness import Streams
+from tnn_robust.runs.common import load_run_data
+
+NORMS = ("linf", "l2", "l1")
+SHAPES = ((8, 8), (1, 20), (9, 4))
+RADII = {"linf": 0.1, "l2": 0.7, "l1": 3.0}
+each_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def network(s, shape=(5, 4), *, dtype=torch.float64):
+    return new_model(Architecture(*shape, (6, 5), (None, 2), s, "dct"), 0, dtype=dtype)
+
+
+def examples(model, n, shape=(5, 4), *, dtype=torch.float64):
+    """Points of the box, some entries on its faces, with the labels the model gives them."""
+    x = torch.tensor(ref.normal(n, *shape) * 0.5 + 0.5).clamp(0, 1).to(dtype)
+    with torch.no_grad():
+        return x, predict(model(x))
+
+
+def run(attack, model, x, y, *, norm, eps, first=0, seed=0, **options):
+    """An attack whose points are verified."""
+    streams = Streams(seed, torch.arange(first, first + len(x)))
+    with frozen(model):
+        found = attack(
+            model, x, y, ball=BALLS[norm], norm=norm, eps=eps, streams=streams, **options
+        )
+    assert found.x.dtype == x.dtype
+    verify(x, found.x, ball=BALLS[norm], eps=eps, name=attack.__name__, indices=y)
+    return found
+
+
+def margin_at(model, x, y):
+    with torch.no_grad():
+        return margin(model(x), y)
+
+
+def robust(model, x, y):
+    return float((margin_at(model, x, y) > 0).double().mean())
+
+
+@pytest.fixture(scope="module", params=("digits_run", "binary_run"))
+def trained(request):
+    """A trained network and its test examples."""
+    checkpoint = load_checkpoint(request.getfixturevalue(request.param), torch.device("cpu"))
+    part = load_run_data(checkpoint)[0].test
+    return checkpoint.model, part.x, part.y
+
+
+def test_checkpoints_are_those_of_the_paper():
+    assert _checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize("label", (0, 1))
+@pytest.mark.parametrize("s", (1, 2))
+@each_norm
+def test_a_linear_model_falls_by_eps_times_the_dual_norm(norm, s, label):
+    w = torch.tensor(ref.normal(s, 5, 4, seed=3))
+    x, y, eps = torch.full((1, 5, 4), 0.5, dtype=torch.float64), torch.tensor([label]), 0.2
+
+    def linear(z):
+        return torch.einsum("ndc,sdc->ns", z, w)
+
+    slope = w[0] if s == 1 else w[1] - w[0]
+    fall = eps * ref.dual_norm_of(slope.numpy(), norm)
+    for restarts in (1, 2):
+        found = run(apgd, linear, x, y, norm=norm, eps=eps, restarts=restarts).x
+        fallen = float(margin_at(linear, x, y) - margin_at(linear, found, y))
+        assert fallen == pytest.approx(fall, rel=1e-9)
+
+
+@each_norm
+def test_steps_shrink_until_a_narrow_pit_is_found(norm):
+    """One score, least on a plane; the first steps jump across it."""
+    w = torch.tensor(ref.normal(1, 5, 4, seed=5))
+    x, y = torch.full((1, 5, 4), 0.5, dtype=torch.float64), torch.tensor([1])
+    eps = {"linf": 0.4, "l2": 1.0, "l1": 1.0}[norm]
+    pit = 0.3 * eps * ref.dual_norm_of(w[0].numpy(), norm)
+
+    def pitted(z):
+        return (torch.einsum("ndc,sdc->ns", z - x, w) - pit).abs()
+
+    found = run(apgd, pitted, x, y, norm=norm, eps=eps).x
+    assert float(pitted(found)) < 0.03 * pit
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("s", (1, 2, 3, 10))
+@each_norm
+def test_every_point_is_in_its_ball_and_box_and_no_better_than_x(norm, s, shape, dtype):
+    model = network(s, shape, dtype=dtype)
+    x, y = examples(model, 4, shape, dtype=dtype)
+    before, reached = margin_at(model, x, y), 0.0
+    for eps in (RADII[norm] / 4, RADII[norm], 40.0):
+        for attack in (apgd, apgd_targeted):
+            found = run(attack, model, x, y, norm=norm, eps=eps, steps=6, restarts=2)
+            assert bool((margin_at(model, found.x, y) <= before).all())
+            assert not found.vanished.any()
+            reached = max(reached, float(BALLS[norm].radius(found.x - x).max()) / eps)
+    assert reached > 0.9
+
+
+@each_norm
+def test_no_weaker_than_pgd_at_equal_steps(trained, norm):
+    model, x, y = trained
+    streams = Streams(0, torch.arange(len(x)))
+    for share in (0.5, 1.0):
+        eps = share * RADII[norm]
+        found = run(apgd, model, x, y, norm=norm, eps=eps, steps=40).x
+        with frozen(model):
+            pgd = ascend(
+                model,
+                x,
+                y,
+                ball=BALLS[norm],
+                loss=margin_loss,
+                eps=eps,
+                steps=40,
+                step_size=2.5 * eps / 40,
+                streams=streams,
+                start_at_x=False,
+                skip_blocked=True,
+            ).x
+        assert robust(model, found, y) <= robust(model, pgd, y) + 0.005
+        assert robust(model, found, y) < robust(model, x, y)
+        mean, of_pgd = (float(margin_at(model, z, y).mean()) for z in (found, pgd))
+        assert mean < of_pgd
+
+
+def test_no_weaker_than_torchattacks(digits_run):
+    torchattacks = pytest.importorskip("torchattacks")
+    checkpoint = load_checkpoint(digits_run, torch.device("cpu"))
+    part, model = load_run_data(checkpoint)[0].test, checkpoint.model
+    x, y = part.x, part.y
+
+    class Images(torch.nn.Module):
+        def forward(self, images):
+            return model(images[:, 0])
+
+    for eps in (0.02, 0.05):
+        with torch.random.fork_rng():
+            theirs = torchattacks.APGD(Images().eval(), norm="Linf", eps=eps, steps=20)
+            points = theirs(x[:, None], y)[:, 0]
+        for loss in (cross_entropy, margin_loss):
+            found = run(apgd, model, x, y, norm="linf", eps=eps, steps=20, loss=loss).x
+            assert robust(model, found, y) <= robust(model, points, y) + 0.01
+
+
+def test_accuracy_does_not_depend_on_the_size_of_the_scores(trained):
+    model, x, y = trained
+    for norm in NORMS:
+        found = [
+            robust(
+                model,
+                run(
+                    apgd,
+                    lambda z, a=scale: a * model(z),
+                    x,
+                    y,
+                    norm=norm,
+                    eps=RADII[norm] / 2,
+                    steps=15,
+                ).x,
+                y,
+            )
+            for scale in (1.0, 1e4, 1e-6)
+        ]
+        assert max(found) - min(found) <= 1 / len(x)
+
+
+def decoyed(z):
+    """Class 1 is second everywhere the margin leads and never first; class 2 is at the far end."""
+    t = z[:, 0, 0] - 0.5
+    return torch.stack([0 * t, -0.05 - 0.1 * t, 3 * t - 1, 0 * t - 5], 1)
+
+
+def test_targets_find_what_the_margin_is_lured_away_from():
+    x, y = torch.full((1, 2, 2), 0.5), torch.tensor([0])
+    lured = run(apgd, decoyed, x, y, norm="linf", eps=0.4).x
+    assert float(margin_at(decoyed, lured, y)) > 0
+    for loss in (None, targeted_margin, targeted_dlr):
+        found = run(apgd_targeted, decoyed, x, y, norm="linf", eps=0.4, loss=loss, steps=10).x
+        assert float(margin_at(decoyed, found, y)) < -0.1
+
+
+def test_targets_are_never_fewer_than_needed():
+    model = network(4)
+    x, y = examples(model, 30)
+    scores = [torch.zeros(2, s) for s in (1, 2, 3, 10, 30)]
+    assert [n_targets(one) for one in scores] == [0, 0, 2, 9, 9]
+    plain, towards = (
+        run(attack, model, x, y, norm="l2", eps=0.8, steps=20).x for attack in (apgd, apgd_targeted)
+    )
+    assert robust(model, towards, y) <= robust(model, plain, y)
+    two = network(2)
+    x, y = examples(two, 5)
+    plain, towards = (
+        run(a, two, x, y, norm="l2", eps=0.8, steps=5).x for a in (apgd, apgd_targeted)
+    )
+    assert torch.equal(plain, towards)
+
+
+def test_what_fools_is_kept_though_another_loss_is_climbed():
+    """Cross-entropy rises on towards two tied rivals while the margin to the first falls back."""
+    model = network(10)
+    x, y = examples(model, 60)
+    for loss in (cross_entropy, dlr):
+        seen = []
+
+        def watched(z, seen=seen):
+            scores = model(z)
+            seen.append(margin(scores.detach(), y))
+            return scores
+
+        found = run(apgd, watched, x, y, norm="linf", eps=0.2, steps=10, loss=loss).x
+        least = torch.stack(seen).amin(0)
+        assert torch.allclose(margin_at(model, found, y), least, rtol=0, atol=1e-12)
+
+
+def test_logits_ratios_are_their_formulas_and_blind_to_shift_and_scale():
+    scores, y = torch.tensor(ref.normal(6, 5)), torch.tensor([0, 1, 2, 3, 4, 0])
+    target = (y + 1) % 5
+    wanted, towards = [], []
+    for row, own, other in zip(scores.tolist(), y.tolist(), target.tolist(), strict=True):
+        top = sorted(row, reverse=True)
+        best = max(f for j, f in enumerate(row) if j != own)
+        wanted.append((best - row[own]) / (top[0] - top[2]))
+        towards.append((row[other] - row[own]) / (top[0] - (top[2] + top[3]) / 2))
+    for moved in (scores, 1e4 * scores + 3):
+        assert np.allclose(dlr(moved, y).numpy(), wanted, rtol=1e-9)
+        assert np.allclose(targeted_dlr(target)(moved, y).numpy(), towards, rtol=1e-9)
+    assert bool(torch.isfinite(dlr(torch.ones(1, 4), torch.tensor([0]))).all())
+    for loss in (dlr, targeted_dlr(target)):
+        with pytest.raises(InputError, match="needs 4 scores, got 3"):
+            loss(scores[:, :3], y % 3)
+
+
+def slow_projection(x, delta, eps):
+    """The nearest point of ball and box, by halving the interval of the cut."""
+
+    def at(cut):
+        room = np.where(delta > 0, 1 - x, x)
+        return np.sign(delta) * np.minimum(np.maximum(np.abs(delta) - cut, 0), room)
+
+    low, high = 0.0, np.abs(delta).max()
+    if np.abs(at(low)).sum() <= eps:
+        return at(low)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.abs(at(middle)).sum() > eps else (low, middle)
+    return at(high)
+
+
+@pytest.mark.parametrize("eps", (0.0, 0.3, 2.0, 50.0))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_projection_onto_l1_ball_and_box_is_the_slow_one(shape, eps):
+    x = torch.tensor(ref.normal(5, *shape) * 0.5 + 0.5).clamp(0, 1)
+    delta = torch.tensor(ref.normal(5, *shape, seed=1))
+    delta[0], delta[1, 0] = 0.0, 1.0  # nothing to project, and ties
+    found = project_l1_box(x, delta, eps)
+    wanted = [slow_projection(*pair, eps) for pair in zip(x.numpy(), delta.numpy(), strict=True)]
+    assert np.allclose(found.numpy(), wanted, rtol=0, atol=1e-12)
+    radii = torch.full((5,), eps)
+    assert torch.allclose(project_l1_box(x, delta, radii), found, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", (apgd, apgd_targeted))
+@each_norm
+def test_results_do_not_depend_on_blocks_order_and_neighbours_radii(norm, attack):
+    model = network(4)
+    x, y = examples(model, 9)
+    options = {"norm": norm, "steps": 8, "restarts": 2}
+    eps = RADII[norm] * torch.linspace(0.2, 1, 9, dtype=torch.float64)
+    whole = run(attack, model, x, y, eps=eps, **options).x
+    parts = [
+        run(attack, model, x[i:j], y[i:j], eps=eps[i:j], first=i, **options).x
+        for i, j in ((0, 1), (1, 5), (5, 9))
+    ]
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-9)
+    order = torch.tensor([8, 3, 5])
+    shuffled = attack(
+        model,
+        x[order],
+        y[order],
+        ball=BALLS[norm],
+        eps=eps[order],
+        streams=Streams(0, order),
+        **options,
+    ).x
+    assert torch.allclose(shuffled, whole[order], rtol=0, atol=1e-9)
+    alone = run(attack, model, x[6:7], y[6:7], eps=float(eps[6]), first=6, **options).x
+    assert torch.allclose(alone, whole[6:7], rtol=0, atol=1e-9)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@each_norm
+def test_blindness_and_scores_that_are_not_finite_are_told(norm):
+    def flat(z):
+        return torch.stack([0 * z[0].sum(), z[1].sum()])[:, None] - 1.0
+
+    x, y = torch.full((2, 5, 4), 0.5), torch.tensor([0, 0])
+    found = run(apgd, flat, x, y, norm=norm, eps=0.1, steps=3)
+    assert found.vanished.tolist() == [True, False]
+    assert torch.equal(found.x[0], x[0]) and not torch.equal(found.x[1], x[1])
+
+    def broken(z):
+        moved = (z != 0.5).flatten(1).any(1)[:, None]
+        return torch.where(moved, math.nan, z.sum((1, 2))[:, None])
+
+    with pytest.raises(AttackError, match="scores are not finite"):
+        run(apgd, broken, x, y, norm=norm, eps=0.1, steps=2)
+
+
+@pytest.mark.parametrize("attack", (apgd, apgd_targeted, fab, square))
+@each_norm
+def test_nothing_is_read_back_to_the_host_in_a_step(norm, attack, monkeypatch):
+    model = network(3)
+    x, y = examples(model, 3)
+    counts, reads = [], []
+    for name in ("__bool__", "__float__", "__int__", "item", "tolist", "nonzero"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, original=original, **kwargs):
+            reads.append(1)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    options = {} if attack is fab else {"eps": 0.1}
+    if attack in (apgd, apgd_targeted):
+        options["ball"] = BALLS[norm]
+    for count in (5, 25):
+        reads.clear()
+        options["queries" if attack is square else "steps"] = count
+        attack(model, x, y, norm=norm, streams=Streams(0, torch.arange(3)), **options)
+        counts.append(len(reads))
+    assert counts[0] == counts[1]

@@ -1,0 +1,322 @@
+"""Auto-PGD: projected gradient ascent that chooses its own step size, and its targeted form.
+
+Croce & Hein 2020 (arXiv 2003.01690) for every ball but l1, whose adaptive
+sparsity is of Croce & Hein 2021 (arXiv 2103.01208). Which point is returned is
+decided by the margin, whatever loss is climbed: a point found on the way that
+fools the model is never given up for one of larger loss.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tnn_robust.attacks.ascent import (
+    BOX,
+    Model,
+    Perturbed,
+    _better,
+    _is_blind,
+    _marked,
+    _random_point,
+    _step,
+    _value,
+    _value_and_gradient,
+    feasible,
+)
+from tnn_robust.attacks.threat import Ball, Radius
+from tnn_robust.errors import AttackError, InputError
+from tnn_robust.losses import Loss, margin_loss
+from tnn_robust.randomness import Streams
+
+_MOMENTUM = 0.75
+_ENOUGH_RISES = 0.75  # share of the steps between checkpoints that must raise the loss
+_MOST_TARGETS = 9
+_DRAWS = 1 << 12  # restarts draw from here on, so that they are not PGD's random starts
+
+# l1: share of the entries moved at first, and by how much less each checkpoint than are in use.
+_FIRST_SHARE, _SPARSER = 0.2, 1.5
+_L1_PERIOD, _L1_STEADY, _L1_SLOWEST = 0.04, 0.95, 0.1
+
+
+def apgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    ball: Ball,
+    norm: str,
+    eps: Radius,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: Loss = margin_loss,
+    streams: Streams,
+) -> Perturbed:
+    """Auto-PGD on `loss` over the ball around x, inside the box [0, 1].
+
+    x (n, d, c), y (n,), eps a number or (n,). The first restart starts at x, so
+    that in l_inf its first step is FGSM; the others at random points drawn from
+    `streams`. Returns, of x and every iterate of every restart, the point of
+    smallest margin. `steps` gradients and `steps` + 1 scores a restart.
+
+    Raises AttackError where the model's scores are not finite.
+    """
+    watch = _Watch(model, x, y)
+    _climb_restarts(watch, loss, ball, norm, eps, steps, range(restarts), streams)
+    return watch.result()
+
+
+def apgd_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    ball: Ball,
+    norm: str,
+    eps: Radius,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: Callable[[Tensor], Loss] | None = None,
+    streams: Streams,
+) -> Perturbed:
+    """Auto-PGD towards every other class in turn, at most nine, the likeliest at x first.
+
+    loss: `targeted_margin` (the default) or `targeted_dlr`, made from a class
+    for each example. With one score or two there is only one other class, and
+    the result is that of `apgd` on the margin: `n_targets` is 0 there, so that
+    a caller who has run that can leave this out.
+    """
+    watch = _Watch(model, x, y)
+    with torch.no_grad():
+        scores = model(x)
+    count = n_targets(scores)
+    if count == 0:
+        _climb_restarts(watch, margin_loss, ball, norm, eps, steps, range(restarts), streams)
+        return watch.result()
+    others = scores.scatter(1, y[:, None], -torch.inf).topk(count, dim=1).indices
+    for i in range(count):
+        towards = (loss or targeted_margin)(others[:, i])
+        tries = range(i * restarts, (i + 1) * restarts)
+        _climb_restarts(watch, towards, ball, norm, eps, steps, tries, streams)
+    return watch.result()
+
+
+def n_targets(scores: Tensor) -> int:
+    """How many classes `apgd_targeted` goes through: 0 where it is `apgd` on the margin."""
+    return 0 if scores.shape[1] <= 2 else min(_MOST_TARGETS, scores.shape[1] - 1)
+
+
+def targeted_margin(target: Tensor) -> Loss:
+    """f_t - f_y, for a class t (n,) of each example."""
+
+    def loss(scores: Tensor, y: Tensor) -> Tensor:
+        return _score_of(scores, target) - _score_of(scores, y)
+
+    return loss
+
+
+def dlr(scores: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (max_{j != y} f_j - f_y) / (f_(1) - f_(3)), f_(i) the i-th
+    largest score: blind to shift and scale of the scores (arXiv 2003.01690, Eq. 6)."""
+    top = _largest(scores, 3)
+    return margin_loss(scores, y) / _positive(top[:, 0] - top[:, 2], top)
+
+
+def targeted_dlr(target: Tensor) -> Loss:
+    """(f_t - f_y) / (f_(1) - (f_(3) + f_(4)) / 2) (arXiv 2003.01690, Eq. 7)."""
+
+    def loss(scores: Tensor, y: Tensor) -> Tensor:
+        top = _largest(scores, 4)
+        spread = _positive(top[:, 0] - (top[:, 2] + top[:, 3]) / 2, top)
+        return targeted_margin(target)(scores, y) / spread
+
+    return loss
+
+
+def _score_of(scores: Tensor, label: Tensor) -> Tensor:
+    return scores.gather(1, label[:, None])[:, 0]
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    if scores.shape[1] < 4:
+        raise InputError(f"a difference of logits ratio needs 4 scores, got {scores.shape[1]}")
+    return scores.topk(count, dim=1).values
+
+
+def _positive(spread: Tensor, top: Tensor) -> Tensor:
+    """The spread kept off zero, in the units of the scores, where the leading ones tie."""
+    info = torch.finfo(top.dtype)
+    return torch.maximum(spread, (info.eps * top.detach().abs().amax(1)).clamp_min(info.tiny))
+
+
+def finite_or_raise(value: Tensor) -> None:
+    """AttackError where a value was marked: a model of NaN scores was not attacked, nor robust."""
+    if not bool(torch.isfinite(value).all()):
+        raise AttackError("the model's scores are not finite, so no attack result can be trusted")
+
+
+class _Watch:
+    """Every point looked at, of which it keeps the one of smallest margin."""
+
+    def __init__(self, model: Model, x: Tensor, y: Tensor):
+        self.model, self.x, self.y = model, x, y
+        self._point, self._best = x, x.new_full(x.shape[:1], -torch.inf)
+        self._blind = torch.ones_like(y, dtype=torch.bool)
+
+    def look(self, z: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """The loss (n,) at z and its gradient."""
+        seen: list[Tensor] = []
+
+        def watched(scores: Tensor, y: Tensor) -> Tensor:
+            seen.append(_marked(margin_loss(scores.detach(), y), scores.detach()))
+            return loss(scores, y)
+
+        value, gradient = _value_and_gradient(self.model, z, self.y, watched)
+        self._blind &= _is_blind(gradient)
+        self._point, self._best = _better(self._point, self._best, z, seen[0])
+        return value, gradient
+
+    def glance(self, z: Tensor) -> None:
+        """Look without a gradient."""
+        value = _value(self.model, z, self.y, margin_loss)
+        self._point, self._best = _better(self._point, self._best, z, value)
+
+    def result(self) -> Perturbed:
+        finite_or_raise(self._best)
+        return Perturbed(self._point, self._blind)
+
+
+def _climb_restarts(
+    watch: _Watch,
+    loss: Loss,
+    ball: Ball,
+    norm: str,
+    eps: Radius,
+    steps: int,
+    tries: range,
+    streams: Streams,
+) -> None:
+    for restart in tries:
+        z = watch.x
+        if restart > tries.start:
+            z = _random_point(z, ball, eps, streams, _DRAWS + restart)
+        if norm == "l1":
+            _climb_l1(watch, z, loss, eps, steps)
+        else:
+            _climb(watch, z, loss, ball, eps, steps)
+
+
+class _Top(NamedTuple):
+    """The highest point of one climb: its loss (n,), itself and its gradient (n, d, c)."""
+
+    value: Tensor
+    z: Tensor
+    gradient: Tensor
+
+    def raised(self, value: Tensor, z: Tensor, gradient: Tensor) -> "_Top":
+        return _Top(*map(_pick, (value > self.value,) * 3, (value, z, gradient), self))
+
+
+def _pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(mask.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
+
+
+def _nowhere(z: Tensor) -> _Top:
+    return _Top(z.new_full(z.shape[:1], -torch.inf), z, torch.zeros_like(z))
+
+
+def _checkpoints(steps: int) -> list[int]:
+    """ceil(p_j steps): p = 0, 0.22, and gaps shorter by 0.03 each, 0.06 at least."""
+    shares, gap = [0.22], 0.22
+    while shares[-1] < 1:
+        gap = max(gap - 0.03, 0.06)
+        shares.append(shares[-1] + gap)
+    return sorted({math.ceil(share * steps - 1e-9) for share in shares if share < 1})
+
+
+def _climb(watch: _Watch, z: Tensor, loss: Loss, ball: Ball, eps: Radius, steps: int) -> None:
+    """Algorithm 1 of arXiv 2003.01690; its two conditions of halving are example by example."""
+    step = 2.0 * torch.as_tensor(eps, dtype=z.dtype, device=z.device).expand(len(z))
+    before, top, since, checkpoints = z, _nowhere(z), 0, _checkpoints(steps)
+    rises = torch.zeros_like(step)
+    last, top_before, halved = -top.value, top.value, rises > 0
+    for i in range(steps):
+        value, gradient = watch.look(z, loss)
+        rises, last, top = rises + (value > last), value, top.raised(value, z, gradient)
+        if i in checkpoints:
+            few = rises < _ENOUGH_RISES * (i - since)
+            halved = few | (~halved & (top.value <= top_before))
+            step = torch.where(halved, step / 2, step)
+            last, z, gradient = map(_pick, (halved,) * 3, top, (last, z, gradient))
+            before = _pick(halved, z, before)
+            rises, top_before, since = torch.zeros_like(step), top.value, i
+        ahead = _step(z, gradient, watch.x, ball, eps, step, True)
+        share = _MOMENTUM if i else 1.0
+        moved = z + share * (ahead - z) + (1 - share) * (z - before) - watch.x
+        z, before = feasible(watch.x, moved, ball, eps), z
+    watch.glance(z)
+
+
+def _climb_l1(watch: _Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> None:
+    """Algorithm 1 of arXiv 2103.01208: sparser steps as the best point becomes sparser, and the
+    exact projection onto ball and box. Where the best point grew sparser since the last
+    checkpoint the step is eps again, from that point; elsewhere it shrinks, to eps / 10 at least.
+    """
+    x, entries = watch.x, z[0].numel()
+    longest = torch.as_tensor(eps, dtype=z.dtype, device=z.device).expand(len(z))
+    step, used = longest, z.new_full((len(z),), entries)
+    count = z.new_full((len(z),), max(1.0, _FIRST_SHARE * entries))
+    before, top, period = z, _nowhere(z), max(1, int(_L1_PERIOD * steps))
+    for i in range(steps):
+        value, gradient = watch.look(z, loss)
+        top = top.raised(value, z, gradient)
+        if i and i % period == 0:
+            now = (top.z != x).flatten(1).sum(1).to(z.dtype)
+            sparser = now < _L1_STEADY * used
+            count, used = (now / _SPARSER).clamp_min(1.0), now
+            step = torch.where(sparser, longest, (step / _SPARSER).maximum(_L1_SLOWEST * longest))
+            z, gradient = map(_pick, (sparser,) * 2, top[1:], (z, gradient))
+            before = _pick(sparser, z, before)
+        direction = _sparse_sign(z, gradient, count)
+        ahead = (x + project_l1_box(x, z + step[:, None, None] * direction - x, eps)).clamp(*BOX)
+        share = _MOMENTUM if i else 1.0
+        moved = z + share * (ahead - z) + (1 - share) * (z - before) - x
+        z, before = (x + project_l1_box(x, moved, eps)).clamp(*BOX), z
+    watch.glance(z)
+
+
+def _sparse_sign(z: Tensor, gradient: Tensor, count: Tensor) -> Tensor:
+    """The signs of the `count` (n,) steepest entries the box lets move, of l1 norm one."""
+    gradient = torch.nan_to_num(gradient, nan=0.0)
+    blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
+    flat = gradient.masked_fill(blocked, 0.0).flatten(1)
+    size = flat.abs()
+    last = (count.long() - 1).clamp(0, size.shape[1] - 1)[:, None]
+    cut = size.sort(1, descending=True).values.gather(1, last)
+    sign = flat.sign() * (size >= cut)
+    return (sign / sign.abs().sum(1, keepdim=True).clamp_min(1.0)).reshape(z.shape)
+
+
+def project_l1_box(x: Tensor, delta: Tensor, eps: Radius) -> Tensor:
+    """The perturbation nearest to delta (n, d, c) in the Euclidean norm with l1 norm at most eps
+    and x + delta in the box (arXiv 2103.01208, Proposition 2.1).
+
+    Entry i of the answer has the size min(max(|delta_i| - cut, 0), room_i), room_i the way to
+    the box's face; the sum of those is piecewise linear in the cut, so sorting finds it exactly.
+    """
+    flat, place = delta.flatten(1).double(), x.flatten(1).double()
+    room, size = torch.where(flat > 0, BOX[1] - place, place - BOX[0]), flat.abs()
+    bound = torch.as_tensor(eps, dtype=torch.float64, device=x.device).reshape(-1, 1)
+    # In level = -cut: entry i rises from 0 at -size_i and is full at room_i - size_i.
+    edges, order = torch.cat([-size, room - size], 1).sort(1)
+    rising = torch.where(order < size.shape[1], 1, -1).cumsum(1)
+    sums = F.pad((rising[:, :-1] * edges.diff(dim=1)).cumsum(1), (1, 0))
+    bound = bound.expand(len(sums), 1).contiguous()
+    at = torch.searchsorted(sums, bound).clamp(1, sums.shape[1] - 1)
+    short = (bound - sums.gather(1, at - 1)).clamp_min(0.0)
+    level = edges.gather(1, at - 1) + short / rising.gather(1, at - 1).clamp_min(1)
+    sized = torch.minimum((size + level.clamp_max(0.0)).clamp_min(0.0), room)
+    return (flat.sign() * sized).reshape(delta.shape).to(delta.dtype)

@@ -1,0 +1,243 @@
+"""Gradient-masking checks: is a robust accuracy the network's or only the attack's failure?
+
+After Athalye et al. 2018 and Carlini et al. 2019. The attacks come as callables,
+so nothing here knows how they work.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tnn_robust.errors import AttackError, InputError
+from tnn_robust.evaluation.masking_model import (
+    gradient_check,
+    repeat_checks,
+    score_checks,
+    scores_of,
+    tolerated,
+)
+from tnn_robust.evaluation.risk import Check as Verify
+from tnn_robust.evaluation.risk import Model, Perturb
+from tnn_robust.losses import margin
+from tnn_robust.randomness import Streams
+from tnn_robust.records import Check
+
+# A weaker or gradient-free adversary must not win anywhere. One point in a hundred is
+# left to a tie: a random start can miss by a hair what the straight step finds.
+RIVAL_SHARE = 0.01
+# More work always finds a little more; two points of accuracy are no longer a detail.
+CONVERGED_SHARE = 0.02
+# Points whose loss falls back by half of what it climbed. Sound networks trained on
+# digits: below 0.12 in l_inf and l2, 0.2 in the matrix norms, 0.36 in l1, at no point more.
+FALLBACK = 0.5
+FALLING_SHARE = 0.01
+# Enough to find a direction that one random point in ten hits, twice in three times.
+NOISE_DRAWS = 10
+# Restarts count from 0: the noise must not be the points where the attack began.
+_FIRST_DRAW = 1000
+
+Noise = Callable[[Tensor, Streams, int], Tensor]
+Trace = Callable[[Model, Tensor, Tensor, Streams], Tensor]
+
+
+class Attacks(NamedTuple):
+    """The adversaries the checks compare, of one norm and one eps but for `huge`.
+
+    fgsm: one step from x; pgd: the attack in question; pgd_long: the same with
+    ten times the steps; pgd_restarts: with more restarts; black_box: without
+    gradients; noise(x, streams, draw): a random point of ball and box; verify:
+    raises AttackError for points outside of them; huge: pgd with an eps that
+    covers the box; trace: the objective of every iterate, (steps + 1, n), of one
+    run of pgd, see `trace_of` (None: not checked).
+    """
+
+    fgsm: Perturb
+    pgd: Perturb
+    pgd_long: Perturb
+    pgd_restarts: Perturb
+    black_box: Perturb
+    noise: Noise
+    verify: Verify
+    huge: Perturb
+    trace: Trace | None = None
+
+
+class _Sample(NamedTuple):
+    """The points checked: x (n, d, c), y (n,), their streams, and where pgd stands, (n,) bool."""
+
+    x: Tensor
+    y: Tensor
+    streams: Streams
+    standing: Tensor
+
+
+def masking_checks(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    indices: Tensor,
+    *,
+    attacks: Attacks,
+    seed: int,
+    chance: float,
+    surrogate: Model | None = None,
+    weight_norm: float | None = None,
+    sample: int = 200,
+) -> list[Check]:
+    """Run every check on at most `sample` points, drawn by seed; the callables get them at once.
+
+    x (n, d, c), y (n,) and indices (n,), their places in the data set, lie on
+    the model's device; the model is in evaluation mode. chance: accuracy that
+    knowing nothing reaches; surrogate: another network for the same data, whose
+    adversarial points are tried on this one (None: not checked). A function of
+    the arguments alone: draws of a random model from torch's own generator are
+    seeded, and that generator is left as it was.
+
+    Raises InputError for an empty sample, AttackError for scores that are not
+    finite and for a point outside its ball.
+    """
+    if min(len(x), sample) < 1 or not 0 < chance <= 1:
+        raise InputError(
+            f"masking checks need points and a chance in (0, 1], got {len(x)} points, "
+            f"a sample of {sample} and chance {chance:g}"
+        )
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed % 2**63))
+    rows = order[:sample].sort().values.to(x.device)
+    x, y, streams = x[rows], y[rows], Streams(seed, indices[rows])
+    with _seeded(seed, x.device):
+        scores = scores_of(model, x)
+        fgsm, pgd = attacks.fgsm(model, x, y, streams), attacks.pgd(model, x, y, streams)
+        attacks.verify(x, pgd.x, streams.indices)
+        drawn = _Sample(x, y, streams, _stands(model, pgd.x, y))
+        return [
+            gradient_check(model, x, y, fgsm.vanished | pgd.vanished),
+            *score_checks(scores, y, weight_norm),
+            _rival(model, drawn, attacks, "one step", RIVAL_SHARE, [fgsm.x]),
+            *_work_checks(model, drawn, attacks),
+            _huge_check(model, drawn, attacks, chance),
+            *_trace_checks(model, drawn, attacks),
+            *_other_checks(model, drawn, attacks, surrogate),
+            *repeat_checks(model, x, scores),
+        ]
+
+
+def trace_of(perturb: Perturb) -> Trace:
+    """A trace from the passes an attack makes: -margin at each, then at the point returned.
+
+    The attack must keep to one start, put the whole batch through the model at
+    every step and return its last iterate; InputError where a batch differs.
+    """
+
+    def trace(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        passes: list[Tensor] = []
+
+        def recording(z: Tensor) -> Tensor:
+            if len(z) != len(y):
+                raise InputError(f"a trace needs all {len(y)} points at each step, got {len(z)}")
+            scores = model(z)
+            passes.append(-margin(scores.detach().double(), y))
+            return scores
+
+        found = perturb(recording, x, y, streams)
+        return torch.stack([*passes, -margin(scores_of(model, found.x).double(), y)])
+
+    return trace
+
+
+def _stands(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    return margin(scores_of(model, x).double(), y) > 0
+
+
+def _rival(
+    model: Model, drawn: _Sample, attacks: Attacks, name: str, share: float, tries: list[Tensor]
+) -> Check:
+    """Share of points where pgd fails and one of the points tried does not."""
+    fooled = torch.zeros_like(drawn.standing)
+    for x_adv in tries:
+        attacks.verify(drawn.x, x_adv, drawn.streams.indices)
+        fooled |= ~_stands(model, x_adv, drawn.y)
+    n, count = len(fooled), int((fooled & drawn.standing).sum())
+    return Check(
+        name,
+        count / n,
+        tolerated(share, n),
+        f"{count} of {n} points stand under PGD and fall to {_RIVALS[name]}",
+    )
+
+
+_RIVALS = {
+    "one step": "a single step",
+    "more steps": "ten times the steps",
+    "restarts": "more restarts",
+    "black box": "a black-box attack",
+    "transfer": "adversarial points of another network",
+    "noise": f"one of {NOISE_DRAWS} random points of the ball",
+}
+
+
+def _work_checks(model: Model, drawn: _Sample, attacks: Attacks) -> list[Check]:
+    """The same attack with more work, and one that needs no gradient."""
+    rivals = (
+        ("more steps", attacks.pgd_long, CONVERGED_SHARE),
+        ("restarts", attacks.pgd_restarts, CONVERGED_SHARE),
+        ("black box", attacks.black_box, RIVAL_SHARE),
+    )
+    return [
+        _rival(model, drawn, attacks, name, share, [perturb(model, *drawn[:3]).x])
+        for name, perturb, share in rivals
+    ]
+
+
+def _other_checks(
+    model: Model, drawn: _Sample, attacks: Attacks, surrogate: Model | None
+) -> list[Check]:
+    """Points found without this network: another's adversarial ones, and noise."""
+    x, y, streams, _ = drawn
+    noise = [attacks.noise(x, streams, _FIRST_DRAW + i) for i in range(NOISE_DRAWS)]
+    tries = {"noise": noise}
+    if surrogate is not None:
+        tries = {"transfer": [attacks.pgd(surrogate, x, y, streams).x], **tries}
+    return [_rival(model, drawn, attacks, name, RIVAL_SHARE, tries[name]) for name in tries]
+
+
+def _huge_check(model: Model, drawn: _Sample, attacks: Attacks, chance: float) -> Check:
+    """Accuracy where the ball covers the box: nothing is left to be robust to."""
+    x_adv = attacks.huge(model, *drawn[:3]).x
+    if x_adv.shape != drawn.x.shape or not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
+        raise AttackError("the attack that covers the box returned a point outside [0, 1]")
+    n, count = len(drawn.y), int(_stands(model, x_adv, drawn.y).sum())
+    return Check(
+        "huge eps",
+        count / n,
+        chance,
+        f"{count} of {n} points stand where the ball covers the box; chance leaves {chance:.0%}",
+    )
+
+
+def _trace_checks(model: Model, drawn: _Sample, attacks: Attacks) -> list[Check]:
+    """Share of points whose objective does not rise: flat, or falling back too far on its way."""
+    if attacks.trace is None:
+        return []
+    change = attacks.trace(model, *drawn[:3]).diff(dim=0)
+    risen, fallen = change.clamp_min(0).sum(0), (-change).clamp_min(0).sum(0)
+    n, count = len(drawn.y), int((fallen >= FALLBACK * risen).sum())
+    return [
+        Check(
+            "rising loss",
+            count / n,
+            tolerated(FALLING_SHARE, n),
+            f"the loss of {count} of {n} points stays flat or falls back by {FALLBACK:.0%} of its "
+            f"rise in {len(change)} steps",
+        )
+    ]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators seeded inside and as they were afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed % 2**63)
+        yield

@@ -1,0 +1,217 @@
+"""An eps curve as a figure file, as a text chart for the terminal, and as a table."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from tnn_robust.errors import InputError
+from tnn_robust.files import write_bytes
+from tnn_robust.records import CurvePoint, EpsCurve, Interval
+from tnn_robust.reporting.tables import Table
+
+FORMATS = (".png", ".svg")
+# Okabe and Ito's colours, told apart in every common form of colour blindness; the lines
+# differ in dash and marker too, for print without colour.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "svg.hashsalt": "tnn-robust",  # the same curve is the same file
+}
+_NAMES = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$"}
+
+
+def curve_figure(curve: EpsCurve, path: Path) -> None:
+    """Draw accuracy, risk and AGP against eps into a .png or .svg file, whole or not at all.
+
+    Bands are 95 % intervals. Raises InputError for another kind of file and
+    where the file cannot be written.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise InputError(f"a figure needs a name ending in {' or '.join(FORMATS)}, got {path.name}")
+    # Here: half a second that only a figure needs. Never pyplot, whose figures are global.
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    content = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+        _draw(figure, curve)
+        unstamped: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
+        figure.savefig(content, format=kind[1:], dpi=160, metadata=unstamped)
+    write_bytes(path, content.getvalue())
+
+
+def _draw(figure: Any, curve: EpsCurve) -> None:
+    """Accuracy large on the left; risk and both gaps small on the right."""
+    grid = figure.add_gridspec(3, 2, width_ratios=(1.55, 1))
+    accuracy = figure.add_subplot(grid[:, 0])
+    risk, gap, points = (figure.add_subplot(grid[i, 1], sharex=accuracy) for i in range(3))
+    _draw_accuracy(accuracy, curve)
+    sizes = [point.eps for point in curve.points]
+    short = "" if curve.risk_complete else " (broken: loss when broken)"
+    _line(risk, sizes, [p.train.risk for p in curve.points], _ORANGE, "s--", None)
+    _line(risk, sizes, [p.test.risk for p in curve.points], _BLUE, "o-", None)
+    risk.set_title(f"Adversarial risk{short}")
+    _draw_gap(gap, sizes, [(p.agp.risk, p.agp.risk_ci) for p in curve.points], 1.0)
+    gap.set_title("AGP in risk, test minus train")
+    _draw_gap(points, sizes, [(p.agp.accuracy, p.agp.accuracy_ci) for p in curve.points], 100.0)
+    points.set_title("AGP in 0-1 loss (points)")
+    for axes in (risk, gap):
+        axes.tick_params(labelbottom=False)
+    label = f"eps ({_NAMES.get(curve.norm, curve.norm)})"
+    for axes in (accuracy, points):
+        axes.set_xlabel(label)
+    figure.suptitle(curve_title(curve), x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.supxlabel(
+        f"Attacks bound robust accuracy from above. {_sentence(curve.verdict)}",
+        x=0.01,
+        ha="left",
+        fontsize=8.5,
+        color=_GREY,
+        wrap=True,
+    )
+
+
+def _draw_accuracy(axes: Any, curve: EpsCurve) -> None:
+    sizes = [point.eps for point in curve.points]
+    train, test = [p.train for p in curve.points], [p.test for p in curve.points]
+    for parts, colour, style, name in (
+        (train, _ORANGE, "s--", "train, attacked"),
+        (test, _BLUE, "o-", "test, attacked"),
+    ):
+        _band(axes, sizes, [part.accuracy_ci for part in parts], colour, 100.0)
+        values = [100 * part.accuracy for part in parts]
+        _line(axes, sizes, values, colour, style, f"{name} (n = {parts[0].n})")
+    certified = [_share(point) for point in curve.points]
+    if None not in certified:
+        values = [100 * (share or 0.0) for share in certified]
+        # Between two eps the value at the larger one is what holds: steps, not slopes.
+        _line(axes, sizes, values, _GREEN, "^-.", "test, certified at least", "steps-pre")
+    axes.axhline(100 * curve.chance, color=_GREY, linewidth=1.2, linestyle=":")
+    axes.annotate(
+        f"a constant guess: {100 * curve.chance:.3g} %",
+        (1.0, 100 * curve.chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8.5,
+        color=_GREY,
+    )
+    axes.set_ylim(-2, 102)
+    axes.set_title("Robust accuracy (%), bands: 95 % intervals")
+    axes.legend(loc="best")
+
+
+def _draw_gap(
+    axes: Any, sizes: list[float], gaps: list[tuple[float, Interval]], scale: float
+) -> None:
+    axes.axhline(0.0, color=_GREY, linewidth=1.0)
+    _band(axes, sizes, [interval for _, interval in gaps], _BLUE, scale)
+    _line(axes, sizes, [scale * value for value, _ in gaps], _BLUE, "o-", None)
+
+
+def _line(
+    axes: Any,
+    x: list[float],
+    y: list[float],
+    colour: str,
+    style: str,
+    label: str | None,
+    steps: str = "default",
+) -> None:
+    every = max(1, len(x) // 16)
+    axes.plot(x, y, style, color=colour, label=label, markevery=every, drawstyle=steps)
+
+
+def _band(axes: Any, x: list[float], intervals: list[Interval], colour: str, scale: float) -> None:
+    low, high = ([scale * interval[side] for interval in intervals] for side in (0, 1))
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def curve_title(curve: EpsCurve) -> str:
+    """Data, model and norm, as far as they are known."""
+    name, place = curve.dataset.get("name"), curve.model.get("path")
+    model = f"model {Path(place).parent.name or place}" if place else None
+    threat = f"eps curve in {curve.norm}"
+    return ", ".join([str(part) for part in (name, model) if part] + [threat])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _share(point: CurvePoint) -> float | None:
+    return None if point.certified_test is None else point.certified_test / point.test.n
+
+
+def curve_table(curve: EpsCurve) -> Table:
+    """One row an eps, narrow enough for 80 columns."""
+    certified = curve.points[0].certified_test is not None
+    columns = ("eps", "risk train", "risk test", "acc. train", "acc. test", "AGP, risk", "AGP, pts")
+    rows = []
+    for point in curve.points:
+        share = _share(point)
+        rows.append(
+            (
+                f"{point.eps:.6g}",
+                f"{point.train.risk:.4g}",
+                f"{point.test.risk:.4g}",
+                f"{100 * point.train.accuracy:.2f}",
+                f"{100 * point.test.accuracy:.2f}",
+                f"{point.agp.risk:+.3g}",
+                f"{100 * point.agp.accuracy:+.2f}",
+                *([] if share is None else [f"{100 * share:.2f}"]),
+            )
+        )
+    title = f"Accuracy (%), risk and AGP against eps in {curve.norm}"
+    return Table(title, (*columns, "cert.") if certified else columns, rows)
+
+
+def curve_lines(curve: EpsCurve, width: int = 80, *, ascii_only: bool = False) -> list[str]:
+    """The curve as a chart of text, one bar an eps, at most `width` columns (40 or more).
+
+    A bar is the test accuracy under attack, solid as far as it is certified
+    (everywhere where there is no certificate); a mark is the training accuracy.
+    """
+    solid, shaded, mark = ("#", "=", "|") if ascii_only else ("█", "▒", "│")
+    names = [f"{point.eps:.6g}" for point in curve.points]
+    stub = max(len(name) for name in ["eps", *names])
+    room = max(width, 40) - stub - 17  # the two numbers to the right of the bar
+    bounded = _share(curve.points[0]) is not None
+    legend = f"{solid} {'certified, ' + shaded + ' standing' if bounded else 'standing'} (test)"
+    lines = [
+        f"Robust accuracy (%) against eps in {curve.norm}",
+        f"{legend}, {mark} train",
+        f"{'eps':<{stub}} {_scale(room)}    test  train",
+    ]
+    for name, point in zip(names, curve.points, strict=True):
+        share = _share(point)
+        filled = _cells(point.test.accuracy, room)
+        proven = filled if share is None else min(_cells(share, room), filled)
+        bar = list((solid * proven + shaded * (filled - proven)).ljust(room + 1))
+        bar[_cells(point.train.accuracy, room)] = mark
+        test, train = 100 * point.test.accuracy, 100 * point.train.accuracy
+        lines.append(f"{name:<{stub}} {''.join(bar)} {test:6.2f} {train:6.2f}")
+    return [line.rstrip()[: max(width, 40)] for line in lines]
+
+
+def _cells(share: float, room: int) -> int:
+    return round(share * room)
+
+
+def _scale(room: int) -> str:
+    """0, 50 and 100 above the cells they mean."""
+    middle = room // 2
+    return "0".ljust(middle - 1) + "50".ljust(room - middle - 1) + "100"

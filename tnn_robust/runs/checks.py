@@ -1,0 +1,168 @@
+"""The masking checks of a report: the attacks it rests on against what else could break it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, feasible, frozen, verify
+from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.settings import AttackSettings, Eps, attack_settings
+from tnn_robust.attacks.threat import ball_of
+from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
+from tnn_robust.losses import margin
+from tnn_robust.models.network import TNN, Architecture, new_model, weight_norm
+from tnn_robust.randomness import Streams
+from tnn_robust.records import Check
+from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
+
+SAMPLE = 100  # test points: a hundredth is then one point
+_STEPS = 40  # of PGD where the report has no iterated attack
+_RESTARTS = 10
+_QUERIES = 1000
+_SURROGATE_EXAMPLES, _SURROGATE_EPOCHS, _SURROGATE_WIDTH = 2000, 10, 64
+
+
+def report_checks(
+    model: TNN,
+    dataset: Dataset,
+    held: tuple[Part, Tensor],
+    attacks: Sequence[AttackSettings],
+    seed: int,
+) -> list[Check]:
+    """Check the figures that `attacks` give on test examples `held` (and their indices).
+
+    The white-box attack in question is the worst case of those attacks in the
+    norm and at the eps of the last of them; the rivals are new ones. None where
+    eps is 0: there is nothing to check.
+    """
+    like = attacks[-1]
+    if like.eps_value == 0:
+        return []
+    examples, indices = held
+    counts = dataset.test.y.bincount()
+    with frozen(model):
+        return masking_checks(
+            model,
+            examples.x,
+            examples.y,
+            indices,
+            attacks=_adversaries(like, attacks),
+            seed=seed,
+            chance=float(counts.max() / counts.sum()),
+            surrogate=_surrogate(model, dataset, seed),
+            weight_norm=float(weight_norm(model)),
+            sample=SAMPLE,
+        )
+
+
+def _adversaries(like: AttackSettings, attacks: Sequence[AttackSettings]) -> Attacks:
+    ball, eps, norm = ball_of(like.norm), Eps(like.eps, like.eps_value), like.norm
+    same = [a for a in attacks if a.norm == norm and a.eps_value == like.eps_value]
+    white = [make_perturb(a) for a in same if a.name != "square"]
+    steps = max([_STEPS, *(a.steps for a in same if a.name in {"pgd", "apgd"})])
+    pgd = attack_settings("pgd", eps, norm=norm, steps=steps, random_start=False)
+    long = replace(pgd, steps=10 * steps)
+
+    def noise(x: Tensor, streams: Streams, draw: int) -> Tensor:
+        return feasible(x, ball.sample(x, eps.value, streams, draw), ball, eps.value)
+
+    def inside(x: Tensor, x_adv: Tensor, where: Tensor) -> Tensor:
+        name = "an attack of the masking checks"
+        return verify(x, x_adv, ball=ball, eps=eps.value, name=name, indices=where)
+
+    return Attacks(
+        fgsm=make_perturb(replace(pgd, steps=1, step_size=eps.value)),
+        pgd=_worst(white) if white else make_perturb(pgd),
+        pgd_long=make_perturb(long),
+        pgd_restarts=make_perturb(replace(pgd, random_start=True, restarts=_RESTARTS)),
+        black_box=_black_box(eps, norm, noise),
+        noise=noise,
+        verify=inside,
+        huge=_huge(pgd),
+        trace=trace_of(make_perturb(pgd, keep_best=False)),
+    )
+
+
+def _worst(perturbs: Sequence[Perturb]) -> Perturb:
+    """For each example the attack that leaves the smallest margin."""
+
+    def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+        best = perturbs[0](model, x, y, streams)
+        for other in perturbs[1:]:
+            new = other(model, x, y, streams)
+            with torch.no_grad():
+                lower = margin(model(new.x), y) < margin(model(best.x), y)
+            x_adv = torch.where(lower[:, None, None], new.x, best.x)
+            best = Perturbed(x_adv, best.vanished & new.vanished)
+        return best
+
+    return perturb
+
+
+def _black_box(eps: Eps, norm: str, noise: Noise) -> Perturb:
+    """Square where it is made for the norm, else the worst of random points."""
+    if norm in ("linf", "l2", "l1"):
+        return make_perturb(attack_settings("square", eps, norm=norm, steps=_QUERIES))
+
+    def search(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+        best, lowest = x, margin(model(x), y)
+        for draw in range(_QUERIES // 10):
+            tried = noise(x, streams, draw)
+            value = margin(model(tried), y)
+            best = torch.where((value < lowest)[:, None, None], tried, best)
+            lowest = torch.minimum(lowest, value)
+        return Perturbed(best, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+
+    return search
+
+
+def _huge(pgd: AttackSettings) -> Perturb:
+    """PGD in the smallest l_inf ball that covers the box, whatever the norm of the report."""
+    box = replace(pgd, norm="linf", eps="1", eps_value=1.0, step_size=2.5 / pgd.steps)
+    return make_perturb(box)
+
+
+class _AsChannels(nn.Module):
+    """A network of one channel for examples of several: (n, d, c) is put in as (n, d c, 1)."""
+
+    def __init__(self, model: TNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.reshape(len(x), -1, 1))
+
+
+def _surrogate(model: TNN, dataset: Dataset, seed: int) -> nn.Module:
+    """A plain network (a t-NN of one channel), freshly trained on clean training examples."""
+    a = model.architecture
+    plain = Architecture(
+        features=a.features * a.channels,
+        channels=1,
+        widths=(_SURROGATE_WIDTH, _SURROGATE_WIDTH),
+        ranks=(None, None),
+        scores=a.scores,
+        transform="identity",
+    )
+    device, settings = model.head.device, TrainSettings(epochs=_SURROGATE_EPOCHS)
+    twin = new_model(plain, seed, dtype=model.head.dtype).to(device)
+    order = torch.randperm(len(dataset.train.y), generator=torch.Generator().manual_seed(seed))
+    rows = order[:_SURROGATE_EXAMPLES]
+    x = dataset.train.x[rows].reshape(len(rows), -1, 1).to(device)
+    y = dataset.train.y[rows].to(device)
+    optimizer = make_optimizer(twin, settings)
+    for _ in fit(
+        twin,
+        x,
+        y,
+        monitor=(x, y),
+        settings=settings,
+        perturb=None,
+        optimizer=optimizer,
+        seed=seed,
+    ):
+        pass
+    return _AsChannels(twin).eval().requires_grad_(False)
