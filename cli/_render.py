@@ -64,6 +64,13 @@ def show_lines(lines: Iterable[str], *, width: int | None = None) -> None:
         out.print(wrapped, style=style, markup=False, soft_wrap=True)
 
 
+def show_chart(lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    out = console()
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
 class Bar:
     """A progress bar on standard error; where that is no terminal, an occasional line."""
 

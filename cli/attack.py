@@ -18,6 +18,9 @@ from tnn_robust.errors import InputError
     help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for published figures.",
 )
 @click.option("--checks/--no-checks", default=True, help="For gradient masking.")
+@click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn.")
+@click.option("--figure", type=shared.OUT, help="Of the curve: a .png or .svg file.")
+@click.option("--minimal", is_flag=True, help="The smallest eps that breaks each example.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
 @click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there.")
 @click.option("--verify", type=shared.OUT, help="Recompute the report of such a file instead.")
@@ -26,6 +29,9 @@ def main(
     json_file: Path | None,
     save_adv: Path | None,
     verify: Path | None,
+    curve: bool,
+    minimal: bool,
+    figure: Path | None,
     **given: Any,
 ) -> None:
     """Attack the network of a run directory on its training and its test part.
@@ -43,31 +49,85 @@ def main(
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.files import require_writable, write_json
-    from tnn_robust.reporting.tables import attack_notes, attack_tables
-    from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
-    from tnn_robust.runs.verify import save_points
+    if figure is not None and (not curve or figure.suffix not in (".png", ".svg")):
+        raise InputError(f"--figure is a .png or .svg file of --curve, got {figure}")
+    if curve and minimal:
+        raise InputError("give one of --curve and --minimal")
+    if save_adv is not None and (curve or minimal):
+        raise InputError("--save-adv is of the report, not of --curve and --minimal")
 
-    request = AttackRequest(run=run, choice=choice, keep_points=save_adv is not None, **given)
-    for path in (json_file, save_adv):
+    from tnn_robust.files import require_writable, write_json
+    from tnn_robust.runs.attack import AttackRequest
+
+    for path in (json_file, save_adv, figure):
         if path is not None:
             require_writable(path)
-    finished: AttackFinished | None = None
+    request = AttackRequest(run=run, choice=choice, keep_points=save_adv is not None, **given)
+    if curve:
+        value = _curve(request, figure)
+    elif minimal:
+        value = _minimal(request)
+    else:
+        value = _report(request, save_adv)
+    if json_file is not None:
+        write_json(json_file, value)
+
+
+def _report(request: Any, save_adv: Path | None) -> dict[str, Any]:
+    from tnn_robust.reporting.tables import attack_notes, attack_tables
+    from tnn_robust.runs.attack import AttackFinished, attack_run
+    from tnn_robust.runs.verify import save_points
+    from tnn_robust_cli import _render
+
+    finished = _last(attack_run(request))
+    assert isinstance(finished, AttackFinished)
+    _render.show_tables(attack_tables(finished.report))
+    _render.show_lines(attack_notes(finished.report))
+    if save_adv is not None:
+        save_points(save_adv, finished)
+    return finished.report.to_json()
+
+
+def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
+    from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
+    from tnn_robust.runs.curve import curve_run
+    from tnn_robust_cli import _render
+
+    found = _last(curve_run(request))
+    _render.show_tables([curve_table(found)])
+    _render.show_chart(curve_lines(found))
+    _render.show_lines(["", f"The curve: {found.verdict}."])
+    if figure is not None:
+        curve_figure(found, figure)
+    return found.to_json()
+
+
+def _minimal(request: Any) -> dict[str, Any]:
+    from tnn_robust.records import MinimalReport
+    from tnn_robust.reporting.tables import minimal_table
+    from tnn_robust.runs.curve import minimal_run
+    from tnn_robust_cli import _render
+
+    parts: list[Any] = []
+    _last(minimal_run(request), lambda r: parts.append(r) if isinstance(r, MinimalReport) else None)
+    _render.show_tables([minimal_table(parts)])
+    _render.show_lines(["An eps found is an upper bound of the smallest one."])
+    return {"kind": "minimal-report", "parts": [part.to_json() for part in parts]}
+
+
+def _last(records: Any, see: Any = None) -> Any:
+    """Run a generator of records under a progress bar; its last record."""
+    from tnn_robust.runs.attack import AttackProgress
+    from tnn_robust_cli import _render
+
+    last = None
     with _render.progress_bar() as bar:
-        for record in attack_run(request):
-            if isinstance(record, AttackFinished):
-                finished = record
-            else:
-                bar.update(f"{record.attack}, {record.part}", record.done, record.total)
-    assert finished is not None
-    try:
-        if save_adv is not None:
-            save_points(save_adv, finished)
-        if json_file is not None:
-            write_json(json_file, finished.report.to_json())
-    finally:  # a full disk must not cost the report too
-        _render.show_tables(attack_tables(finished.report))
-        _render.show_lines(attack_notes(finished.report))
+        for last in records:
+            if isinstance(last, AttackProgress):
+                bar.update(f"{last.attack}, {last.part}", last.done, last.total)
+            elif see is not None:
+                see(last)
+    return last
 
 
 def _verify(path: Path, run: Path | None, json_file: Path | None, given: dict[str, Any]) -> None:

@@ -23,8 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"models"},
     "compression": {"models"},
     "evaluation": set(),
+    "certification": {"models"},
     "reporting": set(),
-    "runs": {"models", "data", "attacks", "training", "compression", "evaluation"},
+    "runs": {"models", "data", "attacks", "training", "compression", "evaluation", "certification"},
 }
 # Rooms of the base may use each other only so far; records and errors stand alone.
 BASE_USES = {

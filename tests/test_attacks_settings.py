@@ -101,7 +101,7 @@ def test_pgd_takes_every_norm():
         ("pgd", 0.1, {"restarts": 0}, "at least 1 restart, got 0"),
         ("pgd", 0.1, {"step_size": 0.0}, "step size needs a number above 0"),
         ("pgd", 0.1, {"step_size": float("nan")}, "step size needs a number above 0"),
-        ("pdg", 0.1, {}, "unknown attack 'pdg': choose from fgsm, fgm, pgd, torchattacks:NAME"),
+        ("pdg", 0.1, {}, "unknown attack 'pdg': choose from fgsm, fgm, pgd, apgd"),
         ("pgd", 0.1, {"norm": "l3"}, "unknown norm 'l3': choose from linf, l2, l1, nuclear, spec"),
         ("pgd", 0.1, {"loss": "hinge"}, "unknown loss 'hinge': choose from margin, logistic, cro"),
         ("fgsm", 0.1, {"norm": "l2"}, "fgsm is an attack in linf, got --norm l2: use pgd"),

@@ -121,9 +121,15 @@ def test_the_checks_are_in_the_report(tmp_path, request, run) -> None:
     result = run_cli("attack", request.getfixturevalue(run), *options, "--json", path)
     assert result.exit_code == 0, result.stderr
     found = json.loads(path.read_text())["checks"]
-    assert {"gradients", "one step", "more steps", "black box", "huge eps", "transfer", "batch"} <= {
-        check["name"] for check in found
-    }
+    assert {
+        "gradients",
+        "one step",
+        "more steps",
+        "black box",
+        "huge eps",
+        "transfer",
+        "batch",
+    } <= {check["name"] for check in found}
     for check in found:
         assert check["verdict"] == ("PASS" if check["value"] <= check["threshold"] else "WARN")
         assert check["name"] in result.stdout

@@ -87,8 +87,11 @@ def feasible(x: Tensor, delta: Tensor, ball: Ball, eps: Radius) -> Tensor:
     """The point x + delta brought into the ball around x and into the box.
 
     Where clipping to the box can leave the ball (matrix norms), the
-    perturbation is scaled back: towards x, which is in both.
+    perturbation is scaled back: towards x, which is in both. A ball that knows
+    how does it itself.
     """
+    if ball.bring is not None:
+        return ball.bring(x, delta, eps)
     z = (x + ball.project(delta, eps)).clamp(*BOX)
     if ball.clips:
         return z
@@ -194,7 +197,12 @@ def _step(
 ) -> Tensor:
     gradient = torch.nan_to_num(gradient, nan=0.0)
     if skip_blocked:
-        blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
-        gradient = gradient.masked_fill(blocked, 0.0)
+        gradient = _unblocked(gradient, z)
     step = per_example(step_size, z) * ball.ascend(gradient)
     return feasible(x, z + step - x, ball, eps)
+
+
+def _unblocked(gradient: Tensor, z: Tensor) -> Tensor:
+    """The gradient without the entries that lead out of the box."""
+    blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
+    return gradient.masked_fill(blocked, 0.0)

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.ascent import (
-    BOX,
     Model,
     Perturb,
     Perturbed,
     _better,
     _is_blind,
+    _random_point,
+    _unblocked,
     _value,
     _value_and_gradient,
     feasible,
     frozen,
 )
-from tnn_robust.attacks.structured import Feasible
 from tnn_robust.attacks.threat import Ball, Radius, per_example
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.losses import Loss, margin_loss
@@ -29,7 +29,6 @@ def make_frank_wolfe(
     steps: int,
     loss: Loss,
     restarts: int = 1,
-    bring: Feasible = feasible,
 ) -> Perturb:
     """`frank_wolfe` as a callable `perturb(model, x, y, streams) -> Perturbed`."""
 
@@ -45,7 +44,6 @@ def make_frank_wolfe(
                 loss=loss,
                 streams=streams,
                 restarts=restarts,
-                bring=bring,
             )
 
     return perturb
@@ -62,7 +60,6 @@ def frank_wolfe(
     loss: Loss,
     streams: Streams | None = None,
     restarts: int = 1,
-    bring: Feasible = feasible,
 ) -> Perturbed:
     """Raise `loss` over the ball around x by its extreme points, inside the box [0, 1].
 
@@ -70,7 +67,7 @@ def frank_wolfe(
     share 2 / (t + 2) of the way to eps * ball.ascend(gradient), the point of the ball that
     the gradient likes best: a rank-one matrix for nuclear, one face for tubal nuclear. No
     step size is needed. The oracle does not know the box: entries that it blocks are left
-    out of the gradient and `bring` does the rest. The first restart starts at x, others at
+    out of the gradient and `feasible` does the rest. The first restart starts at x, others at
     random points. Returns the point of largest loss of x and every iterate.
 
     Raises AttackError where the model's scores are not finite, InputError for restarts
@@ -82,14 +79,15 @@ def frank_wolfe(
     blind = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     for restart in range(restarts):
         z = x
-        if restart > 0 and streams is not None:
-            z = bring(x, ball.sample(x, eps, streams, restart), ball, eps)
+        if restart > 0:
+            z = _random_point(x, ball, eps, streams, restart)
         for t in range(steps):
             value, gradient = _value_and_gradient(model, z, y, loss)
             best_x, best = _better(best_x, best, z, value)
             blind &= _is_blind(gradient)
-            vertex = per_example(eps, z) * ball.ascend(_unblocked(gradient, z))
-            z = bring(x, torch.lerp(z - x, vertex, 2 / (t + 2)), ball, eps)
+            open_gradient = _unblocked(torch.nan_to_num(gradient, nan=0.0), z)
+            vertex = per_example(eps, z) * ball.ascend(open_gradient)
+            z = feasible(x, torch.lerp(z - x, vertex, 2 / (t + 2)), ball, eps)
         best_x, best = _better(best_x, best, z, _value(model, z, y, loss))
     if best is not None and not bool(torch.isfinite(best).all()):
         raise AttackError("the model's scores are not finite, so no attack result can be trusted")
@@ -107,10 +105,3 @@ def best_of(first: Perturb, second: Perturb) -> Perturb:
         return Perturbed(best_x, a.vanished & b.vanished)
 
     return perturb
-
-
-def _unblocked(gradient: Tensor, z: Tensor) -> Tensor:
-    """The gradient without the entries that lead out of the box, NaN taken for zero."""
-    gradient = torch.nan_to_num(gradient, nan=0.0)
-    blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
-    return gradient.masked_fill(blocked, 0.0)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.ascent import BOX, feasible
+from tnn_robust.attacks.banded import OFF_SUPPORT, Keep, feasible_structured, nearest
 from tnn_robust.attacks.threat import (
     BALLS,
     Ball,
@@ -34,19 +34,9 @@ from tnn_robust.errors import InputError, unknown_choice
 from tnn_robust.randomness import Streams
 
 Range = tuple[int, int]
-Keep = Callable[[Tensor], Tensor]
-Feasible = Callable[[Tensor, Tensor, Ball, Radius], Tensor]
 
 TUBAL_NUCLEAR = "tubal-nuclear"
-ITERATIONS = 60
 LONG_STEP = 16.0
-# The largest entry of a perturbation's part off its faces that counts as rounding: float32
-# points of the box and a float32 transform there and back leave a few 1e-7.
-OFF_SUPPORT = 1e-6
-# How far from the box a banded perturbation aims, of its root mean square. On 28 x 28 images
-# with half of the pixels at 0 it keeps 95-100 % of the rise that long iteration finds, instead
-# of 10-35 %, but still as little as 5-80 % in bands without the low faces.
-AIM_INSIDE = 0.03
 # Norms that a rotation of the channel axis leaves alone.
 _INVARIANT = tuple(BALLS[name] for name in ("l2", "nuclear", "spectral"))
 
@@ -71,30 +61,21 @@ def make_ball(
         return ball_of(norm)
     if transform is None:
         raise InputError("a tubal nuclear or confined ball needs the network's transform, got none")
-    if norm == TUBAL_NUCLEAR and channels is None:
-        return tubal_nuclear_ball(transform, faces)
-    ball = tubal_nuclear_ball(transform) if norm == TUBAL_NUCLEAR else ball_of(norm)
+    whole = tubal_nuclear_ball(transform) if norm == TUBAL_NUCLEAR else ball_of(norm)
     if channels is not None:
-        return on_channels(ball, channels, transform.channels)
-    return ball if faces is None else on_faces(ball, faces, transform)
+        return on_channels(whole, channels, transform.channels)
+    return whole if faces is None else _in_band(norm, whole, faces, transform)
 
 
-def make_feasible(
-    norm: str, transform: Transform | None = None, faces: Range | None = None
-) -> Feasible:
-    """What brings points into box and ball, called like `ascent.feasible`, for `make_ball`.
-
-    On faces clipping to the box would leave the band, so `feasible_structured` does it; all
-    else, channels included, is left to `ascent.feasible`. Raises InputError as `make_ball`.
-    """
-    ball = make_ball(norm, transform)
-    if faces is None:
-        return feasible
-    if transform is None:
-        raise InputError("a ball on faces needs the network's transform, got none")
+def _in_band(norm: str, whole: Ball, faces: Range, transform: Transform) -> Ball:
+    """The ball on faces, with what brings points of the box into it."""
     keep = face_subspace(faces, transform)
-    # Not the ball it is called with: projecting on the confined one would nest the iterations.
-    return lambda x, delta, _, eps: feasible_structured(x, delta, ball, eps, keep)
+    exact = norm == TUBAL_NUCLEAR
+    band = tubal_nuclear_ball(transform, faces) if exact else on_faces(whole, faces, transform)
+    # By the whole ball: projecting on the confined one would nest the iterations.
+    return band._replace(
+        bring=lambda x, delta, eps: feasible_structured(x, delta, whole, eps, keep)
+    )
 
 
 def parse_range(text: str, size: int, what: str) -> Range:
@@ -209,7 +190,7 @@ def on_faces(ball: Ball, faces: Range, transform: Transform) -> Ball:
     The radius is infinite for perturbations off the band by more than OFF_SUPPORT an entry.
     Exact for l2, nuclear and spectral; see the module for others, and use
     `tubal_nuclear_ball(transform, faces)` for that norm. Points of the box need
-    `feasible_structured`. Raises InputError for a range outside the faces.
+    `feasible_structured`, which `make_ball` puts in. Raises InputError for a range outside the faces.
     """
     keep, basis = face_subspace(faces, transform), _band(faces, transform)
     if ball not in _INVARIANT:
@@ -285,7 +266,7 @@ def _confined(ball: Ball, keep: Keep, off: float) -> Ball:
     """Any ball within any subspace, by iteration (see the module)."""
 
     def project(delta: Tensor, eps: Radius) -> Tensor:
-        found = _nearest(delta, keep, [lambda v: ball.project(v, eps)])
+        found = nearest(delta, keep, [lambda v: ball.project(v, eps)])
         return shrink_to(found, ball.radius(found), eps)
 
     def ascend(gradient: Tensor) -> Tensor:
@@ -300,48 +281,3 @@ def _confined(ball: Ball, keep: Keep, off: float) -> Ball:
     sample, radius = _kept_sample(ball, keep), _gauge(ball, keep, off)
     clips = ball.clips and off == 0.0
     return Ball(project, ascend, sample, radius, ball.entry_bound, clips)
-
-
-def _nearest(delta: Tensor, keep: Keep, projections: list[Callable[[Tensor], Tensor]]) -> Tensor:
-    """The point of the subspace, and of all the convex sets nearly, nearest to delta.
-
-    Dykstra's algorithm with all sets in parallel is proximal gradient ascent on the dual of
-    the projection (Combettes & Pesquet 2011), which is accelerated here (Beck & Teboulle
-    2009), with the momentum of an example dropped where it points back (O'Donoghue & Candes
-    2015). ITERATIONS rounds, whatever the data: nothing is read back to the host.
-    """
-    shift = old = delta.new_zeros(len(projections), *delta.shape)
-    pace = delta.new_ones(len(delta), 1, 1)
-    for _ in range(ITERATIONS):
-        z = keep(delta - shift.mean(0))
-        new = torch.stack(
-            [s + z - project(s + z) for s, project in zip(shift, projections, strict=True)]
-        )
-        back = ((shift - new) * (new - old)).sum((0, 2, 3))[:, None, None] > 0
-        pace = pace.masked_fill(back, 1.0)
-        faster = (1 + (1 + 4 * pace.square()).sqrt()) / 2
-        shift, old, pace = new + (pace - 1) / faster * (new - old), new, faster
-    return keep(delta - old.mean(0))
-
-
-def feasible_structured(x: Tensor, delta: Tensor, ball: Ball, eps: Radius, keep: Keep) -> Tensor:
-    """A point of box and ball around x whose perturbation stays in the subspace.
-
-    x, delta (n, d, c); ball: the one NOT confined; keep: the orthogonal projection onto a
-    subspace that takes each feature by itself, as `face_subspace` does. Close to the nearest
-    such point. What the iterations left outside is made good feature by feature, by the
-    largest share of its perturbation that the box has room for: x itself is in all three sets.
-    """
-    low, high = BOX[0] - x, BOX[1] - x
-    # Aim inside the box: where x is on it, the least excess would leave a feature no room.
-    size = keep(ball.project(delta, eps)).square().mean(2, keepdim=True).sqrt()
-    margin = (AIM_INSIDE * size).clamp_max(0.25 * (BOX[1] - BOX[0]))
-    inner_low, inner_high = low + margin, high - margin
-    near = _nearest(
-        delta, keep, [lambda v: ball.project(v, eps), lambda v: v.clamp(inner_low, inner_high)]
-    )
-    near = shrink_to(near, ball.radius(near), eps)
-    # Half of what counts as rounding is left to the clipping.
-    room = torch.where(near > 0, high, -low) + OFF_SUPPORT / 2
-    share = (room / near.abs().clamp_min(_tiny(near))).amin(2, keepdim=True).clamp_max(1.0)
-    return feasible(x, share * near, ball, eps)

@@ -28,6 +28,8 @@ class Ball(NamedTuple):
     radius(delta): the norm of each example, (n,).
     entry_bound(d, c): the largest norm of a d x c matrix with entries in [-1, 1].
     clips: shrinking entries shrinks the norm, so clipping to a box stays in the ball.
+    bring(x, delta, eps): x + delta brought into ball, box and subspace, where clipping
+        would leave the subspace.
     """
 
     project: Callable[[Tensor, Radius], Tensor]
@@ -36,6 +38,7 @@ class Ball(NamedTuple):
     radius: Callable[[Tensor], Tensor]
     entry_bound: Callable[[int, int], float]
     clips: bool
+    bring: Callable[[Tensor, Tensor, Radius], Tensor] | None = None
 
 
 def per_example(size: Radius, like: Tensor) -> Radius:

@@ -9,6 +9,7 @@ from tnn_robust.records import (
     CompressionReport,
     Interval,
     LayerRecord,
+    MinimalReport,
     ModelSummary,
 )
 
@@ -124,6 +125,23 @@ def _eps(row: AttackRow) -> str:
 def _narrow(size: str) -> str:
     """On two lines where it would push a name of torchattacks out of 80 columns."""
     return size if len(size) <= _SIZE_WIDTH else size.replace(" ", "\n")
+
+
+def minimal_table(reports: Sequence[MinimalReport]) -> Table:
+    """Percentiles of the smallest eps found, a row a part."""
+    shares = (5, 25, 50, 75, 95)
+    rows = [
+        (
+            one.part,
+            f"{one.n}",
+            f"{one.misclassified}",
+            f"{one.found}",
+            *("-" if (q := one.quantiles[share]) is None else f"{q:.4g}" for share in shares),
+        )
+        for one in reports
+    ]
+    columns = ("part", "n", "wrong", "found", "5 %", "25 %", "median", "75 %", "95 %")
+    return Table(f"Smallest {reports[0].norm} eps that changes the decision", columns, rows)
 
 
 def attack_notes(report: AttackReport) -> list[str]:

@@ -133,11 +133,7 @@ def attack_checkpoint(
     """The same for a checkpoint and data in memory."""
     model, loss = checkpoint.model, LOSSES[risk_loss(checkpoint)]
     check_attacks(attacks, model)
-    parts = {}
-    for number, part in enumerate(PARTS):
-        held = subset(getattr(dataset, part), request.n, request.seed, model.head.device)
-        # The two parts count their examples from 0: keep their noise apart.
-        parts[part] = _Target(part, *held, seed=2 * request.seed + number)
+    parts = targets_of(checkpoint, dataset, request)
     found: list[Attacked] = []
     points: list[dict[str, Points]] = []
     for settings in attacks:
@@ -167,7 +163,7 @@ class Result(NamedTuple):
     work: Work
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """A part under attack; so_far: what earlier attacks of a suite have left."""
 
     name: str
@@ -177,8 +173,21 @@ class _Target(NamedTuple):
     so_far: Result | None = None
 
 
+def targets_of(
+    checkpoint: Checkpoint, dataset: Dataset, request: AttackRequest
+) -> dict[str, Target]:
+    """Both parts, cut to the request's n, on the model's device."""
+    device = checkpoint.model.head.device
+    targets = {}
+    for number, part in enumerate(PARTS):
+        held = subset(getattr(dataset, part), request.n, request.seed, device)
+        # The two parts count their examples from 0: keep their noise apart.
+        targets[part] = Target(part, *held, seed=2 * request.seed + number)
+    return targets
+
+
 def _attack_target(
-    model: TNN, settings: AttackSettings, target: _Target, loss: Loss, request: AttackRequest
+    model: TNN, settings: AttackSettings, target: Target, loss: Loss, request: AttackRequest
 ) -> Generator[AttackProgress, None, Result]:
     """Attack a whole part, or in a suite the examples that still stand."""
     so_far, n = target.so_far, len(target.indices)
@@ -303,7 +312,7 @@ def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
             make_perturb(settings)  # raises where torchattacks is not installed
 
 
-def _points(result: Result, target: _Target) -> Points:
+def _points(result: Result, target: Target) -> Points:
     outcomes = result.outcomes
     return Points(
         x_adv=result.x_adv,

@@ -1,0 +1,135 @@
+"""tnn-attack --curve and --minimal: robustness against eps, from both ends."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.minimal import minimal, minimal_report, warm_pgd
+from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.certification.lipschitz import TO_L2, certified_radii
+from tnn_robust.errors import InputError
+from tnn_robust.evaluation.curve import SweptBlock, curve, curve_part, join_sweep, require_rising
+from tnn_robust.losses import LOSSES
+from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
+from tnn_robust.randomness import Streams
+from tnn_robust.records import EpsCurve, MinimalReport
+from tnn_robust.runs.attack import (
+    PARTS,
+    AttackProgress,
+    AttackRequest,
+    Target,
+    check_attacks,
+    make_check,
+    model_info,
+    risk_loss,
+    targets_of,
+    training_attack,
+)
+from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
+
+MINIMAL_NORMS = ("linf", "l2", "l1")
+
+
+def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
+    """One warm-started upward sweep over the eps of the request; the last record is the curve.
+
+    Raises InputError unless the request has one attack and rising eps.
+    """
+    checkpoint = load_checkpoint(request.run, resolve_device(request.device))
+    choice = request.choice if request.choice.names else replace(request.choice, names=("pgd",))
+    attacks = choice.resolve(training_attack(checkpoint))
+    if len({one.name for one in attacks}) != 1 or request.suite is not None:
+        raise InputError("--curve takes one --attack and no --suite")
+    require_rising([one.eps_value for one in attacks])
+    model = checkpoint.model
+    check_attacks(attacks, model)
+    dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
+    targets = targets_of(checkpoint, dataset, request)
+    swept = {}
+    with frozen(model):
+        for part in PARTS:
+            blocks: list[SweptBlock] = []
+            for block in _sweep(checkpoint, attacks, targets[part], request.batch_size):
+                blocks.append(block)
+                yield AttackProgress(attacks[0].name, part, block.done, block.total)
+            swept[part] = join_sweep(blocks)
+        certified = _certified(checkpoint, attacks[0], targets)
+    first = attacks[0]
+    yield curve(
+        [one.eps_value for one in attacks],
+        swept["train"],
+        swept["test"],
+        norm=first.norm,
+        settings={"name": first.name, **first.to_json()},
+        seed=request.seed,
+        y_test=targets["test"].examples.y.cpu(),
+        risk_complete=True,
+        model=model_info(checkpoint),
+        dataset=describe_data(dataset, spec),
+        certified=certified,
+    )
+
+
+def _sweep(
+    checkpoint: Checkpoint, attacks: tuple[AttackSettings, ...], target: Target, block: int
+) -> Iterator[SweptBlock]:
+    at = {one.eps_value: one for one in attacks}
+    return curve_part(
+        checkpoint.model,
+        target.examples.x,
+        target.examples.y,
+        target.indices,
+        sizes=list(at),
+        attack_at=lambda eps: warm_pgd(at[eps]),
+        check_at=lambda eps: make_check(at[eps]),
+        loss=LOSSES[risk_loss(checkpoint)],
+        seed=target.seed,
+        block=block,
+        # Without it the risk would stop growing where an example first falls.
+        follow_broken=True,
+    )
+
+
+def _certified(
+    checkpoint: Checkpoint, attack: AttackSettings, targets: dict[str, Target]
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if attack.norm not in TO_L2:
+        return None
+    radii = []
+    for part in PARTS:
+        x, y = targets[part].examples
+        radii.append(certified_radii(checkpoint.model, x, y, attack.norm).cpu())
+    return radii[0], radii[1]
+
+
+def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalReport]:
+    """The smallest perturbation of every example; the last two records are train and test."""
+    checkpoint = load_checkpoint(request.run, resolve_device(request.device))
+    trained = training_attack(checkpoint)
+    norm = request.choice.norm or (trained.norm if trained else "linf")
+    if norm not in MINIMAL_NORMS:
+        raise InputError(f"--minimal is made for {', '.join(MINIMAL_NORMS)}, got {norm}")
+    if request.choice.names or request.choice.eps or request.suite is not None:
+        raise InputError("--minimal finds eps itself: it takes no --attack, --eps and --suite")
+    dataset, _ = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
+    targets = targets_of(checkpoint, dataset, request)
+    reports = []
+    for part in PARTS:
+        (x, y), indices, n = targets[part].examples, targets[part].indices, request.batch_size
+        norms = []
+        with frozen(checkpoint.model):
+            for start in range(0, len(y), n):
+                rows = slice(start, start + n)
+                streams = Streams(targets[part].seed, indices[rows])
+                found = minimal(checkpoint.model, x[rows], y[rows], norm=norm, streams=streams)
+                norms.append(found.norms.cpu())
+                yield AttackProgress("minimal", part, min(start + n, len(y)), len(y))
+        settings = {"steps": 100}
+        reports.append(
+            minimal_report(
+                torch.cat(norms), part=part, norm=norm, settings=settings, seed=request.seed
+            )
+        )
+    yield from reports
