@@ -124,6 +124,10 @@ attacking = options(
         type=EPS_LIST,
         help="8/255, 0.03, a list 0,0.1 or a range 0:0.3:0.05. Default: the training eps.",
     ),
+    click.option("--channels", metavar="START:STOP", help="Perturb only these, counted from 0."),
+    click.option(
+        "--faces", metavar="START:STOP", help="Perturb only these of the network's transform."
+    ),
     click.option("--steps", type=int, help="Of pgd.  [default: 40]"),
     click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
     click.option("--restarts", type=int, default=1),
@@ -150,6 +154,15 @@ def attack_choice(given: dict[str, Any]) -> AttackChoice:
         eps=given.pop("eps") or (),
         **{
             name: given.pop(name)
-            for name in ("norm", "steps", "step_size", "restarts", "random_start", "loss")
+            for name in (
+                "norm",
+                "steps",
+                "step_size",
+                "restarts",
+                "random_start",
+                "loss",
+                "channels",
+                "faces",
+            )
         },
     )

@@ -18,6 +18,7 @@ from tnn_robust.errors import InputError
     help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for published figures.",
 )
 @click.option("--checks/--no-checks", default=True, help="For gradient masking.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted report of these options.")
 @click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn.")
 @click.option("--figure", type=shared.OUT, help="Of the curve: a .png or .svg file.")
 @click.option("--minimal", is_flag=True, help="The smallest eps that breaks each example.")
@@ -47,8 +48,6 @@ def main(
     if run is None:
         raise InputError("tnn-attack needs a RUN directory (or --verify FILE)")
 
-    from tnn_robust_cli import _render
-
     if figure is not None and (not curve or figure.suffix not in (".png", ".svg")):
         raise InputError(f"--figure is a .png or .svg file of --curve, got {figure}")
     if curve and minimal:
@@ -62,7 +61,9 @@ def main(
     for path in (json_file, save_adv, figure):
         if path is not None:
             require_writable(path)
-    request = AttackRequest(run=run, choice=choice, keep_points=save_adv is not None, **given)
+    request = AttackRequest(
+        run=run, choice=choice, keep_points=save_adv is not None, journal=True, **given
+    )
     if curve:
         value = _curve(request, figure)
     elif minimal:

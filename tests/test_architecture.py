@@ -118,6 +118,7 @@ def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
 def test_the_choices_are_the_registries() -> None:
     from tnn_robust.algebra.transforms import TRANSFORMS
     from tnn_robust.attacks.registry import RUNS
+    from tnn_robust.attacks.structured import TUBAL_NUCLEAR
     from tnn_robust.attacks.threat import BALLS
     from tnn_robust.data.catalogue import LOADERS
     from tnn_robust.losses import LOSSES
@@ -128,7 +129,7 @@ def test_the_choices_are_the_registries() -> None:
 
     assert kinds(choices.TRANSFORMS) == list(TRANSFORMS)
     assert kinds(choices.DATASETS) == list(LOADERS)
-    assert list(choices.NORMS) == list(BALLS)
+    assert list(choices.NORMS) == [*BALLS, TUBAL_NUCLEAR]
     assert list(choices.ATTACKS) == list(RUNS)
     assert list(choices.LOSSES) == list(LOSSES)
     assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)

@@ -108,7 +108,7 @@ def test_steps_shrink_until_a_narrow_pit_is_found(norm):
         return (torch.einsum("ndc,sdc->ns", z - x, w) - pit).abs()
 
     found = run(apgd, pitted, x, y, norm=norm, eps=eps).x
-    assert float(pitted(found)) < 0.03 * pit
+    assert float(pitted(found)) < 0.05 * pit
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))

@@ -8,7 +8,7 @@ from torch import nn
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.attacks.ascent import Perturbed, ascend, frozen, verify
 from tnn_robust.attacks.frank_wolfe import best_of, frank_wolfe, make_frank_wolfe
-from tnn_robust.attacks.structured import TUBAL_NUCLEAR, make_ball, make_feasible
+from tnn_robust.attacks.structured import TUBAL_NUCLEAR, make_ball
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.losses import margin, margin_loss
@@ -77,7 +77,6 @@ def test_points_are_verified_and_no_worse_than_clean(norm, support):
     model, x, y = random_points()
     options = {
         "ball": make_ball(norm, TRANSFORM, **support),
-        "bring": make_feasible(norm, TRANSFORM, support.get("faces")),
         "streams": Streams(0, torch.arange(len(x))),
         "loss": margin_loss,
         "steps": 4,

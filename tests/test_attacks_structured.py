@@ -11,13 +11,11 @@ from tnn_robust.algebra.ranks import tubal_nuclear_norm
 from tnn_robust.algebra.tproduct import to_faces
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.attacks.ascent import feasible, verify
+from tnn_robust.attacks.banded import OFF_SUPPORT, feasible_structured
 from tnn_robust.attacks.structured import (
-    OFF_SUPPORT,
     TUBAL_NUCLEAR,
     face_subspace,
-    feasible_structured,
     make_ball,
-    make_feasible,
     on_channels,
     on_faces,
     parse_range,
@@ -307,13 +305,11 @@ def images(n, dtype):
 @each_support
 @each_norm
 def test_points_are_in_ball_box_and_support(norm, support, name, dtype):
-    transform, x = transform_of(name, dtype=dtype), images(20, dtype)
-    ball = confined(norm, support, name, dtype)
-    bring = make_feasible(norm, transform, FACES if support == "faces" else None)
+    x, ball = images(20, dtype), confined(norm, support, name, dtype)
     keep, moved = keep_of(support, name), []
     for eps in (0.05, 0.5, 20.0):
         delta = torch.tensor(ref.normal(20, D, C, seed=9)).to(dtype)
-        found = bring(x, delta, ball, eps)
+        found = feasible(x, delta, ball, eps)
         assert found.dtype == dtype
         radius = verify(x, found, ball=ball, eps=eps, name="", indices=torch.arange(20))
         moved.append(float(radius.max()) / eps)
@@ -321,8 +317,8 @@ def test_points_are_in_ball_box_and_support(norm, support, name, dtype):
             off = np.abs(one - keep(one)).max()
             assert off == 0 if support == "channels" else off <= OFF_SUPPORT
     assert max(moved) > 0.5
-    assert torch.equal(bring(x, delta, ball, 0.0), x)
-    assert torch.equal(bring(x, 0 * delta, ball, 0.5), x)
+    assert torch.equal(feasible(x, delta, ball, 0.0), x)
+    assert torch.equal(feasible(x, 0 * delta, ball, 0.5), x)
 
 
 def test_clipping_to_the_box_leaves_the_band_and_is_refused():
@@ -376,8 +372,8 @@ def test_ranges_are_read_or_refused():
 def test_make_ball_falls_back_and_refuses():
     transform = transform_of("dft")
     assert all(make_ball(norm) is BALLS[norm] for norm in BALLS)
-    assert make_feasible("l2") is feasible
-    assert make_feasible(TUBAL_NUCLEAR, transform) is feasible
+    assert make_ball(TUBAL_NUCLEAR, transform).bring is None
+    assert make_ball("l2", transform, channels=(0, 1)).bring is None
     for wrong, words in (
         ({"norm": "l3"}, "choose from linf.*tubal-nuclear"),
         ({"norm": TUBAL_NUCLEAR}, "transform, got none"),

@@ -242,7 +242,7 @@ def test_points_outside_are_an_error(case, by, box, text):
 
 
 def test_a_run_whose_attack_leaves_its_ball_reports_nothing(digits_run, monkeypatch):
-    monkeypatch.setattr(run, "make_perturb", lambda settings: Moved(0.2))
+    monkeypatch.setattr(run, "make_perturb", lambda settings, **_: Moved(0.2))
     records = []
     with pytest.raises(AttackError, match="left the ball"):
         for record in attack_run(AttackRequest(digits_run, AttackChoice(("fgsm",)), n=20)):

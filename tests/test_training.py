@@ -113,7 +113,7 @@ def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):
         met.append((streams.seed, streams.indices.tolist()))
         return SimpleNamespace(x=x)
 
-    monkeypatch.setattr(run, "training_perturb", lambda attack: perturb)
+    monkeypatch.setattr(run, "training_perturb", lambda *_: perturb)
     for record in train_run(request(tmp_path)):
         if isinstance(record, EpochRecord):
             epochs.append(met[:-1])  # without the look at the monitor examples
@@ -229,7 +229,7 @@ def test_a_nan_in_a_later_epoch(tmp_path, monkeypatch, options):
         # An epoch has 24 batches and one look at the monitor examples.
         return SimpleNamespace(x=x * (math.nan if len(calls) > 25 + 10 else 1.0))
 
-    monkeypatch.setattr(run, "training_perturb", lambda attack: perturb)
+    monkeypatch.setattr(run, "training_perturb", lambda *_: perturb)
     with pytest.raises(TrainingError, match="not finite in epoch 2"):
         list(train_run(request(tmp_path, **options)))
     assert epochs_done(tmp_path) == 1 and len(metrics(tmp_path)) == 1

@@ -28,9 +28,9 @@ DATASETS = (
     "npz:FILE",
 )
 SPLITS = ("blocked", "random")
-NORMS = ("linf", "l2", "l1", "nuclear", "spectral")
+NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")
 TRAINING_ATTACKS = ("fgsm", "fgm", "pgd")
-ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square")
+ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")
 SUITES = ("standard", "quick", "paper")
 LOSSES = ("margin", "logistic", "cross-entropy")
 OPTIMIZERS = ("adam", "sgd")

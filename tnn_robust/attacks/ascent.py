@@ -195,14 +195,13 @@ def _step(
     step_size: Radius,
     skip_blocked: bool,
 ) -> Tensor:
-    gradient = torch.nan_to_num(gradient, nan=0.0)
-    if skip_blocked:
-        gradient = _unblocked(gradient, z)
-    step = per_example(step_size, z) * ball.ascend(gradient)
+    clean = _unblocked(gradient, z) if skip_blocked else torch.nan_to_num(gradient, nan=0.0)
+    step = per_example(step_size, z) * ball.ascend(clean)
     return feasible(x, z + step - x, ball, eps)
 
 
 def _unblocked(gradient: Tensor, z: Tensor) -> Tensor:
-    """The gradient without the entries that lead out of the box."""
+    """The gradient without the entries that lead out of the box, NaN taken for zero."""
+    gradient = torch.nan_to_num(gradient, nan=0.0)
     blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
     return gradient.masked_fill(blocked, 0.0)

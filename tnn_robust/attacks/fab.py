@@ -18,6 +18,7 @@ from tnn_robust.attacks.ascent import (
     _better,
     _is_blind,
     _random_point,
+    _unblocked,
     _value,
     feasible,
 )
@@ -109,18 +110,24 @@ def _search(
     ball = ball_of(norm)
     clean = _value(model, x, y, margin_loss)
     finite_or_raise(clean)
-    unknown = torch.where(clean >= 0, 0.0, torch.inf).to(x.dtype)
-    found = _Found(x, unknown, torch.ones_like(y, dtype=torch.bool))
+    known = torch.where(clean >= 0, 0.0, torch.inf).to(x.dtype)
+    found = _Found(x, known, torch.ones_like(y, dtype=torch.bool))
     farthest = _FARTHEST_START * ball.entry_bound(*x.shape[1:])
     for restart in range(restarts):
         z = x
         if restart:
             reach = found.norm.clamp_max(farthest) / 2
             z = _random_point(x, ball, reach, streams, _DRAWS + restart)
-        found = _walk(model, x, y, z, found, norm, steps, rates)
-    point = _drawn_in(model, x, y, found.x)
-    reached = torch.where(found.norm.isinf(), found.norm, ball.radius(point - x))
-    return found._replace(x=point, norm=reached)
+        out, blind = _walk(model, x, y, z, norm, steps, rates)
+        point = _drawn_in(model, x, y, out)
+        length = torch.where((out == x).flatten(1).all(1), torch.inf, ball.radius(point - x))
+        closer = length < found.norm
+        found = _Found(
+            x=torch.where(closer[:, None, None], point, found.x),
+            norm=torch.where(closer, length, found.norm),
+            vanished=found.vanished & blind,
+        )
+    return found
 
 
 def _walk(
@@ -128,15 +135,15 @@ def _walk(
     x: Tensor,
     y: Tensor,
     z: Tensor,
-    found: _Found,
     norm: str,
     steps: int,
     rates: tuple[float, float, float],
-) -> _Found:
-    """One restart: Algorithm 1 of arXiv 1907.02044, from z."""
+) -> tuple[Tensor, Tensor]:
+    """One restart, Algorithm 1 of arXiv 1907.02044 from z: the nearest point found, x where
+    there is none, and where every gradient vanished."""
     alpha_max, eta, beta = rates
-    radius, bad = ball_of(norm).radius, torch.zeros_like(found.norm)
-    nearest, least, vanished = found
+    radius, bad = ball_of(norm).radius, torch.zeros_like(x[:, 0, 0])
+    nearest, least, vanished = x, bad + torch.inf, torch.ones_like(y, dtype=torch.bool)
     for _ in range(steps):
         gap, slope, blind = _boundary(model, z, y, norm)
         vanished = vanished & blind
@@ -155,7 +162,7 @@ def _walk(
         least = torch.where(closer, length, least)
         z = torch.where(fooled[:, None, None], (1 - beta) * x + beta * z, z)
     finite_or_raise(bad)
-    return _Found(nearest, least, vanished)
+    return nearest, vanished
 
 
 def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,9 +183,11 @@ def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Te
     slopes = torch.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0)
     size = slopes.abs().amax((2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
     gaps, slopes = gaps.detach() / size, slopes / size[:, :, None, None]
-    lengths = ball_of(_DUAL[norm]).radius(slopes.flatten(0, 1)).reshape(gaps.shape)
-    # A flat boundary is nowhere: its length is zero, else at least one in every norm.
-    distance = torch.where(lengths > 0.5, gaps.abs() / lengths.clamp_min(0.5), torch.inf)
+    # Entries at the face they would have to cross bring no boundary nearer.
+    there = z.detach()[:, None].expand_as(slopes).flatten(0, 1)
+    useful = _unblocked(-(slopes * gaps.sign()[:, :, None, None]).flatten(0, 1), there)
+    lengths = ball_of(_DUAL[norm]).radius(useful).reshape(gaps.shape)
+    distance = torch.where(lengths > 0, gaps.abs() / lengths, torch.inf)
     rows, best = torch.arange(len(z), device=z.device), distance.argmin(1)
     return gaps[rows, best], slopes[rows, best], blind
 

@@ -85,8 +85,7 @@ def frank_wolfe(
             value, gradient = _value_and_gradient(model, z, y, loss)
             best_x, best = _better(best_x, best, z, value)
             blind &= _is_blind(gradient)
-            open_gradient = _unblocked(torch.nan_to_num(gradient, nan=0.0), z)
-            vertex = per_example(eps, z) * ball.ascend(open_gradient)
+            vertex = per_example(eps, z) * ball.ascend(_unblocked(gradient, z))
             z = feasible(x, torch.lerp(z - x, vertex, 2 / (t + 2)), ball, eps)
         best_x, best = _better(best_x, best, z, _value(model, z, y, loss))
     if best is not None and not bool(torch.isfinite(best).all()):

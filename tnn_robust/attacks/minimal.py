@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.ascent import (
     Model,
     Perturbed,
@@ -20,7 +21,7 @@ from tnn_robust.attacks.ascent import (
     verify,
 )
 from tnn_robust.attacks.boundary import METHODS, approach, targeted
-from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.threat import Ball, ball_of
 from tnn_robust.errors import AttackError, InputError, unknown_choice
@@ -31,14 +32,15 @@ from tnn_robust.records import MinimalReport
 WarmPerturb = Callable[[Model, Tensor, Tensor, Streams, Tensor | None], Perturbed]
 
 
-def warm_pgd(settings: AttackSettings) -> WarmPerturb:
+def warm_pgd(settings: AttackSettings, *, transform: Transform | None = None) -> WarmPerturb:
     """An attack as `perturb(model, x, y, streams, start) -> Perturbed`, for one eps of a curve.
 
     start (n, d, c), or None: points to go on from, by PGD of as many steps. What
     that does not break is attacked anew just as `make_perturb(settings)` does,
-    so that no example stands here that falls there.
+    so that no example stands here that falls there. transform: as there.
     """
-    fresh, ball, loss = make_perturb(settings), ball_of(settings.norm), LOSSES[settings.loss]
+    fresh = make_perturb(settings, transform=transform)
+    ball, loss = ball_for(settings, transform), LOSSES[settings.loss]
     # Attacks that choose their own steps have no size to go by.
     step_size = settings.step_size or 2.5 * settings.eps_value / settings.steps
 

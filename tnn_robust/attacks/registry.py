@@ -1,41 +1,71 @@
 """From an attack's settings to a callable `perturb(model, x, y, streams) -> Perturbed`."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
+from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.apgd import apgd, apgd_targeted
 from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, ascend, frozen
 from tnn_robust.attacks.fab import fab_in_ball
+from tnn_robust.attacks.frank_wolfe import best_of, make_frank_wolfe
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.square import square
-from tnn_robust.attacks.threat import ball_of
+from tnn_robust.attacks.structured import make_ball, parse_range
+from tnn_robust.attacks.threat import Ball
+from tnn_robust.errors import InputError
 from tnn_robust.losses import LOSSES
 from tnn_robust.randomness import Streams
 
-Run = Callable[[AttackSettings, Model, Tensor, Tensor, Streams], Perturbed]
+Run = Callable[[AttackSettings, Ball, Model, Tensor, Tensor, Streams], Perturbed]
 
 
-def make_perturb(settings: AttackSettings, *, keep_best: bool = True) -> Perturb:
+def make_perturb(
+    settings: AttackSettings, *, transform: Transform | None = None, keep_best: bool = True
+) -> Perturb:
     """An attack as a callable; the model comes out of it in the mode it went in.
 
-    keep_best=False returns the last iterate untested, as training does.
+    transform: the network's, without which only whole balls of `threat` can be
+    had. keep_best=False returns the last iterate untested, as training does.
     """
     if settings.zoo_name is not None:
         from tnn_robust.attacks.zoo import make_zoo_perturb
 
         return make_zoo_perturb(settings)
     run = _last_iterate if not keep_best else RUNS[settings.name]
+    ball = ball_for(settings, transform)
 
     def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         with frozen(model):
-            return run(settings, model, x, y, streams)
+            return run(settings, ball, model, x, y, streams)
 
     return perturb
 
 
+def ball_for(settings: AttackSettings, transform: Transform | None = None) -> Ball:
+    """The ball an attack moves in, for networks of this transform.
+
+    Raises InputError for ranges that are not START:STOP or outside the
+    transform, and for a ball that needs a transform where there is none.
+    """
+    channels, faces = settings.channels, settings.faces
+    if not settings.confined:
+        return make_ball(settings.norm, transform)
+    if transform is None:
+        raise InputError("--channels and --faces need the network's transform, got none")
+    return make_ball(
+        settings.norm,
+        transform,
+        None if channels is None else parse_range(channels, transform.channels, "--channels"),
+        None if faces is None else parse_range(faces, transform.n_faces, "--faces"),
+    )
+
+
 def _ascend(
     s: AttackSettings,
+    ball: Ball,
     model: Model,
     x: Tensor,
     y: Tensor,
@@ -46,7 +76,7 @@ def _ascend(
         model,
         x,
         y,
-        ball=ball_of(s.norm),
+        ball=ball,
         loss=LOSSES[s.loss],
         eps=s.eps_value,
         steps=s.steps,
@@ -60,18 +90,20 @@ def _ascend(
 
 
 def _last_iterate(
-    s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Streams
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
 ) -> Perturbed:
-    return _ascend(s, model, x, y, streams, keep_best=False)
+    return _ascend(s, ball, model, x, y, streams, keep_best=False)
 
 
-def _apgd(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+def _apgd(
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+) -> Perturbed:
     return apgd(
         model,
         x,
         y,
-        ball=ball_of(s.norm),
-        norm=s.norm,
+        ball=ball,
+        norm=_climbed_as(s),
         eps=s.eps_value,
         steps=s.steps,
         restarts=s.restarts,
@@ -80,13 +112,15 @@ def _apgd(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Stream
     )
 
 
-def _apgd_t(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+def _apgd_t(
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+) -> Perturbed:
     return apgd_targeted(
         model,
         x,
         y,
-        ball=ball_of(s.norm),
-        norm=s.norm,
+        ball=ball,
+        norm=_climbed_as(s),
         eps=s.eps_value,
         steps=s.steps,
         restarts=s.restarts,
@@ -94,7 +128,9 @@ def _apgd_t(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Stre
     )
 
 
-def _fab(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+def _fab(
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+) -> Perturbed:
     return fab_in_ball(
         model,
         x,
@@ -107,8 +143,26 @@ def _fab(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Streams
     )
 
 
-def _square(s: AttackSettings, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+def _square(
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+) -> Perturbed:
     return square(model, x, y, norm=s.norm, eps=s.eps_value, queries=s.steps, streams=streams)
+
+
+def _climbed_as(s: AttackSettings) -> str:
+    """The norm as APGD is to see it: its sparse steps in l1 know the whole ball alone."""
+    return "l2" if s.confined else s.norm
+
+
+def _fw(
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+) -> Perturbed:
+    """Neither is the better everywhere (see frank_wolfe's tests), so both."""
+    wolfe = make_frank_wolfe(
+        ball=ball, eps=s.eps_value, steps=s.steps, loss=LOSSES[s.loss], restarts=s.restarts
+    )
+    pgd = replace(s, step_size=s.step_size or 2.5 * s.eps_value / s.steps)
+    return best_of(wolfe, partial(_ascend, pgd, ball))(model, x, y, streams)
 
 
 RUNS: dict[str, Run] = {
@@ -119,4 +173,5 @@ RUNS: dict[str, Run] = {
     "apgd-t": _apgd_t,
     "fab": _fab,
     "square": _square,
+    "fw": _fw,
 }

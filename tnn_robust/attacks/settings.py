@@ -30,7 +30,7 @@ class Preset(NamedTuple):
     """What makes a name an attack: norm (None: the user's) and the loop's defaults.
 
     own_step: the attack chooses its step sizes; norms: those it is made for
-    (None: all).
+    (None: all); whole: it is made for whole balls, not for their channels or faces.
     """
 
     norm: str | None
@@ -39,18 +39,21 @@ class Preset(NamedTuple):
     skip_blocked: bool
     own_step: bool = False
     norms: tuple[str, ...] | None = None
+    whole: bool = False
 
 
 # FGSM: Goodfellow et al. 2015; l2-FGM: Miyato et al. 2017; PGD: Madry et al. 2018; APGD and FAB:
-# Croce & Hein 2020; Square: Andriushchenko et al. 2020, whose steps are queries.
+# Croce & Hein 2020; Square: Andriushchenko et al. 2020, whose steps are queries; Frank-Wolfe:
+# Jaggi 2013, with PGD of as many steps beside it.
 PRESETS: dict[str, Preset] = {
     "fgsm": Preset(norm="linf", steps=1, random_start=False, skip_blocked=False),
     "fgm": Preset(norm="l2", steps=1, random_start=False, skip_blocked=False),
     "pgd": Preset(norm=None, steps=40, random_start=True, skip_blocked=True),
     "apgd": Preset(None, 100, False, False, own_step=True),
     "apgd-t": Preset(None, 100, False, False, own_step=True),
-    "fab": Preset(None, 100, False, False, own_step=True, norms=_LP),
-    "square": Preset(None, 1000, True, False, own_step=True, norms=_LP),
+    "fab": Preset(None, 100, False, False, own_step=True, norms=_LP, whole=True),
+    "square": Preset(None, 1000, True, False, own_step=True, norms=_LP, whole=True),
+    "fw": Preset(None, 40, random_start=True, skip_blocked=True, own_step=True),
 }
 
 
@@ -60,7 +63,8 @@ class AttackSettings:
 
     step_size is in the units of eps, 0 where the attack chooses its own;
     skip_blocked leaves out of the gradient
-    what the box would clip away again.
+    what the box would clip away again; channels and faces, START:STOP, confine
+    the ball to those of the examples (None: the whole ball).
     """
 
     name: str
@@ -73,6 +77,13 @@ class AttackSettings:
     random_start: bool
     skip_blocked: bool
     loss: str
+    channels: str | None = None
+    faces: str | None = None
+
+    @property
+    def confined(self) -> bool:
+        """Whether the ball is confined to channels or faces."""
+        return (self.channels, self.faces) != (None, None)
 
     @property
     def zoo_name(self) -> str | None:
@@ -80,13 +91,13 @@ class AttackSettings:
         return self.name.removeprefix(_ZOO) if self.name.startswith(_ZOO) else None
 
     def to_json(self) -> dict[str, Any]:
-        """What an attack row's `settings` holds: all but name, norm and eps.
+        """What an attack row's `settings` holds: all but name, norm, eps and what is not set.
 
         For a torchattacks class the arguments it is given, under their names there.
         """
         if self.zoo_name is None:
             threat = {"name", "norm", "eps", "eps_value"}
-            return {k: v for k, v in asdict(self).items() if k not in threat}
+            return {k: v for k, v in asdict(self).items() if k not in threat and v is not None}
         ours = {
             "norm": _ZOO_NORMS[self.norm],
             "steps": self.steps,
@@ -107,13 +118,17 @@ def attack_settings(
     restarts: int = 1,
     random_start: bool | None = None,
     loss: str = "margin",
+    channels: str | None = None,
+    faces: str | None = None,
 ) -> AttackSettings:
     """Fill in an attack's defaults and check what was asked.
 
     Raises InputError for an unknown name, norm or loss, a norm the attack is
-    not of, eps below zero or not finite, and steps or restarts below one.
+    not of, eps below zero or not finite, steps or restarts below one, channels
+    together with faces, and either for an attack made for whole balls.
     """
     preset = _preset(name, norm)
+    _check_support(name, preset, channels, faces)
     _check(eps, steps, step_size, restarts, loss)
     if preset.steps == 1 and steps not in (None, 1):
         raise InputError(f"{name} takes one step, got --steps {steps}: use pgd")
@@ -131,6 +146,8 @@ def attack_settings(
         random_start=preset.random_start if random_start is None else random_start,
         skip_blocked=preset.skip_blocked,
         loss=loss,
+        channels=channels,
+        faces=faces,
     )
 
 
@@ -149,6 +166,8 @@ class AttackChoice:
     restarts: int = 1
     random_start: bool | None = None
     loss: str = "margin"
+    channels: str | None = None
+    faces: str | None = None
 
     def resolve(self, trained: AttackSettings | None) -> tuple[AttackSettings, ...]:
         """Settings of every attack at every eps.
@@ -191,7 +210,14 @@ class AttackChoice:
                 "random_start": self.random_start,
             }
         return attack_settings(
-            name, eps, norm=norm, restarts=self.restarts, loss=self.loss, **steps
+            name,
+            eps,
+            norm=norm,
+            restarts=self.restarts,
+            loss=self.loss,
+            channels=self.channels,
+            faces=self.faces,
+            **steps,
         )
 
 
@@ -210,7 +236,7 @@ def _preset(name: str, norm: str | None) -> Preset:
     if norm is not None and norm not in NORMS:
         raise unknown_choice("norm", norm, NORMS)
     if name.startswith(_ZOO):
-        preset = Preset(zoo_norm(name.removeprefix(_ZOO), norm), 10, True, False)
+        preset = Preset(zoo_norm(name.removeprefix(_ZOO), norm), 10, True, False, whole=True)
     elif name in PRESETS:
         preset = PRESETS[name]
     else:
@@ -220,6 +246,14 @@ def _preset(name: str, norm: str | None) -> Preset:
     if norm is not None and preset.norm not in (None, norm):
         raise InputError(f"{name} is an attack in {preset.norm}, got --norm {norm}: use pgd")
     return preset
+
+
+def _check_support(name: str, preset: Preset, channels: str | None, faces: str | None) -> None:
+    if channels is not None and faces is not None:
+        raise InputError(f"an attack takes --channels or --faces, got both: {channels} and {faces}")
+    if preset.whole and (channels or faces) is not None:
+        given = f"--channels {channels}" if faces is None else f"--faces {faces}"
+        raise InputError(f"{name} is made for whole balls, got {given}: use pgd")
 
 
 def _check(eps: Eps, steps: int | None, step_size: float | None, restarts: int, loss: str) -> None:

@@ -27,6 +27,9 @@ _FIRST_SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _DRAWS = 1 << 20
 _TILES = 5  # a side, of the first l2 and l1 point
+# The least window of the l2 and l1 updates: in a single entry there is nothing to share out. But
+# the best l1 points are sparse, hence single entries there in the end.
+_PAIR, _PAIRS_UNTIL = 2, {"l2": 1.0, "l1": 0.4}
 _WITHIN = 1 - 1e-6  # of eps: what sums of squares may round away
 
 
@@ -57,10 +60,13 @@ def square(
     z = feasible(x, delta, ball, eps)
     value = _value(model, z, y, margin_loss)
     for query in range(1, queries):
-        window, draw = window_of(shape, share_at(query, queries)), _DRAWS + query
+        share, draw = share_at(query, queries), _DRAWS + query
         if power is None:
+            window = window_of(shape, share)
             delta = _linf_update(z - x, eps, window, streams, draw)
         else:
+            least = _PAIR if query <= _PAIRS_UNTIL[norm] * queries else 1
+            window = window_of(shape, max(share, min(1.0, least / x[0].numel())))
             delta = _energy_update(z - x, eps, ball.radius, power, window, streams, draw)
         tried = (x + delta).clamp(*BOX)
         z, value = _better(z, value, tried, _value(model, tried, y, margin_loss))

@@ -190,7 +190,8 @@ def on_faces(ball: Ball, faces: Range, transform: Transform) -> Ball:
     The radius is infinite for perturbations off the band by more than OFF_SUPPORT an entry.
     Exact for l2, nuclear and spectral; see the module for others, and use
     `tubal_nuclear_ball(transform, faces)` for that norm. Points of the box need
-    `feasible_structured`, which `make_ball` puts in. Raises InputError for a range outside the faces.
+    `feasible_structured`, which `make_ball` puts in. Raises InputError for a range outside
+    the faces.
     """
     keep, basis = face_subspace(faces, transform), _band(faces, transform)
     if ball not in _INVARIANT:

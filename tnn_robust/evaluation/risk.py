@@ -1,6 +1,6 @@
 """Losses of a network per example, clean and under attack."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -44,12 +44,16 @@ class Outcomes(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A stretch of examples done: how many so far, their outcomes and points (on the CPU)."""
+    """A stretch of examples done: its first row, how many so far, their outcomes and points.
 
+    x_adv is on the CPU, None for a block taken from `known`.
+    """
+
+    start: int
     done: int
     total: int
     outcomes: Outcomes
-    x_adv: Tensor
+    x_adv: Tensor | None
 
 
 def attack_part(
@@ -63,17 +67,23 @@ def attack_part(
     loss: Loss,
     seed: int,
     block: int,
+    known: Mapping[int, Outcomes] | None = None,
 ) -> Iterator[Block]:
     """Attack examples block by block, verify every returned point, and measure.
 
     x (n, d, c), y (n,) and indices (n,), the examples' places in the data set,
-    lie on the model's device. Memory grows with the block.
+    lie on the model's device. Memory grows with the block. known: outcomes of
+    blocks already done, by their first row, which are passed on as they are.
 
     Raises AttackError for a point outside its ball and for scores that are not
     finite, InputError for scores that do not fit the labels.
     """
     for start in range(0, len(x), block):
-        rows = slice(start, start + block)
+        end = min(start + block, len(x))
+        if known and start in known:
+            yield Block(start, end, len(x), known[start], None)
+            continue
+        rows = slice(start, end)
         clean, labels, where = x[rows], y[rows], indices[rows]
         if start == 0:  # inside an attack the same mistakes would fail less clearly
             with torch.no_grad():
@@ -81,7 +91,7 @@ def attack_part(
         found = perturb(model, clean, labels, Streams(seed, where))
         radius = check(clean, found.x, where)
         outcomes = measure(model, clean, found.x, labels, radius, found.vanished, loss=loss)
-        yield Block(min(start + block, len(x)), len(x), outcomes, found.x.cpu())
+        yield Block(start, end, len(x), outcomes, found.x.cpu())
 
 
 def measure(

@@ -1,19 +1,20 @@
 """tnn-attack: checkpoint and its data -> attacks -> adversarial gap report."""
 
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.ascent import frozen, verify
-from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
-from tnn_robust.attacks.threat import ball_of
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.errors import CheckpointError, InputError
@@ -26,6 +27,8 @@ from tnn_robust.models.network import TNN
 from tnn_robust.records import AttackReport, Check
 from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device, subset
+from tnn_robust.runs.journal import FILE_NAME as JOURNAL_NAME
+from tnn_robust.runs.journal import Entry, Journal
 
 PARTS = ("train", "test")
 
@@ -37,7 +40,9 @@ class AttackRequest:
     choice: the attacks, filled in from the run's training where left open; n: at
     most so many examples of each part; batch_size: examples attacked at once,
     which bounds the memory and does not change results beyond rounding; suite:
-    its name, in place of the attacks' names; checks: for gradient masking.
+    its name, in place of the attacks' names; checks: for gradient masking;
+    journal: keep a record of finished blocks in the run directory, removed with the
+    report; resume: go on from one.
     """
 
     run: Path
@@ -51,6 +56,8 @@ class AttackRequest:
     keep_points: bool = False
     suite: str | None = None
     checks: bool = True
+    journal: bool = False
+    resume: bool = False
 
     @property
     def sequential(self) -> bool:
@@ -111,6 +118,8 @@ def chosen_attacks(request: AttackRequest, checkpoint: Checkpoint) -> tuple[Atta
         return request.choice.resolve(trained)
     if request.choice.names or len(request.choice.eps) > 1:
         raise InputError("--suite takes no --attack and one --eps")
+    if (request.choice.channels, request.choice.faces) != (None, None):
+        raise InputError("--suite is made for whole balls: it takes no --channels or --faces")
     # Its norm and eps are filled in as for PGD.
     (like,) = replace(request.choice, names=("pgd",)).resolve(trained)
     a = checkpoint.model.architecture
@@ -136,10 +145,13 @@ def attack_checkpoint(
     parts = targets_of(checkpoint, dataset, request)
     found: list[Attacked] = []
     points: list[dict[str, Points]] = []
-    for settings in attacks:
+    journal = _journal(checkpoint, dataset_info, attacks, request)
+    for number, settings in enumerate(attacks):
         started, results = time.perf_counter(), {}
         for part, target in parts.items():
-            results[part] = yield from _attack_target(model, settings, target, loss, request)
+            results[part] = yield from _attack_target(
+                model, settings, number, target, loss, request, journal
+            )
         found.append(attacked(settings, results, time.perf_counter() - started))
         if request.keep_points:
             points.append({part: _points(results[part], parts[part]) for part in PARTS})
@@ -152,14 +164,43 @@ def attack_checkpoint(
         checks = report_checks(model, dataset, held, attacks, request.seed)
     info = model_info(checkpoint)
     report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
+    if journal is not None:
+        journal.finish()
     yield AttackFinished(report, attacks, points)
 
 
+def _journal(
+    checkpoint: Checkpoint,
+    dataset_info: dict[str, Any],
+    attacks: tuple[AttackSettings, ...],
+    request: AttackRequest,
+) -> Journal | None:
+    """The record to resume from, in the run directory."""
+    if request.resume and request.keep_points:
+        raise InputError("--resume cannot give --save-adv: blocks are kept as figures, not points")
+    folder = checkpoint.path.parent
+    # Somebody else's run can be attacked without writing to it, but not resumed.
+    if not request.journal or not (request.resume or os.access(folder, os.W_OK)):
+        return None
+    header = {
+        "checkpoint": checkpoint.digest,
+        "data": dataset_info["digest"],
+        "attacks": [asdict(settings) for settings in attacks],
+        "suite": request.suite,
+        "seed": request.seed,
+        "n": request.n,
+        "batch_size": request.batch_size,
+        "device": str(checkpoint.model.head.device),
+        "versions": versions(),
+    }
+    return Journal(folder / JOURNAL_NAME, header, resume=request.resume)
+
+
 class Result(NamedTuple):
-    """One attack on one part: outcomes and points of all examples, and the work it was."""
+    """One attack on one part: outcomes and, if kept, points of all examples, and its work."""
 
     outcomes: Outcomes
-    x_adv: Tensor
+    x_adv: Tensor | None
     work: Work
 
 
@@ -187,40 +228,62 @@ def targets_of(
 
 
 def _attack_target(
-    model: TNN, settings: AttackSettings, target: Target, loss: Loss, request: AttackRequest
+    model: TNN,
+    settings: AttackSettings,
+    number: int,
+    target: Target,
+    loss: Loss,
+    request: AttackRequest,
+    journal: Journal | None,
 ) -> Generator[AttackProgress, None, Result]:
-    """Attack a whole part, or in a suite the examples that still stand."""
+    """Attack a whole part, or in a suite the examples that still stand.
+
+    number: of the attack, in the journal of finished blocks if there is one.
+    """
     so_far, n = target.so_far, len(target.indices)
     rows = torch.arange(n) if so_far is None else so_far.outcomes.correct.nonzero()[:, 0]
     if so_far is not None and not len(rows):
         return so_far._replace(work=NO_WORK)
     where = rows.to(target.indices.device)
-    counted = Counted(model)
+    counted, transform = Counted(model), model.transform
+    known = {} if journal is None else journal.of(number, target.name)
     blocks: list[Outcomes] = []
     x_adv: list[Tensor] = []
+    done = [sum(entry.forwards for entry in known.values())]
+    done.append(sum(entry.backwards for entry in known.values()))
     with frozen(model):
+        before = (0, 0)
         for block in attack_part(
             counted,
             target.examples.x[where],
             target.examples.y[where],
             target.indices[where],
-            perturb=make_perturb(settings),
-            check=make_check(settings),
+            perturb=make_perturb(settings, transform=transform),
+            check=make_check(settings, transform),
             loss=loss,
             seed=target.seed,
             block=request.batch_size,
+            known={start: entry.outcomes for start, entry in known.items()},
         ):
             blocks.append(block.outcomes)
-            x_adv.append(block.x_adv)
+            if request.keep_points and block.x_adv is not None:
+                x_adv.append(block.x_adv)
+            if journal is not None and block.x_adv is not None:
+                passes = (counted.forwards - before[0], counted.backwards - before[1])
+                journal.add((number, target.name, block.start), Entry(block.outcomes, *passes))
+            before = (counted.forwards, counted.backwards)
             yield AttackProgress(settings.name, target.name, block.done, block.total)
-    found, points = join(blocks), torch.cat(x_adv)
+    found = join(blocks)
+    points = torch.cat(x_adv) if request.keep_points else None
     broken = int((found.clean_correct & ~found.correct).sum())
-    work = Work(len(rows), broken, counted.forwards, counted.backwards)
+    passes = (done[0] + counted.forwards, done[1] + counted.backwards)
+    work = Work(len(rows), broken, *passes)
     if so_far is None:
         return Result(found, points, work)
     outcomes, taken = carry_on(so_far.outcomes, rows, found)
-    merged = so_far.x_adv.index_copy(0, rows[taken], points[taken])
-    return Result(outcomes, merged, work)
+    if so_far.x_adv is not None and points is not None:
+        points = so_far.x_adv.index_copy(0, rows[taken], points[taken])
+    return Result(outcomes, points, work)
 
 
 def make_report(
@@ -290,9 +353,9 @@ def model_info(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def make_check(settings: AttackSettings) -> Verify:
-    """The verification of what this attack returns."""
-    ball = ball_of(settings.norm)
+def make_check(settings: AttackSettings, transform: Transform | None = None) -> Verify:
+    """The verification of what this attack on a network of this transform returns."""
+    ball = ball_for(settings, transform)
 
     def check(x: Tensor, x_adv: Tensor, indices: Tensor) -> Tensor:
         return verify(
@@ -304,8 +367,9 @@ def make_check(settings: AttackSettings) -> Verify:
 
 def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
     """Refuse before any work what would fail after hours of it."""
-    a = model.architecture
+    a, transform = model.architecture, model.transform
     for settings in attacks:
+        ball_for(settings, transform)
         if settings.zoo_name is not None:
             check_scores(settings.zoo_name, a.scores)
             check_shape(settings.zoo_name, settings.norm, a.features, a.channels)
@@ -314,6 +378,7 @@ def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
 
 def _points(result: Result, target: Target) -> Points:
     outcomes = result.outcomes
+    assert result.x_adv is not None
     return Points(
         x_adv=result.x_adv,
         y=target.examples.y.cpu(),

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, feasible, frozen, verify
-from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings, Eps, attack_settings
-from tnn_robust.attacks.threat import ball_of
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
 from tnn_robust.losses import margin
@@ -49,7 +50,7 @@ def report_checks(
             examples.x,
             examples.y,
             indices,
-            attacks=_adversaries(like, attacks),
+            attacks=_adversaries(like, attacks, model.transform),
             seed=seed,
             chance=float(counts.max() / counts.sum()),
             surrogate=_surrogate(model, dataset, seed),
@@ -58,12 +59,23 @@ def report_checks(
         )
 
 
-def _adversaries(like: AttackSettings, attacks: Sequence[AttackSettings]) -> Attacks:
-    ball, eps, norm = ball_of(like.norm), Eps(like.eps, like.eps_value), like.norm
-    same = [a for a in attacks if a.norm == norm and a.eps_value == like.eps_value]
-    white = [make_perturb(a) for a in same if a.name != "square"]
+def _adversaries(
+    like: AttackSettings, attacks: Sequence[AttackSettings], transform: Transform
+) -> Attacks:
+    make = partial(make_perturb, transform=transform)
+    ball, eps = ball_for(like, transform), Eps(like.eps, like.eps_value)
+    same = [a for a in attacks if _threat(a) == _threat(like)]
+    white = [make(a) for a in same if a.name != "square"]
     steps = max([_STEPS, *(a.steps for a in same if a.name in {"pgd", "apgd"})])
-    pgd = attack_settings("pgd", eps, norm=norm, steps=steps, random_start=False)
+    pgd = attack_settings(
+        "pgd",
+        eps,
+        norm=like.norm,
+        steps=steps,
+        random_start=False,
+        channels=like.channels,
+        faces=like.faces,
+    )
     long = replace(pgd, steps=10 * steps)
 
     def noise(x: Tensor, streams: Streams, draw: int) -> Tensor:
@@ -74,16 +86,20 @@ def _adversaries(like: AttackSettings, attacks: Sequence[AttackSettings]) -> Att
         return verify(x, x_adv, ball=ball, eps=eps.value, name=name, indices=where)
 
     return Attacks(
-        fgsm=make_perturb(replace(pgd, steps=1, step_size=eps.value)),
-        pgd=_worst(white) if white else make_perturb(pgd),
-        pgd_long=make_perturb(long),
-        pgd_restarts=make_perturb(replace(pgd, random_start=True, restarts=_RESTARTS)),
-        black_box=_black_box(eps, norm, noise),
+        fgsm=make(replace(pgd, steps=1, step_size=eps.value)),
+        pgd=_worst(white) if white else make(pgd),
+        pgd_long=make(long),
+        pgd_restarts=make(replace(pgd, random_start=True, restarts=_RESTARTS)),
+        black_box=_black_box(like, eps, noise),
         noise=noise,
         verify=inside,
         huge=_huge(pgd),
-        trace=trace_of(make_perturb(pgd, keep_best=False)),
+        trace=trace_of(make(pgd, keep_best=False)),
     )
+
+
+def _threat(a: AttackSettings) -> tuple[str, float, str | None, str | None]:
+    return a.norm, a.eps_value, a.channels, a.faces
 
 
 def _worst(perturbs: Sequence[Perturb]) -> Perturb:
@@ -102,10 +118,10 @@ def _worst(perturbs: Sequence[Perturb]) -> Perturb:
     return perturb
 
 
-def _black_box(eps: Eps, norm: str, noise: Noise) -> Perturb:
-    """Square where it is made for the norm, else the worst of random points."""
-    if norm in ("linf", "l2", "l1"):
-        return make_perturb(attack_settings("square", eps, norm=norm, steps=_QUERIES))
+def _black_box(like: AttackSettings, eps: Eps, noise: Noise) -> Perturb:
+    """Square where it is made for the ball, else the worst of random points."""
+    if like.norm in ("linf", "l2", "l1") and not like.confined:
+        return make_perturb(attack_settings("square", eps, norm=like.norm, steps=_QUERIES))
 
     def search(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         best, lowest = x, margin(model(x), y)
@@ -120,8 +136,9 @@ def _black_box(eps: Eps, norm: str, noise: Noise) -> Perturb:
 
 
 def _huge(pgd: AttackSettings) -> Perturb:
-    """PGD in the smallest l_inf ball that covers the box, whatever the norm of the report."""
-    box = replace(pgd, norm="linf", eps="1", eps_value=1.0, step_size=2.5 / pgd.steps)
+    """PGD in the smallest l_inf ball that covers the box, whatever the ball of the report."""
+    whole = replace(pgd, channels=None, faces=None)
+    box = replace(whole, norm="linf", eps="1", eps_value=1.0, step_size=2.5 / pgd.steps)
     return make_perturb(box)
 
 

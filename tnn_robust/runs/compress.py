@@ -144,7 +144,7 @@ def _finetune(
         y,
         monitor=(monitor.x, monitor.y),
         settings=settings,
-        perturb=training_perturb(attack),
+        perturb=training_perturb(attack, model.transform),
         optimizer=make_optimizer(model, settings),
         # Not the streams that the weights were trained on.
         seed=seed + 1,

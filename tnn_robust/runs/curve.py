@@ -75,15 +75,15 @@ def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
 def _sweep(
     checkpoint: Checkpoint, attacks: tuple[AttackSettings, ...], target: Target, block: int
 ) -> Iterator[SweptBlock]:
-    at = {one.eps_value: one for one in attacks}
+    at, transform = {one.eps_value: one for one in attacks}, checkpoint.model.transform
     return curve_part(
         checkpoint.model,
         target.examples.x,
         target.examples.y,
         target.indices,
         sizes=list(at),
-        attack_at=lambda eps: warm_pgd(at[eps]),
-        check_at=lambda eps: make_check(at[eps]),
+        attack_at=lambda eps: warm_pgd(at[eps], transform=transform),
+        check_at=lambda eps: make_check(at[eps], transform),
         loss=LOSSES[risk_loss(checkpoint)],
         seed=target.seed,
         block=block,
@@ -95,7 +95,7 @@ def _sweep(
 def _certified(
     checkpoint: Checkpoint, attack: AttackSettings, targets: dict[str, Target]
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if attack.norm not in TO_L2:
+    if attack.norm not in TO_L2 or attack.channels or attack.faces:
         return None
     radii = []
     for part in PARTS:
@@ -109,6 +109,8 @@ def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalRepo
     checkpoint = load_checkpoint(request.run, resolve_device(request.device))
     trained = training_attack(checkpoint)
     norm = request.choice.norm or (trained.norm if trained else "linf")
+    if request.choice.channels or request.choice.faces:
+        raise InputError("--minimal is of the whole ball: it takes no --channels and --faces")
     if norm not in MINIMAL_NORMS:
         raise InputError(f"--minimal is made for {', '.join(MINIMAL_NORMS)}, got {norm}")
     if request.choice.names or request.choice.eps or request.suite is not None:

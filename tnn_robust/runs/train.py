@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.data.catalogue import load_dataset
@@ -126,9 +127,9 @@ def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | 
         yield record
 
 
-def training_perturb(attack: AttackSettings | None):
+def training_perturb(attack: AttackSettings | None, transform: Transform | None = None):
     """The training attack: its last iterate, untested, as in the papers."""
-    return None if attack is None else make_perturb(attack, keep_best=False)
+    return None if attack is None else make_perturb(attack, transform=transform, keep_best=False)
 
 
 def _records(
@@ -147,7 +148,7 @@ def _records(
         y,
         monitor=(monitor.x, monitor.y),
         settings=request.settings,
-        perturb=training_perturb(request.attack),
+        perturb=training_perturb(request.attack, model.transform),
         optimizer=optimizer,
         seed=request.seed,
         first_epoch=done + 1,

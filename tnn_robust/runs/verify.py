@@ -125,7 +125,8 @@ def _recompute(
         raise CheckpointError(f"{settings.name} has indices outside the {part} part")
     if not torch.equal(points.y, examples.y[points.indices]):
         raise CheckpointError(f"{settings.name} has other labels than the {part} part")
-    check, loss = make_check(settings), LOSSES[risk_loss(checkpoint)]
+    check = make_check(settings, checkpoint.model.transform)
+    loss = LOSSES[risk_loss(checkpoint)]
     results = []
     for rows in torch.arange(len(points.y)).split(_BLOCK):
         indices = points.indices[rows]

@@ -1,0 +1,76 @@
+"""tnn-attack --curve and --minimal: what they print, write and refuse."""
+
+import json
+
+import pytest
+from conftest import run_cli
+
+from tnn_robust.records import EpsCurve
+
+
+def done(*arguments) -> str:
+    result = run_cli("attack", *arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("run", ["digits_run", "binary_run"])
+def test_a_curve_falls_and_ends_with_a_verdict(tmp_path, request, run) -> None:
+    path, figure = tmp_path / "curve.json", tmp_path / "curve.png"
+    options = ("--n", 40, "--eps", "0:0.9:0.3", "--steps", 20, "--json", path, "--figure", figure)
+    printed = done(request.getfixturevalue(run), "--curve", *options)
+    curve = EpsCurve.from_json(json.loads(path.read_text()))
+    assert [point.eps for point in curve.points] == pytest.approx([0, 0.3, 0.6, 0.9])
+    for part in ("train", "test"):
+        rows = [getattr(point, part) for point in curve.points]
+        assert rows[0].accuracy == rows[0].clean_accuracy
+        for before, after in zip(rows, rows[1:], strict=False):
+            assert after.correct <= before.correct and after.risk >= before.risk
+    assert curve.points[-1].test.correct == 0 and curve.verdict.startswith("exhausted")
+    assert curve.verdict in " ".join(printed.split())
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_curve_is_no_higher_than_the_attack_alone(tmp_path, digits_run) -> None:
+    options = ("--attack", "pgd", "--n", 60)
+    swept, alone = tmp_path / "swept.json", tmp_path / "alone.json"
+    done(digits_run, *options, "--curve", "--eps", "0.05,0.1,0.15", "--json", swept)
+    done(digits_run, *options, "--eps", "0.15", "--json", alone)
+    last = EpsCurve.from_json(json.loads(swept.read_text())).points[-1]
+    report = json.loads(alone.read_text())["attacks"][0]
+    for part in ("train", "test"):
+        assert getattr(last, part).accuracy <= report[part]["accuracy"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_smallest_eps_and_the_curve_tell_the_same_story(tmp_path, binary_run, norm) -> None:
+    path, swept = tmp_path / "minimal.json", tmp_path / "swept.json"
+    printed = done(binary_run, "--minimal", "--norm", norm, "--n", 30, "--json", path)
+    test = next(one for one in json.loads(path.read_text())["parts"] if one["part"] == "test")
+    assert test["n"] == test["found"] == 30 and f"{test['median']:.4g}" in printed
+    options = ("--curve", "--norm", norm, "--eps", f"0,{1.05 * test['median']:.6g}", "--n", 30)
+    done(binary_run, *options, "--json", swept)
+    # At just above the median of the smallest eps, PGD leaves about half of them standing.
+    accuracy = EpsCurve.from_json(json.loads(swept.read_text())).points[-1].test.accuracy
+    assert 0.3 <= accuracy <= 0.7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--curve", "--eps", "0.2,0.1"), "0.2 before 0.1"),
+        (("--curve", "--attack", "pgd", "--attack", "fgsm"), "one --attack"),
+        (("--curve", "--suite", "quick"), "no --suite"),
+        (("--curve", "--minimal"), "one of --curve and --minimal"),
+        (("--figure", "x.png"), "--figure is a .png or .svg file of --curve"),
+        (("--curve", "--figure", "x.pdf"), "--figure is a .png or .svg file of --curve"),
+        (("--minimal", "--eps", "0.1"), "it takes no --attack, --eps"),
+        (("--minimal", "--norm", "nuclear"), "made for linf, l2, l1"),
+        (("--curve", "--save-adv", "x.safetensors"), "--save-adv is of the report"),
+    ],
+)
+def test_what_they_refuse(digits_run, options, message) -> None:
+    result = run_cli("attack", digits_run, *options)
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert message in result.stderr

@@ -1,0 +1,115 @@
+"""An interrupted attack goes on to the very report it would have given."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+from conftest import run_cli
+
+from tnn_robust.runs.journal import FILE_NAME
+
+OPTIONS = ("--suite", "quick", "--eps", "0.03", "--n", "60", "--batch-size", "7", "--no-checks")
+
+
+def report(path: Path) -> dict:
+    """A report without its times."""
+
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+        return [timeless(one) for one in value] if isinstance(value, list) else value
+
+    return timeless(json.loads(path.read_text()))
+
+
+def own(run: Path, folder: Path) -> Path:
+    """A copy of a shared run, whose directory may be written to."""
+    return copytree(run, folder / "run")
+
+
+def start(run: Path, *options: str) -> subprocess.Popen:
+    code = "from tnn_robust_cli.attack import main; main()"
+    arguments = [sys.executable, "-c", code, str(run), *OPTIONS, *options]
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def lines(run: Path) -> int:
+    path = run / FILE_NAME
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def kill_after(run: Path, count: int, *options: str) -> None:
+    """Start an attack and kill it without warning once its record has `count` lines."""
+    process = start(run, *options)
+    while process.poll() is None and lines(run) < count:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it finished before it could be killed"
+
+
+def check_resumed(run: Path, whole: Path, counts: tuple[int, ...], folder: Path) -> None:
+    for i, count in enumerate(counts):
+        kill_after(run, count, *(("--resume",) if i else ()))
+    again = folder / "again.json"
+    result = run_cli("attack", run, *OPTIONS, "--resume", "--json", again)
+    assert result.exit_code == 0, result.stderr
+    assert report(again) == report(whole)
+    assert not (run / FILE_NAME).exists()
+
+
+@pytest.fixture
+def whole(digits_run, tmp_path) -> tuple[Path, Path]:
+    """A run of one's own and the report of an attack on it that nothing interrupted."""
+    run, path = own(digits_run, tmp_path), tmp_path / "whole.json"
+    result = run_cli("attack", run, *OPTIONS, "--json", path)
+    assert result.exit_code == 0, result.stderr
+    return run, path
+
+
+def test_killed_twice_and_resumed_it_gives_the_same_report(whole, tmp_path) -> None:
+    check_resumed(*whole, (4, 21), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_any_moment(whole, tmp_path, seed) -> None:
+    check_resumed(*whole, (2 + (seed * 37) % 60,), tmp_path)
+
+
+def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> None:
+    run, path = whole
+    kill_after(run, 12)
+    journal = run / FILE_NAME
+    intact = journal.read_bytes()
+    journal.write_bytes(intact[:-9])
+    again = tmp_path / "again.json"
+    assert run_cli("attack", run, *OPTIONS, "--resume", "--json", again).exit_code == 0
+    assert report(again) == report(path)
+
+    journal.write_bytes(intact.replace(b'"start": 7', b'"start": 8', 1))
+    result = run_cli("attack", run, *OPTIONS, "--resume")
+    assert result.exit_code == 2 and "was altered" in result.stderr
+
+
+def test_a_record_of_another_run_is_refused_naming_the_difference(whole) -> None:
+    run, _ = whole
+    kill_after(run, 5)
+    for option, value, key in (("--seed", 1, "seed"), ("--n", 50, "n"), ("--eps", "0.1", "attacks")):
+        result = run_cli("attack", run, *OPTIONS, option, value, "--resume")
+        assert result.exit_code == 2 and f"of another run: {key} was" in result.stderr
+    assert lines(run) >= 5, "a refusal keeps the record"
+
+
+def test_nothing_to_resume_is_an_error(whole) -> None:
+    result = run_cli("attack", whole[0], *OPTIONS, "--resume")
+    assert result.exit_code == 2 and "nothing to resume" in result.stderr
+    result = run_cli("attack", whole[0], *OPTIONS, "--resume", "--save-adv", "x.safetensors")
+    assert result.exit_code == 2 and "--save-adv" in result.stderr
+

@@ -1,0 +1,119 @@
+"""An append-only record of finished blocks, from which an interrupted attack goes on.
+
+One JSON line a block, each with a checksum; the first says what is attacked
+and how. A report is a function of these lines, so a resumed one is the same.
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.evaluation.risk import Outcomes
+
+FILE_NAME = "attack.progress.jsonl"
+_LOGICAL = ("clean_correct", "correct", "vanished")
+_WHOLE = ("predictions",)
+
+
+class Entry(NamedTuple):
+    """A finished block: its outcomes and the passes it took."""
+
+    outcomes: Outcomes
+    forwards: int
+    backwards: int
+
+
+Key = tuple[int, str, int]  # number of the attack, part, first row of the block
+
+
+class Journal:
+    """The blocks of one attack run, on disk as they are finished.
+
+    header: everything the outcomes depend on, JSON-safe. With `resume` the
+    blocks of an earlier run are taken over: InputError names what differs if its
+    header is another; a torn last line is dropped and its block done again.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool):
+        self._path = path
+        self.known: dict[Key, Entry] = {}
+        # Two runs may write to one file at once: a line says which it is of.
+        self._run = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+        whole = _read(path) if resume else []
+        if resume and not whole:
+            raise InputError(f"nothing to resume at {path}: run it without --resume")
+        if whole:
+            _require_same(path, whole[0], json.loads(json.dumps(header)))
+            whole = [whole[0], *(line for line in whole[1:] if line["run"] == self._run)]
+            for line in whole[1:]:
+                attack, part, start, entry = _decode(line)
+                self.known[attack, part, start] = entry
+        try:
+            # What was torn goes, the rest is written again as it stood.
+            text = "".join(_line(value) for value in (whole or [header]))
+            path.write_text(text, encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def of(self, attack: int, part: str) -> dict[int, Entry]:
+        """The finished blocks of one attack on one part, by their first row."""
+        return {k[2]: entry for k, entry in self.known.items() if k[:2] == (attack, part)}
+
+    def add(self, key: Key, entry: Entry) -> None:
+        """Put a finished block on disk; it survives the death of the process."""
+        columns = {name: column.tolist() for name, column in entry.outcomes._asdict().items()}
+        work = {"forwards": entry.forwards, "backwards": entry.backwards}
+        place = {"run": self._run, "attack": key[0], "part": key[1], "start": key[2]}
+        self._file.write(_line({**place, **work, **columns}))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """Remove the record of a run that has its report."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _line(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines up to the first torn one."""
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1]):  # behind the last newline there is no whole line
+        checksum, _, text = line.partition(b" ")
+        if checksum != f"{zlib.crc32(text):08x}".encode():
+            if number < len(lines) - 2:
+                raise CheckpointError(f"{path} was altered: line {number + 1} fails its checksum")
+            break
+        found.append(json.loads(text))
+    return found
+
+
+def _require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in sorted(stored.keys() | wanted.keys()):
+        if stored.get(key) != wanted.get(key):
+            raise InputError(
+                f"{path} is of another run: {key} was {stored.get(key)}, is {wanted.get(key)}"
+            )
+
+
+def _decode(value: dict[str, Any]) -> tuple[int, str, int, Entry]:
+    columns = []
+    for name in Outcomes._fields:
+        dtype = torch.bool if name in _LOGICAL else torch.float64
+        dtype = torch.int64 if name in _WHOLE else dtype
+        columns.append(torch.tensor(value[name], dtype=dtype))
+    entry = Entry(Outcomes(*columns), value["forwards"], value["backwards"])
+    return value["attack"], value["part"], value["start"], entry
