@@ -75,10 +75,11 @@ def main(
 
 
 def _report(request: Any, save_adv: Path | None) -> dict[str, Any]:
+    from tnn_robust_cli import _render
+
     from tnn_robust.reporting.tables import attack_notes, attack_tables
     from tnn_robust.runs.attack import AttackFinished, attack_run
     from tnn_robust.runs.verify import save_points
-    from tnn_robust_cli import _render
 
     finished = _last(attack_run(request))
     assert isinstance(finished, AttackFinished)
@@ -90,9 +91,10 @@ def _report(request: Any, save_adv: Path | None) -> dict[str, Any]:
 
 
 def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
+    from tnn_robust_cli import _render
+
     from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
     from tnn_robust.runs.curve import curve_run
-    from tnn_robust_cli import _render
 
     found = _last(curve_run(request))
     _render.show_tables([curve_table(found)])
@@ -104,10 +106,11 @@ def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
 
 
 def _minimal(request: Any) -> dict[str, Any]:
+    from tnn_robust_cli import _render
+
     from tnn_robust.records import MinimalReport
     from tnn_robust.reporting.tables import minimal_table
     from tnn_robust.runs.curve import minimal_run
-    from tnn_robust_cli import _render
 
     parts: list[Any] = []
     _last(minimal_run(request), lambda r: parts.append(r) if isinstance(r, MinimalReport) else None)
@@ -118,8 +121,9 @@ def _minimal(request: Any) -> dict[str, Any]:
 
 def _last(records: Any, see: Any = None) -> Any:
     """Run a generator of records under a progress bar; its last record."""
-    from tnn_robust.runs.attack import AttackProgress
     from tnn_robust_cli import _render
+
+    from tnn_robust.runs.attack import AttackProgress
 
     last = None
     with _render.progress_bar() as bar:

@@ -20,6 +20,7 @@ from tnn_robust.runs.common import load_run_data
 
 NORMS = ("linf", "l2", "l1")
 SHAPES = ((8, 8), (1, 20), (9, 4))
+CASES = tuple(zip(SHAPES, (torch.float32, torch.float64, torch.float32), strict=True))
 RADII = {"linf": 0.1, "l2": 0.7, "l1": 3.0}
 each_norm = pytest.mark.parametrize("norm", NORMS)
 
@@ -167,8 +168,7 @@ def test_nothing_found_is_inf_and_misclassified_is_zero():
         assert torch.equal(near.x, x)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 @pytest.mark.parametrize("s", (1, 2, 3, 10))
 @each_norm
 def test_every_point_is_in_its_ball_and_box(norm, s, shape, dtype):

@@ -101,7 +101,11 @@ def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> N
 def test_a_record_of_another_run_is_refused_naming_the_difference(whole) -> None:
     run, _ = whole
     kill_after(run, 5)
-    for option, value, key in (("--seed", 1, "seed"), ("--n", 50, "n"), ("--eps", "0.1", "attacks")):
+    for option, value, key in (
+        ("--seed", 1, "seed"),
+        ("--n", 50, "n"),
+        ("--eps", "0.1", "attacks"),
+    ):
         result = run_cli("attack", run, *OPTIONS, option, value, "--resume")
         assert result.exit_code == 2 and f"of another run: {key} was" in result.stderr
     assert lines(run) >= 5, "a refusal keeps the record"
@@ -112,4 +116,3 @@ def test_nothing_to_resume_is_an_error(whole) -> None:
     assert result.exit_code == 2 and "nothing to resume" in result.stderr
     result = run_cli("attack", whole[0], *OPTIONS, "--resume", "--save-adv", "x.safetensors")
     assert result.exit_code == 2 and "--save-adv" in result.stderr
-

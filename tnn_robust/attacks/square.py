@@ -29,7 +29,7 @@ _DRAWS = 1 << 20
 _TILES = 5  # a side, of the first l2 and l1 point
 # The least window of the l2 and l1 updates: in a single entry there is nothing to share out. But
 # the best l1 points are sparse, hence single entries there in the end.
-_PAIR, _PAIRS_UNTIL = 2, {"l2": 1.0, "l1": 0.4}
+_PAIR, _PAIRS_UNTIL = 2, {"l2": 1.0, "l1": 0.6}
 _WITHIN = 1 - 1e-6  # of eps: what sums of squares may round away
 
 
@@ -65,8 +65,8 @@ def square(
             window = window_of(shape, share)
             delta = _linf_update(z - x, eps, window, streams, draw)
         else:
-            least = _PAIR if query <= _PAIRS_UNTIL[norm] * queries else 1
-            window = window_of(shape, max(share, min(1.0, least / x[0].numel())))
+            entries = _PAIR if query <= _PAIRS_UNTIL[norm] * queries else 1
+            window = window_of(shape, max(share, min(1.0, entries / x[0].numel())))
             delta = _energy_update(z - x, eps, ball.radius, power, window, streams, draw)
         tried = (x + delta).clamp(*BOX)
         z, value = _better(z, value, tried, _value(model, tried, y, margin_loss))

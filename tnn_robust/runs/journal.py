@@ -4,11 +4,12 @@ One JSON line a block, each with a checksum; the first says what is attacked
 and how. A report is a function of these lines, so a resumed one is the same.
 """
 
+import contextlib
 import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import torch
 
@@ -57,26 +58,40 @@ class Journal:
             # What was torn goes, the rest is written again as it stood.
             text = "".join(_line(value) for value in (whole or [header]))
             path.write_text(text, encoding="utf-8")
-            self._file = path.open("a", encoding="utf-8")
+            self._file: TextIO | None = path.open("a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+            if resume:
+                raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+            self._file = None
 
     def of(self, attack: int, part: str) -> dict[int, Entry]:
         """The finished blocks of one attack on one part, by their first row."""
         return {k[2]: entry for k, entry in self.known.items() if k[:2] == (attack, part)}
 
     def add(self, key: Key, entry: Entry) -> None:
-        """Put a finished block on disk; it survives the death of the process."""
+        """Put a finished block on disk; it survives the death of the process.
+
+        A disk that is full costs the record and not the report.
+        """
+        if self._file is None:
+            return
         columns = {name: column.tolist() for name, column in entry.outcomes._asdict().items()}
         work = {"forwards": entry.forwards, "backwards": entry.backwards}
         place = {"run": self._run, "attack": key[0], "part": key[1], "start": key[2]}
-        self._file.write(_line({**place, **work, **columns}))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(_line({**place, **work, **columns}))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            self.finish()
 
     def finish(self) -> None:
         """Remove the record of a run that has its report."""
-        self._file.close()
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._file = None
         self._path.unlink(missing_ok=True)
 
 
