@@ -200,9 +200,9 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_weights(tmp_path):
     succeeded(run_cli("attack", run, "--attack", "fgsm", "--n", 20))
 
     epochs = ("--epochs", done + 2)
-    assert f"Resuming after epoch {done}." in succeeded(
-        run_cli("train", *options, *epochs, "--out", run, "--resume")
-    )
+    printed = succeeded(run_cli("train", *options, *epochs, "--out", run, "--resume"))
+    # Interrupted between its two files, the state is the older: that epoch is done again.
+    assert any(f"Resuming after epoch {n}." in printed for n in (done, done - 1))
     succeeded(run_cli("train", *options, *epochs, "--out", whole))
     assert load_checkpoint(run).digest == load_checkpoint(whole).digest != stopped.digest
     histories = [[without(line.to_json(), "seconds") for line in metrics(r)] for r in (run, whole)]
