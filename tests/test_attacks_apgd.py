@@ -112,6 +112,43 @@ def test_steps_shrink_until_a_narrow_pit_is_found(norm):
     assert float(pitted(found)) < 0.05 * pit
 
 
+@each_norm
+def test_nothing_is_spent_on_entries_that_the_box_blocks(norm):
+    """The steepest entries lie on the face they would have to cross."""
+    w = torch.linspace(-1, 1, 20).reshape(1, 5, 4).double()
+    x, y = torch.full((1, 5, 4), 0.5, dtype=torch.float64), torch.tensor([0])
+    x[w > 0.5], x[w < -0.5] = 1.0, 0.0
+
+    def linear(z):
+        return torch.einsum("ndc,sdc->ns", z, w)
+
+    found = run(apgd, linear, x, y, norm=norm, eps=0.3).x
+    risen = float(linear(found) - linear(x))
+    assert risen == pytest.approx(0.3 * ref.dual_norm_of(w[w.abs() <= 0.5][None], norm), rel=1e-6)
+
+
+@each_norm
+def test_neither_the_first_nor_the_last_point_is_lost(norm):
+    model = network(3)
+    x, y = examples(model, 10)
+    assert torch.equal(run(apgd, model, x, y, norm=norm, eps=0.2, steps=8, loss=margin).x, x)
+    one = run(apgd, model, x, y, norm=norm, eps=0.2, steps=1).x
+    assert bool((margin_at(model, one, y) < margin_at(model, x, y)).all())
+
+
+@each_norm
+def test_more_restarts_are_never_worse(norm):
+    model = network(3)
+    x, y = examples(model, 40)
+    eps = 4 * RADII[norm]
+    fewer, some, many = (
+        margin_at(model, run(apgd, model, x, y, norm=norm, eps=eps, steps=3, restarts=r).x, y)
+        for r in (1, 2, 5)
+    )
+    for more, less in ((some, fewer), (many, some)):
+        assert bool((more <= less).all()) and bool((more < less).any())
+
+
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 @pytest.mark.parametrize("s", (1, 2, 3, 10))
 @each_norm
@@ -121,7 +158,7 @@ def test_every_point_is_in_its_ball_and_box_and_no_better_than_x(norm, s, shape,
     before, reached = margin_at(model, x, y), 0.0
     for eps in (RADII[norm] / 2, 40.0):
         for attack in (apgd, apgd_targeted):
-            found = run(attack, model, x, y, norm=norm, eps=eps, steps=5, restarts=2)
+            found = run(attack, model, x, y, norm=norm, eps=eps, steps=4, restarts=2)
             assert bool((margin_at(model, found.x, y) <= before).all())
             assert not found.vanished.any()
             reached = max(reached, float(BALLS[norm].radius(found.x - x).max()) / eps)

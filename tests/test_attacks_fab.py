@@ -175,7 +175,7 @@ def test_every_point_is_in_its_ball_and_box(norm, s, shape, dtype):
     model = network(s, shape, dtype=dtype)
     x = box_points(4, shape, dtype=dtype)
     y = predict(model(x).detach())
-    streams, options = Streams(0, torch.arange(4)), {"norm": norm, "steps": 6, "restarts": 2}
+    streams, options = Streams(0, torch.arange(4)), {"norm": norm, "steps": 4, "restarts": 2}
     _, norms = run(model, x, y, **options)
     for eps in (RADII[norm] / 4, RADII[norm], 40.0):
         found = fab_in_ball(model, x, y, eps=eps, streams=streams, **options)
@@ -195,7 +195,7 @@ def test_trained_networks_fall_at_their_norms_at_any_scale_of_scores(request, na
     assert bool(norms.isfinite().all())
     assert bool((norms[margin_at(model, x, y) > 0] > 0).all())
     # The points lie on the boundary: hardly less of the way and the label is the old one.
-    inner = margin_at(model, x + 0.98 * (found - x), y)[norms > 0]
+    inner = margin_at(model, x + 0.999 * (found - x), y)[norms > 0]
     assert float((inner > 0).double().mean()) > 0.95
     _, scaled = run(lambda z: 1e4 * model(z), x, y, norm=norm, steps=20)
     assert float((scaled / norms - 1).nan_to_num().abs().median()) < 1e-3
@@ -216,6 +216,23 @@ def test_results_do_not_depend_on_blocks_and_order(norm):
     shuffled, _ = fab(model, x[order], y[order], streams=Streams(0, order), **options)
     assert torch.allclose(shuffled, whole[order], rtol=0, atol=1e-8)
     assert all(p.grad is None for p in model.parameters())
+
+
+@each_norm
+def test_no_point_met_is_nearer_than_the_one_returned(norm):
+    model, x, least = network(3), box_points(20), []
+    y = predict(model(x).detach())
+
+    def watched(z):
+        scores = model(z)
+        if len(z) == len(x):
+            length = BALLS[norm].radius(z.detach() - x)
+            least.append(torch.where(margin(scores.detach(), y) <= 0, length, torch.inf))
+        return scores
+
+    streams = Streams(0, torch.arange(20))
+    _, norms = fab(watched, x, y, norm=norm, steps=12, restarts=2, streams=streams)
+    assert torch.allclose(norms, torch.stack(least).amin(0), rtol=1e-3)
 
 
 def test_at_most_ten_boundaries_are_linearised(monkeypatch):

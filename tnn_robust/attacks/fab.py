@@ -81,7 +81,7 @@ def fab_in_ball(
     """
     found = _search(model, x, y, norm, steps, restarts, streams, (alpha_max, eta, beta))
     near = feasible(x, found.x - x, ball_of(norm), eps)
-    inside = (found.norm <= eps)[:, None, None]
+    inside = (found.norm <= torch.as_tensor(eps, device=x.device))[:, None, None]
     clean, value = (_value(model, z, y, margin_loss) for z in (x, near))
     better, _ = _better(x, clean, near, value)
     return Perturbed(torch.where(inside, found.x, better), found.vanished)
