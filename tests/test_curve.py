@@ -18,8 +18,8 @@ from tnn_robust.losses import LOSSES, margin
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.randomness import Streams
 from tnn_robust.records import EpsCurve
-from tnn_robust.runs.attack import make_check
 from tnn_robust.runs.common import load_run_data
+from tnn_robust.runs.report import make_check
 
 SIZES = (0.0, 0.02, 0.05, 0.1, 0.2)
 

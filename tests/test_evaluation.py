@@ -14,7 +14,8 @@ from tnn_robust.evaluation.risk import Outcomes, attack_part, join, measure, wor
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.network import Architecture, new_model, to_dense
 from tnn_robust.runs import attack as run
-from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run, make_check
+from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
+from tnn_robust.runs.report import make_check
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 

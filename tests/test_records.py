@@ -18,7 +18,8 @@ from tnn_robust.records import (
     ModelSummary,
     PartResult,
 )
-from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run, make_report
+from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
+from tnn_robust.runs.report import make_report
 
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
 ROW = {

@@ -36,15 +36,7 @@ from tnn_robust.records import (
     LayerRecord,
     ModelSummary,
 )
-from tnn_robust.runs.attack import (
-    AttackFinished,
-    AttackProgress,
-    AttackRequest,
-    attack_checkpoint,
-    check_attacks,
-    model_info,
-    training_attack,
-)
+from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_checkpoint
 from tnn_robust.runs.common import (
     claim_directory,
     describe_data,
@@ -53,6 +45,7 @@ from tnn_robust.runs.common import (
     resolve_device,
     subset,
 )
+from tnn_robust.runs.report import check_attacks, model_info, training_attack
 from tnn_robust.runs.train import METRICS, STATE, training_perturb
 from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
 

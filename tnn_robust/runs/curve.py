@@ -15,19 +15,9 @@ from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.randomness import Streams
 from tnn_robust.records import EpsCurve, MinimalReport
-from tnn_robust.runs.attack import (
-    PARTS,
-    AttackProgress,
-    AttackRequest,
-    Target,
-    check_attacks,
-    make_check,
-    model_info,
-    risk_loss,
-    targets_of,
-    training_attack,
-)
+from tnn_robust.runs.attack import PARTS, AttackProgress, AttackRequest, Target, targets_of
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
+from tnn_robust.runs.report import check_attacks, make_check, model_info, risk_loss, training_attack
 
 MINIMAL_NORMS = ("linf", "l2", "l1")
 

@@ -18,9 +18,9 @@ from tnn_robust.files import read_tensors, write_tensors
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.records import AttackReport
-from tnn_robust.runs.attack import (
-    PARTS,
-    AttackFinished,
+from tnn_robust.runs.attack import PARTS, AttackFinished
+from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
+from tnn_robust.runs.report import (
     Points,
     Result,
     attacked,
@@ -29,7 +29,6 @@ from tnn_robust.runs.attack import (
     model_info,
     risk_loss,
 )
-from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
 
 KIND = "adversarial-examples"
 _BLOCK = 1024

@@ -1,0 +1,134 @@
+"""What a report says: rows, worst case, the network, and how points are verified."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tnn_robust.algebra.transforms import Transform
+from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.registry import ball_for, make_perturb
+from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.attacks.zoo_entries import check_scores, check_shape
+from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.evaluation.gap import Attacked, Work, attack_row, worst_case
+from tnn_robust.evaluation.risk import Check as Verify
+from tnn_robust.evaluation.risk import Outcomes
+from tnn_robust.losses import LOSSES
+from tnn_robust.models.checkpoint import Checkpoint, versions
+from tnn_robust.models.network import TNN
+from tnn_robust.records import AttackReport, Check
+
+
+class Result(NamedTuple):
+    """One attack on one part: outcomes and, if kept, points of all examples, and its work."""
+
+    outcomes: Outcomes
+    x_adv: Tensor | None
+    work: Work
+
+
+class Points(NamedTuple):
+    """Adversarial points of one attack on one part, on the CPU.
+
+    x_adv (n, d, c); y, predictions, indices (n,) int64; success (n,) bool:
+    the point is misclassified (also where the clean example already was);
+    vanished (n,) bool: the attack met only zero or non-finite gradients.
+    """
+
+    x_adv: Tensor
+    y: Tensor
+    predictions: Tensor
+    indices: Tensor
+    success: Tensor
+    vanished: Tensor
+
+
+def make_report(
+    found: list[Attacked],
+    model: dict[str, Any],
+    dataset: dict[str, Any],
+    seed: int,
+    suite: str | None = None,
+    checks: Sequence[Check] = (),
+) -> AttackReport:
+    """Rows, worst case and where they came from."""
+    return AttackReport(
+        model=model,
+        dataset=dataset,
+        seed=seed,
+        versions=versions(),
+        attacks=tuple(attack_row(one, seed) for one in found),
+        worst_case=attack_row(worst_case(found), seed),
+        suite=suite,
+        checks=tuple(checks),
+    )
+
+
+def attacked(settings: AttackSettings, results: dict[str, Result], seconds: float) -> Attacked:
+    """Results of both parts with the attack they are of."""
+    return Attacked(
+        name=settings.name,
+        norm=settings.norm,
+        eps=settings.eps,
+        eps_value=settings.eps_value,
+        settings=settings.to_json(),
+        train=results["train"].outcomes,
+        test=results["test"].outcomes,
+        seconds=seconds,
+        train_work=results["train"].work,
+        test_work=results["test"].work,
+    )
+
+
+def training_attack(checkpoint: Checkpoint) -> AttackSettings | None:
+    """The attack a run was trained against; None for clean training."""
+    stored = checkpoint.header.training.get("attack")
+    try:
+        return AttackSettings(**stored) if stored else None
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint.path} has unknown attack settings") from error
+
+
+def risk_loss(checkpoint: Checkpoint) -> str:
+    """The loss a run was trained with: risks are means of it."""
+    loss = checkpoint.header.training.get("loss", "cross-entropy")
+    if loss not in LOSSES:
+        raise InputError(f"{checkpoint.path} was trained with the unknown loss {loss!r}")
+    return loss
+
+
+def model_info(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a report says of the network."""
+    return {
+        "path": str(checkpoint.path),
+        "digest": checkpoint.digest,
+        "architecture": checkpoint.model.architecture.to_json(),
+        "parameters": checkpoint.model.parameter_count,
+        "loss": risk_loss(checkpoint),
+        "training": checkpoint.header.training,
+        "compression": checkpoint.header.compression,
+    }
+
+
+def make_check(settings: AttackSettings, transform: Transform | None = None) -> Verify:
+    """The verification of what this attack on a network of this transform returns."""
+    ball = ball_for(settings, transform)
+
+    def check(x: Tensor, x_adv: Tensor, indices: Tensor) -> Tensor:
+        return verify(
+            x, x_adv, ball=ball, eps=settings.eps_value, name=settings.name, indices=indices
+        )
+
+    return check
+
+
+def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
+    """Refuse before any work what would fail after hours of it."""
+    a, transform = model.architecture, model.transform
+    for settings in attacks:
+        ball_for(settings, transform)
+        if settings.zoo_name is not None:
+            check_scores(settings.zoo_name, a.scores)
+            check_shape(settings.zoo_name, settings.norm, a.features, a.channels)
+            make_perturb(settings)  # raises where torchattacks is not installed
