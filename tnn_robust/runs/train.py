@@ -32,13 +32,8 @@ from tnn_robust.runs.common import (
     resolve_device,
     subset,
 )
-from tnn_robust.training.loop import (
-    TrainSettings,
-    fit,
-    make_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 
 METRICS = "metrics.jsonl"
 STATE = "training.safetensors"
