@@ -130,7 +130,8 @@ def test_noise_is_of_the_seed_and_the_example():
     found = normal(Streams(torch.tensor([1, 1, 2, 2]), where), 6, 2, torch.float64)
     for rows, seed in ((slice(0, 2), 1), (slice(2, 4), 2)):
         assert torch.equal(found[rows], normal(Streams(seed, where[rows]), 6, 2, torch.float64))
-    assert torch.equal(Streams(torch.tensor([1, 2]), where[:2]).take(slice(1, 2)).seed, where[:0] + 2) or True
+    taken = Streams(torch.tensor([1, 2]), where[:2]).take(slice(1, 2))
+    assert (taken.seed.tolist(), taken.indices.tolist()) == ([2], [5])
 
 
 # --- Training ------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def perturb_of(attack):
 TRAININGS = {
     "clean, adam": (None, {}),
     "pgd with random starts, adam, weight decay": (PGD, {"weight_decay": 0.1}),
-    "fgsm, momentum": (FGSM, {"optimizer": "sgd", "momentum": 0.9}),
+    "fgsm, momentum": (FGSM, {"optimizer": "sgd", "momentum": 0.5}),
     "l2, sgd, bound": (L2, {"optimizer": "sgd", "norm_bound": 1.5}),
     "fgsm, soft bound": (FGSM, {"norm_bound": 1.0, "norm_penalty": 0.1}),
     "clean, nuclear": (None, {"nuclear": 0.01}),
@@ -233,7 +234,8 @@ def test_states_go_from_stack_to_networks_and_back(optimizer):
 
 
 @pytest.mark.parametrize(
-    "options", ({}, {"norm_bound": 2.0}, {"norm_bound": 1.0, "norm_penalty": 0.1}, {"nuclear": 0.01})
+    "options",
+    ({}, {"norm_bound": 2.0}, {"norm_bound": 1.0, "norm_penalty": 0.1}, {"nuclear": 0.01}),
 )
 @pytest.mark.parametrize("optimizer", ("adam", "sgd"))
 def test_a_network_that_diverges_stops_alone(optimizer, options):

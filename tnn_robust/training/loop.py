@@ -284,7 +284,9 @@ def _accuracies(
             x_adv = perturb(model, x, y, _streams(seeds, places)).x
             with torch.no_grad():
                 robust = clean & (margin(model(x_adv), y) > 0)
-        counts += torch.stack([t.view(model.count, -1).sum(1) for t in (clean, robust, scores != 0)])
+        counts += torch.stack(
+            [t.view(model.count, -1).sum(1) for t in (clean, robust, scores != 0)]
+        )
     clean_count, robust_count, alive = counts.tolist()
     n = len(monitor)
     return [k / n for k in clean_count], [k / n for k in robust_count], [k > 0 for k in alive]

@@ -87,7 +87,9 @@ def unstack_states(state: dict[str, Tensor], count: int) -> list[dict[str, Tenso
     """The state of each network of a stack of `count`, 1 meaning a plain one: copies."""
     if count == 1 and all(value.ndim < 4 for value in state.values()):
         return [{key: value.clone() for key, value in state.items()}]
-    return [{k: _own(k, value, i, count).clone() for k, value in state.items()} for i in range(count)]
+    return [
+        {k: _own(k, value, i, count).clone() for k, value in state.items()} for i in range(count)
+    ]
 
 
 @torch.no_grad()
