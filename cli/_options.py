@@ -11,6 +11,7 @@ from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
 from tnn_robust.errors import InputError, TnnError
 
 INTERRUPTED = 130
+_TOO_MANY = 10_000  # networks in one command
 
 
 class Command(click.Command):
@@ -87,6 +88,21 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         raise InputError(f"needs whole numbers separated by commas, got {text!r}") from error
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    found: list[int] = []
+    try:
+        for item in text.split(","):
+            start, colon, stop = item.partition(":")
+            found += range(int(start), int(stop))[:_TOO_MANY] if colon else [int(start)]
+    except ValueError as error:
+        raise InputError(f"needs seeds such as 0:20 or 1,5,9, got {text!r}") from error
+    if len(found) >= _TOO_MANY:
+        raise InputError(f"takes fewer than {_TOO_MANY} seeds, got {text!r}")
+    if not found or len(set(found)) != len(found) or not 0 <= min(found) <= max(found) < 2**32:
+        raise InputError(f"needs different seeds from 0 to {2**32 - 1}, got {text!r}")
+    return tuple(found)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(","))
 
@@ -95,6 +111,7 @@ ONE_EPS = _Parsed("EPS", _one_eps)
 EPS_LIST = _Parsed("EPS", parse_eps)
 WHOLE_NUMBERS = _Parsed("R[,R...]", _whole_numbers)
 NAMES = _Parsed("A,B,...", _names)
+SEEDS = _Parsed("A:B|A,B,...", _seeds)
 OUT = click.Path(path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)  # what every generator takes
 

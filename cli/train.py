@@ -59,6 +59,11 @@ _TRAINING = shared.options(
 @shared.command("tnn-train")
 @shared.options(_DATA, _NETWORK, _ATTACK, _TRAINING)
 @click.option("--seed", type=shared.SEED, default=0)
+@click.option(
+    "--seeds",
+    type=shared.SEEDS,
+    help="0:20 or 1,5: a network each, trained side by side, into OUT/seed-0, ...",
+)
 @shared.device
 @click.option("--out", type=shared.OUT, required=True, help="The run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
@@ -69,17 +74,19 @@ def main(out: Path, **given: Any) -> None:
     The directory gets model.safetensors (usable after every epoch),
     training.safetensors (to resume from) and metrics.jsonl (a line an epoch).
     """
+    seeds = _seeds(given)
     request = _request(out, given)
     from tnn_robust_cli import _render
 
-    from tnn_robust.records import BatchProgress, EpochRecord
+    from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
+    from tnn_robust.runs.seeds import train_seeds
     from tnn_robust.runs.train import train_run
 
     epochs, last = request.settings.epochs, ""
     try:
         with _render.progress_bar() as bar:
-            for record in train_run(request):
-                if isinstance(record, EpochRecord):
+            for record in train_run(request) if seeds is None else train_seeds(request, seeds):
+                if isinstance(record, EpochRecord | StackedEpoch):
                     last = _epoch_line(record, epochs)
                     bar.update(last, record.epoch, epochs)
                     bar.log(last, record.epoch, epochs)
@@ -88,11 +95,19 @@ def main(out: Path, **given: Any) -> None:
                     text = last or f"epoch {record.epoch}/{epochs}  loss {record.loss:.4g}"
                     bar.update(text, done, epochs)
                 else:
-                    _render.show_lines(_start_lines(record, request))
+                    _render.show_lines(_start_lines(record, request, seeds))
     except KeyboardInterrupt:
         click.echo(f"Interrupted. {out} holds the last whole epoch; go on with --resume.", err=True)
         raise SystemExit(shared.INTERRUPTED) from None
     _render.show_lines([last or "Nothing left to train.", f"Saved in {out}."])
+
+
+def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
+    seeds = given.pop("seeds")
+    source = click.get_current_context().get_parameter_source("seed")
+    if seeds is not None and source is not click.core.ParameterSource.DEFAULT:
+        raise InputError("--seed and --seeds exclude each other, got both")
+    return seeds
 
 
 def _request(out: Path, given: dict[str, Any]):
@@ -136,14 +151,23 @@ def _attack(given: dict[str, Any]):
 
 
 def _epoch_line(record: Any, epochs: int) -> str:
+    """An epoch in a line: of stacked networks the means, and what stopped."""
+    found = list(record.records.values()) if hasattr(record, "records") else [record]
+    stopped = "".join(f"; seed {s} stopped" for s in getattr(record, "failures", {}))
+    if not found:
+        return f"epoch {record.epoch}/{epochs}{stopped}"
+    loss, clean, robust = (
+        sum(getattr(one, name) for one in found) / len(found)
+        for name in ("loss", "clean_accuracy", "robust_accuracy")
+    )
+    mean = f"mean of {len(found)}: " if len(found) > 1 else ""
     return (
-        f"epoch {record.epoch}/{epochs}  loss {record.loss:.4g}  "
-        f"test: clean {100 * record.clean_accuracy:.1f} %, "
-        f"robust {100 * record.robust_accuracy:.1f} %"
+        f"epoch {record.epoch}/{epochs}  {mean}loss {loss:.4g}  "
+        f"test: clean {100 * clean:.1f} %, robust {100 * robust:.1f} %{stopped}"
     )
 
 
-def _start_lines(started: Any, request: Any) -> list[str]:
+def _start_lines(started: Any, request: Any, seeds: tuple[int, ...] | None) -> list[str]:
     a, data, settings = started.architecture, started.dataset, request.settings
     attack = request.attack
     against = "clean examples"
@@ -152,6 +176,10 @@ def _start_lines(started: Any, request: Any) -> list[str]:
         against = (
             f"{attack.name}, {attack.norm} eps {attack.eps}, {steps} of {attack.step_size:.4g}"
         )
+    seed = f"seed {request.seed}"
+    if seeds is not None:
+        named = ", ".join(str(seed) for seed in (*seeds[:3], *(["..."] if len(seeds) > 3 else [])))
+        seed = f"{len(seeds)} networks side by side of seed {named}"
     ranks = "dense" if not any(a.ranks) else f"tubal rank {','.join(map(str, a.ranks))}"
     lines = [
         f"Data: {data.name}, {len(data.train.y)} train and {len(data.test.y)} test examples of "
@@ -160,7 +188,7 @@ def _start_lines(started: Any, request: Any) -> list[str]:
         f"Network: {len(a.widths)} t-layers of width {','.join(map(str, a.widths))}, {ranks}, "
         f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {started.parameters} parameters",
         f"Training: {against}; {settings.optimizer} lr {settings.lr:g}, batches of "
-        f"{settings.batch_size}, {settings.epochs} epochs, {settings.loss}, seed {request.seed}, "
+        f"{settings.batch_size}, {settings.epochs} epochs, {settings.loss}, {seed}, "
         f"on {started.device}",
     ]
     if started.epochs_done:

@@ -122,7 +122,7 @@ def test_the_choices_are_the_registries() -> None:
     from tnn_robust.attacks.threat import BALLS
     from tnn_robust.data.catalogue import LOADERS
     from tnn_robust.losses import LOSSES
-    from tnn_robust.training.loop import OPTIMIZERS
+    from tnn_robust.training.optimizers import OPTIMIZERS
 
     def kinds(names: tuple[str, ...]) -> list[str]:
         return [name.partition(":")[0] for name in names]

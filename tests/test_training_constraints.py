@@ -11,7 +11,8 @@ from tnn_robust.errors import InputError, TnnError
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.records import EpochRecord
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
-from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer
 
 CASES = [(name, ranks) for name in ("dct", "dft") for ranks in FORMS.values()]
 EVERY_CASE = pytest.mark.parametrize(("transform", "ranks"), CASES)

@@ -18,15 +18,17 @@ _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 class Streams(NamedTuple):
     """The random streams of a batch: one seed and the index of each example.
 
-    seed: any integer; indices: (n,) int64, position in the data set, on the
+    seed: any integer, or (n,) int64, one an example, where networks of different
+    seeds are trained side by side; indices: (n,) int64, position in the data set, on the
     device the noise is wanted on.
     """
 
-    seed: int
+    seed: int | Tensor
     indices: Tensor
 
     def take(self, rows: Tensor | slice) -> "Streams":
-        return Streams(self.seed, self.indices[rows])
+        seed = self.seed[rows] if isinstance(self.seed, Tensor) else self.seed
+        return Streams(seed, self.indices[rows])
 
 
 def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor:
@@ -37,7 +39,10 @@ def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tenso
     SplitMix64 (Steele, Lea, Flood 2014) over a counter per example; integer
     arithmetic wraps in two's complement, so all devices agree bit for bit.
     """
-    key = _mix(_mix(streams.indices.new_tensor(_signed(streams.seed))) + draw)
+    seed = streams.seed
+    if not isinstance(seed, Tensor):
+        seed = streams.indices.new_tensor(_signed(seed))
+    key = _mix(_mix(seed) + draw)
     rows = _mix(_mix(key + streams.indices * _GOLDEN))
     columns = torch.arange(1, size + 1, device=streams.indices.device) * _GOLDEN
     bits = _shifted(_mix(rows[:, None] + columns), 40)  # 24 bits: exact in float32

@@ -35,7 +35,7 @@ def make_zoo_perturb(settings: AttackSettings) -> Perturb:
 
     def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         check_shape(name, settings.norm, *x.shape[1:])
-        seed = (streams.seed * 1_000_003 + int(streams.indices[0])) % 2**31
+        seed = (int(streams.seed) * 1_000_003 + int(streams.indices[0])) % 2**31
         with frozen(model), _global_state_kept(x.device, seed):
             adapter = _Adapter(model).eval()
             with torch.no_grad():

@@ -27,6 +27,10 @@ def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: T
         and (k, d_out, r) for a low-tubal-rank one. Complex for the DFT.
     head: (s, d_L, c).
 
+    S networks side by side: head (S, s, d_L, c), stacks (k S, ., .) with face j of
+    network i at j S + i, and x (S n, d, c), n rows for each network in turn. The
+    transforms then are one product for all, the face products one `bmm`.
+
     Differentiable once in x, in every stack and in head.
     """
     if transform.is_complex:
@@ -43,9 +47,11 @@ def _complex_network(
     for stacks in layers:
         faces = transform.forward(h, dim=0)
         for stack in stacks:
-            faces = torch.bmm(faces, stack.mT)
+            faces = torch.bmm(faces.reshape(len(stack), -1, faces.shape[-1]), stack.mT)
+        faces = faces.reshape(transform.n_faces, len(x), -1)
         h = torch.relu(transform.inverse(faces, dim=0))
-    return torch.einsum("cnd,sdc->ns", h, head)
+    out = _rows(h.permute(1, 2, 0).contiguous(), head)
+    return out.matmul(head.flatten(-2).mT).view(len(x), -1)
 
 
 class _Network(torch.autograd.Function):
@@ -57,25 +63,25 @@ class _Network(torch.autograd.Function):
         ctx: Any, x: Tensor, matrix: Tensor | None, head: Tensor, lengths: list[int], *flat: Tensor
     ) -> Tensor:
         inverse = None if matrix is None else matrix.T
-        n, _, c = x.shape
+        n, d, c = x.shape
         wanted, last, i = ctx.needs_input_grad[4:], len(lengths) - 1, 0
         outputs, inputs = [], []
-        h = _enter(matrix, x)
+        h, width = _enter(matrix, x), d
         for layer, length in enumerate(lengths):
-            faces = h.view(c, n, -1)
+            faces = h.view(len(flat[i]), -1, width)
             for stack in flat[i : i + length]:
                 # The input of a product is needed for the gradient of its weight alone.
                 inputs.append(faces if wanted[i] else None)
                 faces = torch.bmm(faces, stack.mT)
                 i += 1
-            h = faces.view(c, -1)
+            h, width = faces.view(c, -1), faces.shape[2]
             out = (_leave(matrix, h) if layer == last else _mix(inverse, h)).relu_()
             outputs.append(out)
             if layer < last:
                 h = _mix(matrix, out)
         ctx.save_for_backward(matrix, head, *flat)
         ctx.outputs, ctx.inputs, ctx.lengths = outputs, inputs, lengths
-        return torch.mm(out.view(n, -1), head.view(len(head), -1).T)
+        return _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)
 
     @staticmethod
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,17 +90,18 @@ class _Network(torch.autograd.Function):
         matrix, head, *flat = ctx.saved_tensors
         outputs, inputs, wanted = ctx.outputs, ctx.inputs, ctx.needs_input_grad
         inverse = None if matrix is None else matrix.T
-        n, i, c = len(grad_scores), len(flat), head.shape[2]
+        n, i, c = len(grad_scores), len(flat), head.shape[-1]
         grads: list[Tensor | None] = [None] * i
         head_grad = None
+        scores_grad = grad_scores.reshape(*head.shape[:-3], -1, head.shape[-3])
         if wanted[2]:
-            head_grad = torch.mm(grad_scores.mT, outputs[-1].view(n, -1)).view(head.shape)
-        grad = torch.mm(grad_scores, head.view(len(head), -1)).view(outputs[-1].shape)
+            head_grad = scores_grad.mT.matmul(_rows(outputs[-1], head)).view(head.shape)
+        grad = scores_grad.matmul(head.flatten(-2)).view(outputs[-1].shape)
         for layer in reversed(range(len(outputs))):
             out = outputs[layer]
             _mask(grad, out, 0, grad_input=grad)
             grad = _mix(matrix, grad) if layer < len(outputs) - 1 else _enter(matrix, grad)
-            faces = grad.view(c, n, -1)
+            faces = grad.view(len(flat[i - 1]), -1, flat[i - 1].shape[1])
             for _ in range(ctx.lengths[layer]):
                 i -= 1
                 if wanted[4 + i]:
@@ -106,6 +113,11 @@ class _Network(torch.autograd.Function):
                 grad = _mix(inverse, grad)
         x_grad = _leave(matrix, grad).view(n, -1, c) if wanted[0] else None
         return x_grad, None, head_grad, None, *grads
+
+
+def _rows(out: Tensor, head: Tensor) -> Tensor:
+    """The last activations as the head takes them: ([S,] n, d c)."""
+    return out.view(*head.shape[:-3], -1, head.shape[-2] * head.shape[-1])
 
 
 _mask = torch.ops.aten.threshold_backward.grad_input

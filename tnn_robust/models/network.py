@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.algebra.ranks import frobenius_norm
 from tnn_robust.algebra.transforms import Transform, make_transform, transform_from_matrix
 from tnn_robust.errors import CheckpointError, InputError
 from tnn_robust.models.functional import t_network
@@ -58,7 +57,8 @@ class TNN(nn.Module):
     Maps (n, d, c) to scores (n, s): s = 1 for two classes (score > 0 is class
     1), else one score a class. Device and dtype are those of the weights.
 
-    head: (s, d_L, c), the weights on vec(f_L), row by row like a flattened example.
+    head: (s, d_L, c), the weights on vec(f_L), row by row like a flattened example. A head
+    (S, s, d_L, c) makes it S networks side by side (see models/stacked.py).
     """
 
     transform_matrix: Tensor
@@ -95,21 +95,29 @@ class TNN(nn.Module):
         return (cast(TLayer, layer) for layer in self.layers)
 
     @property
+    def count(self) -> int:
+        """S, how many networks stand side by side; 1 for a plain one."""
+        return self.head.shape[0] if self.head.ndim == 4 else 1
+
+    @property
     def architecture(self) -> Architecture:
+        """The shape of the network, of each of them where several are stacked."""
         layers = list(self.t_layers)
         return Architecture(
             features=layers[0].d_in,
-            channels=self.head.shape[2],
+            channels=self.head.shape[-1],
             widths=tuple(layer.d_out for layer in layers),
             ranks=tuple(layer.rank for layer in layers),
-            scores=self.head.shape[0],
+            scores=self.head.shape[-3],
             transform=self.transform_name,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        c, d = self.head.shape[2], next(self.t_layers).d_in
+        c, d = self.head.shape[-1], next(self.t_layers).d_in
         if x.ndim != 3 or x.shape[1:] != (d, c):
             raise InputError(f"this t-NN needs (n, {d}, {c}), got {tuple(x.shape)}")
+        if len(x) % self.count:
+            raise InputError(f"{self.count} stacked networks need as many rows each, got {len(x)}")
         layers = [layer.stacks for layer in self.t_layers]
         return t_network(x, self.transform, layers, self.head)
 
@@ -156,16 +164,17 @@ def _linear(weight: Tensor) -> nn.Linear:
 def _check_chain(transform: Transform, layers: list[TLayer], head: Tensor) -> None:
     if not layers:
         raise InputError("a t-NN needs at least one t-layer, got none")
+    count = head.shape[0] if head.ndim == 4 else 1
     for layer in layers:
-        if layer.faces().shape[0] != transform.n_faces:
+        if len(layer.stacks[0]) != transform.n_faces * count:
             raise InputError(
-                f"transform {transform.name} needs {transform.n_faces} faces a layer, "
-                f"got {layer.faces().shape[0]}"
+                f"transform {transform.name} needs {transform.n_faces * count} faces a layer, "
+                f"got {len(layer.stacks[0])}"
             )
     for before, after in zip(layers, layers[1:], strict=False):
         if before.d_out != after.d_in:
             raise InputError(f"a layer of width {after.d_in} cannot follow one of {before.d_out}")
-    if head.ndim != 3 or head.shape[1:] != (layers[-1].d_out, transform.channels):
+    if head.ndim not in (3, 4) or head.shape[-2:] != (layers[-1].d_out, transform.channels):
         needed = f"(scores, {layers[-1].d_out}, {transform.channels})"
         raise InputError(f"the head needs {needed}, got {tuple(head.shape)}")
 
@@ -224,6 +233,28 @@ def new_model(
 @torch.no_grad()
 def weight_norm(model: TNN) -> Tensor:
     """||W|| of Eq. (6)'s weights together: sqrt(||w||^2 + sum ||W_l||_F^2), 0-dim."""
-    multiplicity = model.transform.multiplicity
-    squares = [frobenius_norm(layer.faces(), multiplicity) ** 2 for layer in model.t_layers]
-    return (torch.stack(squares).sum() + model.head.pow(2).sum()).sqrt()
+    if model.count != 1:
+        raise InputError(f"weight_norm is of one network, got {model.count} stacked")
+    return torch.linalg.vector_norm(layer_norms(model)[:, 0])
+
+
+def layer_norms(model: TNN) -> Tensor:
+    """(L + 1, S): ||W_l||_F of each layer, then ||w||, of each of the S networks.
+
+    Real dtype of the weights, differentiable (subgradient 0 at 0); NaN or infinite
+    for such weights, of their own network alone.
+    """
+    count, weight = model.count, model.transform.multiplicity.sqrt()
+    parts = [
+        (layer.faces().unflatten(0, (-1, count)) * weight[:, None, None, None]).transpose(0, 1)
+        for layer in model.t_layers
+    ]
+    parts.append(model.head.reshape(count, -1))
+    return torch.stack([_norms(part.flatten(1)) for part in parts])
+
+
+def _norms(rows: Tensor) -> Tensor:
+    # Entries of 1e30 or 1e-30 have no square in float32: take the scale out first.
+    scale = rows.detach().abs().amax(1, keepdim=True)
+    scale = scale.masked_fill((scale == 0) | scale.isinf(), 1.0)
+    return torch.linalg.vector_norm(rows / scale, dim=1) * scale[:, 0]

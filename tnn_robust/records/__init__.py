@@ -4,7 +4,7 @@ from tnn_robust.records.attack import AttackReport, AttackRow, Check, Gap, PartR
 from tnn_robust.records.base import Interval
 from tnn_robust.records.compression import CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
-from tnn_robust.records.training import BatchProgress, EpochRecord
+from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 
 __all__ = [
     "AttackReport",
@@ -21,4 +21,5 @@ __all__ = [
     "MinimalReport",
     "ModelSummary",
     "PartResult",
+    "StackedEpoch",
 ]

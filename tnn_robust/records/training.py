@@ -31,3 +31,16 @@ class EpochRecord(Record):
     monitor_n: int
     weight_norm: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class StackedEpoch:
+    """An epoch of networks trained side by side, by seed.
+
+    records: of those that go on, `seconds` being those of the whole stack; failures:
+    what stopped the others in this epoch.
+    """
+
+    epoch: int
+    records: dict[int, EpochRecord]
+    failures: dict[int, str]

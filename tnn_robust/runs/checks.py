@@ -17,7 +17,8 @@ from tnn_robust.losses import margin
 from tnn_robust.models.network import TNN, Architecture, new_model, weight_norm
 from tnn_robust.randomness import Streams
 from tnn_robust.records import Check
-from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer
 
 SAMPLE = 100  # test points: a hundredth is then one point
 _STEPS = 40  # of PGD where the report has no iterated attack

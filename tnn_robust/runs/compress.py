@@ -47,7 +47,8 @@ from tnn_robust.runs.common import (
 )
 from tnn_robust.runs.report import check_attacks, model_info, training_attack
 from tnn_robust.runs.train import METRICS, STATE, training_perturb
-from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer
 
 _BATCHES = (1, 256)
 _MONITOR = 512

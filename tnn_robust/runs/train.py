@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.registry import make_perturb
@@ -32,18 +33,13 @@ from tnn_robust.runs.common import (
     resolve_device,
     subset,
 )
-from tnn_robust.training.loop import (
-    TrainSettings,
-    fit,
-    make_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 
 METRICS = "metrics.jsonl"
 STATE = "training.safetensors"
 _STATE_KIND = "training-state"
-_MONITOR = 512  # test examples watched during training; nothing is chosen by them
+MONITOR = 512  # test examples watched during training; nothing is chosen by them
 
 
 @dataclass(frozen=True)
@@ -103,28 +99,60 @@ def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | 
     if not request.resume:
         claim_directory(request.out, overwrite=request.overwrite)
     dataset = load_dataset(request.data)
-    model, state, done = _start(request, dataset)
-    model.to(device)
-    optimizer = make_optimizer(model, request.settings)
-    restore_optimizer(optimizer, state)
-    header = Header(
-        architecture=model.architecture,
-        data=describe_data(dataset, request.data),
-        training={**request.to_json(), "epochs_done": done},
-        seed=request.seed,
-    )
+    run = open_run(request, dataset)
+    run.model.to(device)
+    optimizer = make_optimizer(run.model, request.settings)
+    restore_optimizer(optimizer, run.state)
     with removed_on_error(request.out):
-        if done == 0:
-            _save(request, model, optimizer, header)
-        _keep_metrics(request.out, done)
-    architecture, count = model.architecture, model.parameter_count
-    yield TrainStarted(dataset, architecture, count, str(device), done)
-    for record in _records(request, model, optimizer, dataset, device, done):
+        run.prepare()
+    architecture, count = run.model.architecture, run.model.parameter_count
+    yield TrainStarted(dataset, architecture, count, str(device), run.done)
+    for record in _records(request, run.model, optimizer, dataset, device, run.done):
         if isinstance(record, EpochRecord):
-            append_line(request.out / METRICS, json.dumps(record.to_json()))
-            training = {**header.training, "epochs_done": record.epoch}
-            _save(request, model, optimizer, replace(header, training=training))
+            run.keep(record, run.model, optimizer_tensors(optimizer))
         yield record
+
+
+@dataclass
+class Run:
+    """A run directory and what it holds: the network, the optimiser's state, the epochs done."""
+
+    request: TrainRequest
+    model: TNN
+    state: dict[str, Tensor]
+    done: int
+    data: dict[str, Any]
+
+    def prepare(self) -> None:
+        """Write a fresh run's first checkpoint; drop the metrics of epochs run again."""
+        if self.done == 0:
+            self._save()
+        _keep_metrics(self.request.out, self.done)
+
+    def keep(self, record: EpochRecord, model: TNN, state: dict[str, Tensor]) -> None:
+        """Write what the network is after an epoch."""
+        self.model, self.state, self.done = model, state, record.epoch
+        append_line(self.request.out / METRICS, json.dumps(record.to_json()))
+        self._save()
+
+    def _save(self) -> None:
+        tensors = {f"model.{k}": v for k, v in model_tensors(self.model).items()}
+        tensors |= {f"optimizer.{k}": v for k, v in self.state.items()}
+        request = self.request.to_json()
+        header = Header(
+            architecture=self.model.architecture,
+            data=self.data,
+            training={**request, "epochs_done": self.done},
+            seed=self.request.seed,
+        )
+        state = {
+            "request": request,
+            "data_digest": self.data["digest"],
+            "epochs_done": self.done,
+        }
+        # The state last: torn between the two, a resumed run repeats the epoch and writes both.
+        save_checkpoint(self.request.out / FILE_NAME, self.model, header)
+        write_tensors(self.request.out / STATE, tensors, kind=_STATE_KIND, header=state)
 
 
 def training_perturb(attack: AttackSettings | None, transform: Transform | None = None):
@@ -140,7 +168,7 @@ def _records(
     device: torch.device,
     done: int,
 ) -> Iterator[BatchProgress | EpochRecord]:
-    monitor, _ = subset(dataset.test, _MONITOR, request.seed, device)
+    monitor, _ = subset(dataset.test, MONITOR, request.seed, device)
     x, y = (tensor.to(device) for tensor in dataset.train)
     return fit(
         model,
@@ -173,17 +201,19 @@ def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
     )
 
 
-def _start(request: TrainRequest, dataset: Dataset) -> tuple[TNN, dict, int]:
-    """A fresh network, or the one the run stopped with; optimiser state; epochs done."""
-    architecture = make_architecture(request, dataset)
+def open_run(request: TrainRequest, dataset: Dataset) -> Run:
+    """A fresh network, or the one the run stopped with, on the CPU; nothing is written."""
+    architecture, data = make_architecture(request, dataset), describe_data(dataset, request.data)
     if not request.resume:
-        return new_model(architecture, request.seed, data=dataset.train.x), {}, 0
+        model = new_model(architecture, request.seed, data=dataset.train.x)
+        return Run(request, model, {}, 0, data)
     path = request.out / STATE
     tensors, header, _ = read_tensors(path, kind=_STATE_KIND)
     _require_same(header, request, dataset, path)
     weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
     state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
-    return model_from_tensors(architecture, weights), state, int(header["epochs_done"])
+    model = model_from_tensors(architecture, weights)
+    return Run(request, model, state, int(header["epochs_done"]), data)
 
 
 def _require_same(header: dict, request: TrainRequest, dataset: Dataset, path: Path) -> None:
@@ -195,21 +225,6 @@ def _require_same(header: dict, request: TrainRequest, dataset: Dataset, path: P
             raise InputError(f"{path} was trained with {key} = {stored}, got {value}")
     if header["data_digest"] != dataset.digest:
         raise CheckpointError(f"{path} was trained on other data of the same name")
-
-
-def _save(
-    request: TrainRequest, model: TNN, optimizer: torch.optim.Optimizer, header: Header
-) -> None:
-    tensors = {f"model.{k}": v for k, v in model_tensors(model).items()}
-    tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(optimizer).items()}
-    state = {
-        "request": request.to_json(),
-        "data_digest": header.data["digest"],
-        "epochs_done": header.training["epochs_done"],
-    }
-    # The state last: torn between the two, a resumed run repeats the epoch and writes both.
-    save_checkpoint(request.out / FILE_NAME, model, header)
-    write_tensors(request.out / STATE, tensors, kind=_STATE_KIND, header=state)
 
 
 def _keep_metrics(out: Path, epochs: int) -> None:

@@ -1,11 +1,14 @@
-"""Ways to hold a t-NN in the norm-bounded class of Eq. (6), and the low-rank regulariser."""
+"""Ways to hold a t-NN in the norm-bounded class of Eq. (6), and the low-rank regulariser.
+
+Of stacked networks each is held and measured by itself; penalties are their sums, so that
+each network gets its own gradient.
+"""
 
 import torch
 from torch import Tensor
 
-from tnn_robust.algebra.ranks import frobenius_norm, tubal_nuclear_norm
 from tnn_robust.models.layers import LowRankTProductLinear
-from tnn_robust.models.network import TNN
+from tnn_robust.models.network import TNN, layer_norms
 
 
 @torch.no_grad()
@@ -15,33 +18,39 @@ def project_norms(model: TNN, bound: float) -> None:
     The projection in F-norm for a dense layer; the two factors of a low-rank
     one are scaled alike, which keeps them balanced.
     """
-    for layer in model.t_layers:
-        shrink = _shrink(_layer_norm(model, layer.faces()), bound)
+    norms = layer_norms(model)
+    shrinks = (bound / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
+    for layer, shrink in zip(model.t_layers, shrinks, strict=False):
         if isinstance(layer, LowRankTProductLinear):
-            layer.left.mul_(shrink.sqrt())
-            layer.right.mul_(shrink.sqrt())
+            _per_network(layer.left, model.count).mul_(shrink.sqrt()[:, None, None])
+            _per_network(layer.right, model.count).mul_(shrink.sqrt()[:, None, None])
         else:
-            layer.weight.mul_(shrink)
-    model.head.mul_(_shrink(torch.linalg.vector_norm(model.head), bound))
+            _per_network(layer.weight, model.count).mul_(shrink[:, None, None])
+    model.head.view(model.count, -1).mul_(shrinks[-1][:, None])
 
 
 def norm_penalty(model: TNN, bound: float) -> Tensor:
     """Sum over all weights of (||W|| - bound)^2 above the bound: the authors' soft form."""
-    norms = [_layer_norm(model, layer.faces()) for layer in model.t_layers]
-    norms.append(torch.linalg.vector_norm(model.head))
-    return (torch.stack(norms) - bound).clamp_min(0.0).square().sum()
+    return (layer_norms(model) - bound).clamp_min(0.0).square().sum()
 
 
 def nuclear_penalty(model: TNN) -> Tensor:
-    """Sum over layers of the tubal nuclear norm, sum_k ||What_k||_* (no division by c)."""
-    multiplicity = model.transform.multiplicity
-    norms = [tubal_nuclear_norm(layer.faces(), multiplicity) for layer in model.t_layers]
+    """Sum over layers of the tubal nuclear norm, sum_k ||What_k||_* (no division by c).
+
+    NaN and infinite weights count as 0, without a gradient: they stay what they are, and
+    the networks beside them go on. A layer of zeros gets the subgradient 0.
+    """
+    multiplicity = model.transform.multiplicity[:, None, None]
+    norms = []
+    for layer in model.t_layers:
+        faces = layer.faces()
+        faces = _per_network(faces.masked_fill(~torch.isfinite(faces), 0.0), model.count)
+        # Entries of 1e30 have no square in float32: take each network's scale out first.
+        scale = faces.detach().abs().amax((0, 2, 3))
+        values = torch.linalg.svdvals(faces / scale.masked_fill(scale == 0, 1.0)[:, None, None])
+        norms.append((multiplicity * values * scale[:, None]).sum())
     return torch.stack(norms).sum()
 
 
-def _layer_norm(model: TNN, faces: Tensor) -> Tensor:
-    return frobenius_norm(faces, model.transform.multiplicity)
-
-
-def _shrink(norm: Tensor, bound: float) -> Tensor:
-    return (bound / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+def _per_network(faces: Tensor, count: int) -> Tensor:
+    return faces.view(-1, count, *faces.shape[1:])

@@ -2,21 +2,32 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import CheckpointError, InputError, TrainingError, unknown_choice
+from tnn_robust.errors import InputError, TrainingError, unknown_choice
 from tnn_robust.losses import LOSSES, margin
-from tnn_robust.models.network import TNN, weight_norm
+from tnn_robust.models.network import TNN, layer_norms
 from tnn_robust.randomness import Streams
-from tnn_robust.records import BatchProgress, EpochRecord
+from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
+from tnn_robust.training.optimizers import OPTIMIZERS, retire
 
 _PROGRESS_EVERY = 20  # batches between progress records, each of which reads the loss back
+_MONITOR_ROWS = 4096  # monitor examples of all networks looked at together
+
+_NOT_FINITE = (
+    "training met a value that is not finite in epoch {}: the last good checkpoint is kept; "
+    "try a smaller --lr or a --norm-bound"
+)
+_DEAD = (
+    "the network died in epoch {}: every score is 0, and so is every gradient; the "
+    "last good checkpoint is kept; try a larger --width, a smaller --eps or --lr"
+)
 
 
 class Perturbation(Protocol):
@@ -69,46 +80,24 @@ class TrainSettings:
         return asdict(self)
 
 
-def _adam(parameters: Any, s: TrainSettings) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=s.lr, weight_decay=s.weight_decay)
+class Examples(NamedTuple):
+    """Examples for networks side by side: x (N, d, c), y (N,), on the networks' device.
 
+    rows: (S, n) int64, those of each network; None gives all to each.
+    """
 
-def _sgd(parameters: Any, s: TrainSettings) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+    x: Tensor
+    y: Tensor
+    rows: Tensor | None = None
 
+    def __len__(self) -> int:
+        """n, the examples each network has."""
+        return len(self.x) if self.rows is None else self.rows.shape[1]
 
-OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
-
-
-def make_optimizer(model: TNN, settings: TrainSettings) -> torch.optim.Optimizer:
-    return OPTIMIZERS[settings.optimizer](model.parameters(), settings)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors, `INDEX.NAME`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state.items()
-        for name, value in values.items()
-        if value is not None
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; CheckpointError where it does not fit."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, values in state.items():
-        for name, value in values.items():
-            fits = index < len(parameters) and value.shape in ((), parameters[index].shape)
-            if not fits:
-                raise CheckpointError(f"optimiser state {index}.{name} does not fit the network")
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({**whole, "state": state})
+    def take(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """x (S b, d, c) and y (S b,) at places (S, b) in the rows of each network."""
+        rows = (places if self.rows is None else self.rows.gather(1, places)).reshape(-1)
+        return self.x.index_select(0, rows), self.y.index_select(0, rows)
 
 
 def fit(
@@ -133,26 +122,118 @@ def fit(
     Raises TrainingError naming the epoch when loss or weights are not finite,
     or when all ReLUs are dead.
     """
+    records = fit_stacked(
+        model,
+        Examples(x, y),
+        monitor=Examples(*monitor),
+        settings=settings,
+        perturb=perturb,
+        optimizer=optimizer,
+        seeds=(seed,),
+        first_epoch=first_epoch,
+    )
+    for record in records:
+        if isinstance(record, BatchProgress):
+            yield record
+        elif record.failures:
+            raise TrainingError(record.failures[seed])
+        else:
+            yield record.records[seed]
+
+
+def fit_stacked(
+    model: TNN,
+    train: Examples,
+    *,
+    monitor: Examples,
+    settings: TrainSettings,
+    perturb: Perturb | None,
+    optimizer: torch.optim.Optimizer,
+    seeds: Sequence[int],
+    first_epoch: int = 1,
+) -> Iterator[BatchProgress | StackedEpoch]:
+    """Train the S networks of a stack (`models.stacked.stack_models`), or one, in place.
+
+    seeds: one a network; its data order and noise are those of `fit` with that seed and
+    its own examples, so that each network comes out as if trained alone (within float
+    tolerance: batched products may round otherwise). A network that diverges or dies is
+    named in the epoch's failures and set to zero; the others go on. Ends when none is left.
+
+    perturb must not raise for NaN scores, as those of `make_perturb(keep_best=False)`.
+    """
+    if len(seeds) != model.count or len(set(seeds)) != len(seeds):
+        raise InputError(f"{model.count} networks need as many different seeds, got {seeds}")
+    running = _Running(model, optimizer, seeds)
     for epoch in range(first_epoch, settings.epochs + 1):
-        started, total = time.perf_counter(), torch.zeros((), device=x.device)
-        order = _order(len(x), seed, epoch).to(x.device)
-        batches = math.ceil(len(x) / settings.batch_size)
-        for batch, rows in enumerate(order.split(settings.batch_size), start=1):
-            streams = Streams(seed + epoch * 1_000_003, rows)
-            try:
-                loss = _step(model, x[rows], y[rows], streams, settings, perturb, optimizer)
-            except InputError:
-                _finite(_finite_share(model), epoch)  # norms refuse NaN weights: say it our way
-                raise
-            total += loss * len(rows)
-            if batch % _PROGRESS_EVERY == 0:
-                yield BatchProgress(epoch, batch, batches, _finite(float(loss), epoch))
-        mean = _finite(float(total) / len(x), epoch)
-        _finite(_finite_share(model), epoch)
-        norm = _finite(float(weight_norm(model)), epoch)  # weights of 1e30 have no finite one
-        clean, robust = _accuracies(model, monitor, perturb, seed, epoch)
-        seconds = time.perf_counter() - started
-        yield EpochRecord(epoch, mean, clean, robust, len(monitor[1]), norm, seconds)
+        started, running.failures = time.perf_counter(), {}
+        losses = yield from _train_epoch(running, train, settings, perturb, epoch)
+        norms = torch.linalg.vector_norm(layer_norms(model).detach(), dim=0).tolist()
+        # Weights of 1e30 have no finite norm either.
+        finite = [math.isfinite(loss + norm) for loss, norm in zip(losses, norms, strict=True)]
+        running.stop(finite, _NOT_FINITE.format(epoch))
+        records: dict[int, EpochRecord] = {}
+        if running.living:
+            clean, robust, alive = _accuracies(model, monitor, perturb, seeds)
+            running.stop(alive, _DEAD.format(epoch))
+            seconds, n = time.perf_counter() - started, len(monitor)
+            records = {
+                seeds[i]: EpochRecord(epoch, losses[i], clean[i], robust[i], n, norms[i], seconds)
+                for i in running.living
+            }
+        yield StackedEpoch(epoch, records, running.failures)
+        if not running.living:
+            return
+
+
+class _Running:
+    """The networks of a stack, and which of them still train."""
+
+    def __init__(self, model: TNN, optimizer: torch.optim.Optimizer, seeds: Sequence[int]):
+        self.model, self.optimizer, self.seeds = model, optimizer, seeds
+        self.living = list(range(len(seeds)))
+        self.failures: dict[int, str] = {}
+
+    def stop(self, good: Sequence[bool], why: str) -> None:
+        """Stop the living networks that are not `good`; one alone keeps its weights."""
+        for i in [i for i in self.living if not good[i]]:
+            self.living.remove(i)
+            self.failures[self.seeds[i]] = why
+            if self.model.head.ndim == 4:
+                retire(self.model, self.optimizer, i)
+
+
+def _train_epoch(
+    running: _Running,
+    train: Examples,
+    settings: TrainSettings,
+    perturb: Perturb | None,
+    epoch: int,
+) -> Generator[BatchProgress, None, list[float]]:
+    """One pass over the examples; returns each network's mean loss."""
+    device, total = train.x.device, torch.zeros(len(running.seeds), device=train.x.device)
+    orders = torch.stack([_order(len(train), seed, epoch) for seed in running.seeds])
+    splits = orders.to(device).split(settings.batch_size, 1)
+    noise = [seed + epoch * 1_000_003 for seed in running.seeds]
+    for batch, places in enumerate(splits, start=1):
+        x, y = train.take(places)
+        streams = _streams(noise, places)
+        losses = _step(running.model, x, y, streams, settings, perturb, running.optimizer)
+        total += losses * places.shape[1]
+        if batch % _PROGRESS_EVERY == 0:
+            values = losses.tolist()
+            running.stop([math.isfinite(value) for value in values], _NOT_FINITE.format(epoch))
+            if not running.living:
+                break
+            mean = math.fsum(values[i] for i in running.living) / len(running.living)
+            yield BatchProgress(epoch, batch, len(splits), mean)
+    return [value / len(train) for value in total.tolist()]
+
+
+def _streams(seeds: Sequence[int], places: Tensor) -> Streams:
+    if len(seeds) == 1:
+        return Streams(seeds[0], places[0])
+    each = torch.tensor(seeds, device=places.device).repeat_interleave(places.shape[1])
+    return Streams(each, places.reshape(-1))
 
 
 def _step(
@@ -164,10 +245,11 @@ def _step(
     perturb: Perturb | None,
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
+    """One step of every network; their losses (S,) before it."""
     if perturb is not None:
         x = perturb(model, x, y, streams).x
-    loss = LOSSES[settings.loss](model(x), y).mean()
-    objective = loss
+    losses = LOSSES[settings.loss](model(x), y).view(model.count, -1).mean(1)
+    objective = losses.sum()
     if settings.norm_penalty and settings.norm_bound is not None:
         objective = objective + settings.norm_penalty * norm_penalty(model, settings.norm_bound)
     if settings.nuclear:
@@ -177,7 +259,7 @@ def _step(
     optimizer.step()
     if settings.norm_bound is not None and not settings.norm_penalty:
         project_norms(model, settings.norm_bound)
-    return loss.detach()
+    return losses.detach()
 
 
 def _order(n: int, seed: int, epoch: int) -> Tensor:
@@ -186,36 +268,25 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def _accuracies(
-    model: TNN, monitor: tuple[Tensor, Tensor], perturb: Perturb | None, seed: int, epoch: int
-) -> tuple[float, float]:
-    """Clean and robust accuracy at the weights as they are, under the training attack."""
-    x, y = monitor
-    with torch.no_grad():
-        scores = model(x)
-        clean = margin(scores, y) > 0
-    if not bool(scores.any()):
-        raise TrainingError(
-            f"the network died in epoch {epoch}: every score is 0, and so is every gradient; the "
-            "last good checkpoint is kept; try a larger --width, a smaller --eps or --lr"
+    model: TNN, monitor: Examples, perturb: Perturb | None, seeds: Sequence[int]
+) -> tuple[list[float], list[float], list[bool]]:
+    """Clean and robust accuracy at the weights as they are, under the training attack, and
+    whether any score is not 0, of each network."""
+    counts = torch.zeros(3, model.count, dtype=torch.long, device=monitor.x.device)
+    block = max(1, _MONITOR_ROWS // model.count)
+    for places in torch.arange(len(monitor), device=monitor.x.device).split(block):
+        places = places.expand(model.count, -1)
+        x, y = monitor.take(places)
+        with torch.no_grad():
+            scores = model(x)
+            clean = robust = margin(scores, y) > 0
+        if perturb is not None:
+            x_adv = perturb(model, x, y, _streams(seeds, places)).x
+            with torch.no_grad():
+                robust = clean & (margin(model(x_adv), y) > 0)
+        counts += torch.stack(
+            [t.view(model.count, -1).sum(1) for t in (clean, robust, scores != 0)]
         )
-    if perturb is None:
-        return float(clean.float().mean()), float(clean.float().mean())
-    streams = Streams(seed, torch.arange(len(x), device=x.device))
-    x_adv = perturb(model, x, y, streams).x
-    with torch.no_grad():
-        robust = clean & (margin(model(x_adv), y) > 0)
-    return float(clean.float().mean()), float(robust.float().mean())
-
-
-def _finite_share(model: TNN) -> float:
-    """1.0, or NaN where a weight is not finite."""
-    return 1.0 if all(bool(torch.isfinite(p).all()) for p in model.parameters()) else math.nan
-
-
-def _finite(value: float, epoch: int) -> float:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"training met a value that is not finite in epoch {epoch}: the last good "
-            "checkpoint is kept; try a smaller --lr or a --norm-bound"
-        )
-    return value
+    clean_count, robust_count, alive = counts.tolist()
+    n = len(monitor)
+    return [k / n for k in clean_count], [k / n for k in robust_count], [k > 0 for k in alive]

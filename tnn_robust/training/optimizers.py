@@ -1,0 +1,111 @@
+"""Optimisers by name, and their state as named tensors, of one network or of a stack."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tnn_robust.errors import CheckpointError
+from tnn_robust.models.network import TNN
+from tnn_robust.models.stacked import of_network, side_by_side
+
+
+class Rates(Protocol):
+    """What an optimiser takes of the training settings."""
+
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def _adam(parameters: Any, s: Rates) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=s.lr, weight_decay=s.weight_decay)
+
+
+def _sgd(parameters: Any, s: Rates) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+
+
+OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
+
+
+def make_optimizer(model: TNN, settings: Rates) -> torch.optim.Optimizer:
+    return OPTIMIZERS[settings.optimizer](model.parameters(), settings)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, `INDEX.NAME`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; CheckpointError where it does not fit."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state.items():
+        for name, value in values.items():
+            fits = index < len(parameters) and value.shape in ((), parameters[index].shape)
+            if not fits:
+                raise CheckpointError(f"optimiser state {index}.{name} does not fit the network")
+    whole = optimizer.state_dict()
+    optimizer.load_state_dict({**whole, "state": state})
+
+
+def stack_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The states of networks trained alike, as `optimizer_tensors` gives them, as a stack's.
+
+    Raises CheckpointError where one has done more steps than another.
+    """
+    stacked: dict[str, Tensor] = {}
+    for key, first in states[0].items():
+        parts = [state[key] for state in states]
+        if first.ndim:
+            stacked[key] = side_by_side(parts, head=_is_head(key))
+        elif all(torch.equal(part, first) for part in parts):
+            stacked[key] = first
+        else:
+            raise CheckpointError(f"optimiser state {key} differs: the runs cannot go on together")
+    return stacked
+
+
+def unstack_states(state: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """The state of each network of a stack of `count`, 1 meaning a plain one: copies."""
+    if count == 1 and all(value.ndim < 4 for value in state.values()):
+        return [{key: value.clone() for key, value in state.items()}]
+    return [
+        {k: _own(k, value, i, count).clone() for k, value in state.items()} for i in range(count)
+    ]
+
+
+@torch.no_grad()
+def retire(model: TNN, optimizer: torch.optim.Optimizer, i: int) -> None:
+    """Set network i of a stack and its part of the optimiser's state to zero, where it stays."""
+    for parameter in model.parameters():
+        is_head = parameter is model.head
+        of_network(parameter, i, model.count, head=is_head).zero_()
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.ndim:
+                of_network(value, i, model.count, head=is_head).zero_()
+
+
+def _own(key: str, value: Tensor, i: int, count: int) -> Tensor:
+    return of_network(value, i, count, head=_is_head(key)) if value.ndim else value
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith("0.")  # a network's own parameter comes before those of its layers
