@@ -103,6 +103,16 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _amount(text: str) -> float:
+    number, power = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    try:
+        return float(number) * {"": 1.0, "k": 1e3, "m": 1e6}[power]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"needs a share of up to 1 or a number as in 200k, got {text!r}"
+        ) from error
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(","))
 
@@ -110,6 +120,7 @@ def _names(text: str) -> tuple[str, ...]:
 ONE_EPS = _Parsed("EPS", _one_eps)
 EPS_LIST = _Parsed("EPS", parse_eps)
 WHOLE_NUMBERS = _Parsed("R[,R...]", _whole_numbers)
+AMOUNT = _Parsed("SHARE|N[k|M]", _amount)
 NAMES = _Parsed("A,B,...", _names)
 SEEDS = _Parsed("A:B|A,B,...", _seeds)
 OUT = click.Path(path_type=Path)

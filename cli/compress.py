@@ -6,12 +6,38 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
+from tnn_robust import choices
+
+RULE = (
+    "method",
+    "rank",
+    "energy",
+    "tolerance",
+    "params",
+    "flops",
+    "bytes",
+    "granularity",
+    "whiten",
+    "second_order",
+)
+
 
 @shared.command("tnn-compress")
 @click.argument("run", type=shared.OUT)
 @click.option("--rank", type=shared.WHOLE_NUMBERS, help="Tubal rank: one, or one a layer.")
 @click.option("--energy", type=float, help="Keep this share of each layer's squared F-norm.")
 @click.option("--tolerance", type=float, help="Drop at most this F-norm of each layer.")
+@click.option("--params", type=shared.AMOUNT, help="Keep at most so many: 0.25 of them, or 20k.")
+@click.option("--flops", type=shared.AMOUNT, help="The same of operations per example.")
+@click.option("--bytes", type=shared.AMOUNT, help="The same of bytes on disk.")
+@click.option(
+    "--method", metavar="NAME", help=f"{', '.join(choices.COMPRESSIONS)}.  [default: by the above]"
+)
+@click.option("--granularity", metavar="NAME", help="Ranks for each face, or one a layer.")
+@click.option("--whiten", is_flag=True, help="Weigh by the inputs that occur in training data.")
+@click.option("--second-order", is_flag=True, help="Of sensitivity: add the Gauss-Newton term.")
+@click.option("--dtype", metavar="NAME", help=f"Store as {', '.join(choices.STORAGE)}.")
+@click.option("--densify", is_flag=True, help="Store every layer as faces, with or without a rule.")
 @click.option("--finetune", type=int, default=0, help="Epochs of training on the factors.")
 @click.option("--lr", type=float, help="Of the fine-tuning.  [default: the run's]")
 @shared.attacking
@@ -19,28 +45,30 @@ from tnn_robust_cli import _options as shared
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
 def main(
-    rank: tuple[int, ...] | None,
-    energy: float | None,
-    tolerance: float | None,
     json_file: Path | None,
     **given: Any,
 ) -> None:
     """Compress the network of a run directory by truncating its t-SVD.
 
-    Give one of --rank, --energy and --tolerance. The new directory holds a
-    network of exactly that tubal rank, stored as factors where that is smaller.
+    Give one size: --rank, --energy, --tolerance, --params, --flops or --bytes.
+    The new directory holds a network of the ranks it leads to, stored as factors
+    where that is smaller.
     """
     choice = shared.attack_choice(given)
+    asked = {name: given.pop(name) for name in RULE}
+    plain = not any(asked.values())
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.compression.truncate import make_rule
+    from tnn_robust.compression.rules import make_rule
     from tnn_robust.files import require_writable, write_json
     from tnn_robust.records import BatchProgress, CompressionReport, EpochRecord
     from tnn_robust.reporting.tables import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
 
-    request = CompressRequest(rule=make_rule(rank, energy, tolerance), choice=choice, **given)
+    without = plain and (given["densify"] or given["dtype"] is not None)
+    rule = None if without else make_rule(**asked)
+    request = CompressRequest(rule=rule, choice=choice, **given)
     if json_file is not None:
         require_writable(json_file)
     report: CompressionReport | None = None

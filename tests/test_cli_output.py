@@ -17,6 +17,7 @@ from tnn_robust_cli import _render
 from tnn_robust.records import (
     AttackReport,
     AttackRow,
+    Certificate,
     CompressionReport,
     Gap,
     LayerRecord,
@@ -76,9 +77,13 @@ EXTREME = report(
 
 def layer(number: int, form: str, rank: int, d_in: int, d_out: int, kept: float) -> LayerRecord:
     parameters = 28 * (d_in * d_out if form == "faces" else rank * (d_in + d_out))
+    before = form == "faces"
     return LayerRecord(
-        number, d_in, d_out, form, rank, rank - 1, rank, 0.7 * rank, kept, parameters,
-        4 * parameters, 2 * parameters + 28 * 28 * (d_in + d_out),
+        layer=number, d_in=d_in, d_out=d_out, form=form,
+        multi_rank=(rank - 1, rank), stable_rank=0.7 * rank, kept_energy=kept,
+        dropped_norm=0.0 if before else 0.0123 * rank, bound=0.0 if before else 123.4 * rank,
+        parameters=parameters, bytes=4 * parameters,
+        flops=2 * parameters + 28 * 28 * (d_in + d_out), transform_flops=28 * 28 * (d_in + d_out),
     )  # fmt: skip
 
 
@@ -93,8 +98,9 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
         count = sum(one.parameters for one in layers)
         worst = verdicts.attacks[0] if side == "before" else verdicts.worst_case
         sides[f"layers_{side}"] = layers
-        sides[side] = ModelSummary(count, 4 * count + 2696, 2 * count, 0.123, 4.567, worst)
-    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides)
+        sides[side] = ModelSummary(count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst)
+    certificate = Certificate(28.0, 246.8 * rank, 1234, 2038)
+    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, certificate=certificate)
 
 
 def shown(record: AttackReport | CompressionReport, capsys: pytest.CaptureFixture) -> str:

@@ -12,13 +12,14 @@ from test_models_functional import FORMS, network
 
 from tnn_robust.attacks.settings import AttackChoice
 from tnn_robust.compression import latency
+from tnn_robust.compression.rules import choose_ranks, make_rule
+from tnn_robust.compression.select import given_ranks
+from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import (
-    choose_ranks,
+    compress,
     kept_energy,
     layer_records,
-    make_rule,
     smallest_form,
-    truncate,
 )
 from tnn_robust.errors import InputError
 from tnn_robust.models.checkpoint import load_checkpoint
@@ -30,6 +31,21 @@ from tnn_robust.runs.compress import CompressRequest, compress_run
 TRANSFORMS = ("dct", "dft", "random:3")
 EVERY_FORM = pytest.mark.parametrize("ranks", FORMS.values())
 EVERY_TRANSFORM = pytest.mark.parametrize("transform", TRANSFORMS)
+
+
+def truncate(model, ranks):
+    spectra = spectra_of(model)
+    return compress(model, spectra, given_ranks(spectra, ranks))
+
+
+def tubal_ranks(model, **rule):
+    found = choose_ranks(spectra_of(model), make_rule(**rule))
+    assert all(len(set(one.tolist())) == 1 for one in found)
+    return tuple(int(one[0]) for one in found)
+
+
+def records(model, kept=(1.0, 1.0), dropped=(0.0, 0.0), bounds=(0.0, 0.0)):
+    return layer_records(model, kept=kept, dropped=dropped, bounds=bounds, itemsize=8)
 
 
 # --- Truncation ----------------------------------------------------------------------------
@@ -99,28 +115,28 @@ def test_rules_choose_the_smallest_rank_by_trying_all(transform, ranks):
     faces = slow.layer_faces(model)
     for energy in (0.01, 0.3, 0.6, 0.9, 0.99, 0.999):
         expected = tuple(slow.smallest_rank(f, energy=energy) for f in faces)
-        assert choose_ranks(model, make_rule(energy=energy)) == expected
+        assert tubal_ranks(model, energy=energy) == expected
     for delta in (0.0, 0.5, 1.0, 2.0, 100.0):
         limit = delta + 1e-9  # for the rounding of a factored layer
         expected = tuple(slow.smallest_rank(f, tail=limit) for f in faces)
-        assert choose_ranks(model, make_rule(tolerance=limit)) == expected
+        assert tubal_ranks(model, tolerance=limit) == expected
 
 
 def test_rules_of_given_ranks():
     model, _ = network()
-    assert choose_ranks(model, make_rule((2,))) == (2, 2)
-    assert choose_ranks(model, make_rule((4, 1))) == (4, 1)
-    assert choose_ranks(model, make_rule(energy=1.0)) == (4, 3)
-    assert choose_ranks(model, make_rule(tolerance=0.0)) == (4, 3)
-    assert make_rule((4, 1)).describe() == "ranks 4,1"
+    assert tubal_ranks(model, rank=(2,)) == (2, 2)
+    assert tubal_ranks(model, rank=(4, 1)) == (4, 1)
+    assert tubal_ranks(model, energy=1.0) == (4, 3)
+    assert tubal_ranks(model, tolerance=0.0) == (4, 3)
+    assert make_rule(rank=(4, 1)).describe() == "ranks 4,1"
     assert make_rule(energy=0.9).describe() == "energy 0.9"
 
 
 def test_rules_out_of_range_say_so():
     model, _ = network()
     for rule, text in (
-        ({}, "exactly one of --rank, --energy and --tolerance"),
-        ({"ranks": (2,), "energy": 0.5}, "exactly one of"),
+        ({}, "exactly one of --rank, --energy, --tolerance, --params, --flops, --bytes, got none"),
+        ({"rank": (2,), "energy": 0.5}, "exactly one of"),
         ({"energy": 0.5, "tolerance": 0.5}, "exactly one of"),
         ({"energy": 0.0}, "--energy needs a share above 0 and at most 1, got 0.0"),
         ({"energy": 1.1}, "at most 1, got 1.1"),
@@ -128,12 +144,12 @@ def test_rules_out_of_range_say_so():
         ({"tolerance": -0.1}, "--tolerance needs a number of at least 0, got -0.1"),
         ({"tolerance": math.inf}, "at least 0, got inf"),
         ({"tolerance": math.nan}, "at least 0, got nan"),
-        ({"ranks": (4,)}, "5 faces needs a tubal rank from 1 to 3, got 4"),
-        ({"ranks": (0,)}, "from 1 to 4, got 0"),
-        ({"ranks": (1, 1, 1)}, "--rank needs 1 value or 2, one a layer, got 3"),
+        ({"rank": (4,)}, "5 faces needs a tubal rank from 1 to 3, got 4"),
+        ({"rank": (0,)}, "from 1 to 4, got 0"),
+        ({"rank": (1, 1, 1)}, "--rank needs 1 value or 2, one a layer, got 3"),
     ):
         with pytest.raises(InputError) as caught:
-            choose_ranks(model, make_rule(**rule))
+            tubal_ranks(model, **rule)
         assert text in str(caught.value)
 
 
@@ -143,7 +159,7 @@ def test_rules_out_of_range_say_so():
 @pytest.mark.parametrize("transform", ("dct", "dft"))
 def test_layer_records(transform):
     model, _ = network(transform, (None, 2), c=5)
-    first, second = layer_records(model, (1.0, 0.5))
+    first, second = records(model, (1.0, 0.5))
     k, numbers = (3, 2) if transform == "dft" else (5, 1)
     assert (first.layer, first.d_in, first.d_out, first.form) == (1, 4, 5, "faces")
     assert (second.layer, second.d_in, second.d_out, second.form) == (2, 5, 3, "factors")
@@ -162,11 +178,11 @@ def test_multi_ranks_and_scaling():
     model, _ = network()
     with torch.no_grad():
         next(model.t_layers).weight[1, 1:] = 0.0  # one face of rank 1
-    record = layer_records(model, (1.0, 1.0))[0]
+    record = records(model)[0]
     assert (record.multi_rank_low, record.multi_rank_high, record.tubal_rank) == (1, 4, 4)
     with torch.no_grad():
         next(model.t_layers).weight.mul_(1e-3)
-    assert layer_records(model, (1.0, 1.0))[0] == replace(
+    assert records(model)[0] == replace(
         record, stable_rank=pytest.approx(record.stable_rank, rel=1e-12)
     )
 
@@ -188,7 +204,7 @@ def compressed(source, out, **options):
 
 
 def test_a_report_counts_right(digits_run, tmp_path):
-    report = compressed(digits_run, tmp_path / "small", rule=make_rule((3, 7)))[-1]
+    report = compressed(digits_run, tmp_path / "small", rule=make_rule(rank=(3, 7)))[-1]
     assert isinstance(report, CompressionReport)
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert CompressionReport.from_json(value) == report
@@ -217,7 +233,7 @@ def test_a_report_counts_right(digits_run, tmp_path):
 
 
 def test_fine_tuning_keeps_the_rank_and_changes_the_weights(digits_run, tmp_path):
-    rule = make_rule((3, 7))
+    rule = make_rule(rank=(3, 7))
     compressed(digits_run, tmp_path / "cut", rule=rule)
     records = compressed(digits_run, tmp_path / "tuned", rule=rule, finetune=2)
     assert [record.epoch for record in records if isinstance(record, EpochRecord)] == [1, 2]
@@ -233,13 +249,15 @@ def test_fine_tuning_keeps_the_rank_and_changes_the_weights(digits_run, tmp_path
 
 
 def test_a_compressed_network_can_be_attacked_and_compressed_again(digits_run, tmp_path):
-    once = compressed(digits_run, tmp_path / "once", rule=make_rule((4, 7)))[-1]
+    once = compressed(digits_run, tmp_path / "once", rule=make_rule(rank=(4, 7)))[-1]
     *_, finished = attack_run(AttackRequest(tmp_path / "once", ATTACK, n=30))
     assert isinstance(finished, AttackFinished)
     for part in ("train", "test"):
         direct = getattr(finished.report.worst_case, part)
         assert direct == getattr(once.after.worst_case, part)
-    twice = compressed(tmp_path / "once", tmp_path / "twice", rule=make_rule((2,)), finetune=1)[-1]
+    twice = compressed(
+        tmp_path / "once", tmp_path / "twice", rule=make_rule(rank=(2,)), finetune=1
+    )[-1]
     assert [layer.tubal_rank for layer in twice.layers_after] == [2, 2]
     assert twice.after.parameters < once.after.parameters < once.before.parameters
     chain = load_checkpoint(tmp_path / "twice").header.compression
@@ -247,12 +265,12 @@ def test_a_compressed_network_can_be_attacked_and_compressed_again(digits_run, t
 
 
 def test_what_cannot_be_done_is_refused_before_writing(digits_run, tmp_path):
-    rule = make_rule((2,))
+    rule = make_rule(rank=(2,))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     before = (digits_run / "model.safetensors").read_bytes()
     for options, text in (
-        ({"rule": make_rule((9,))}, "from 1 to 8, got 9"),
+        ({"rule": make_rule(rank=(9,))}, "from 1 to 8, got 9"),
         ({"finetune": -1}, "--finetune needs at least 0 epochs, got -1"),
         ({"finetune": 1, "lr": 0.0}, "lr needs a number above 0, got 0.0"),
         ({"out": tmp_path / "full"}, "exists: choose another --out or give --overwrite"),

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from tnn_robust.errors import CheckpointError, InputError
 
-FORMAT_VERSION = 1
+# 2: checkpoints of multi-ranks without padding, or in half precision.
+FORMAT_VERSION = 2
 _METADATA_KEY = "tnn_robust"
 
 
@@ -89,28 +90,42 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, kind: str, header: dict) -> str:
-    """Write a container of `kind`; returns its digest (64 hex digits).
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, kind: str, header: dict, version: int = 1
+) -> str:
+    """Write a `container` at `path`, atomically; returns its digest (64 hex digits).
+
+    Raises InputError for a dtype that safetensors has not (complex128) and where
+    the place cannot be written.
+    """
+    try:
+        content, digest = container(tensors, kind=kind, header=header, version=version)
+    except InputError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+    write_bytes(path, content)
+    return digest
+
+
+def container(
+    tensors: Mapping[str, Tensor], *, kind: str, header: dict, version: int = 1
+) -> tuple[bytes, str]:
+    """The bytes of a container of `kind` and their digest (64 hex digits).
 
     Parameters
     ----------
     tensors: any shapes and dtypes; copied to the CPU.
     header: JSON-safe; what the tensors mean.
-
-    Raises InputError for a dtype that safetensors has not (complex128) and where
-    the place cannot be written.
+    version: the lowest format version that can read them.
     """
     # safetensors refuses tensors that share memory, hence the copies.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     digest = _digest(kind, text, plain)
-    envelope = {"version": FORMAT_VERSION, "kind": kind, "header": text, "digest": digest}
+    envelope = {"version": version, "kind": kind, "header": text, "digest": digest}
     try:
-        content = save(plain, metadata={_METADATA_KEY: json.dumps(envelope)})
+        return save(plain, metadata={_METADATA_KEY: json.dumps(envelope)}), digest
     except KeyError as error:  # of the dtype: safetensors has no complex128
-        raise InputError(f"cannot write {path}: safetensors holds no {error}") from error
-    write_bytes(path, content)
-    return digest
+        raise InputError(f"safetensors holds no {error}") from error
 
 
 def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict, str]:

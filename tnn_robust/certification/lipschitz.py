@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tnn_robust.algebra.ranks import spectral_norm
 from tnn_robust.errors import unknown_choice
+from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
 
 # The largest l2 norm of a d x c perturbation of norm 1 (C of theory.md).
@@ -28,16 +29,26 @@ def body_lipschitz(model: TNN) -> Tensor:
     fall short; a ReLU adds nothing. M counts with its own norm on the way in
     and out, so that one held in float32, orthogonal only to 1e-7, is no gap.
     """
-    m = model.transform_matrix
-    wide = torch.complex128 if m.is_complex() else torch.float64
+    norms = [spectral_norm(exact_faces(layer)) for layer in model.t_layers]
+    return (torch.stack(norms) * around_norm(model)).prod()
+
+
+def around_norm(model: TNN) -> Tensor:
+    """0-dim float64: the norm of M and its inverse around a layer, 1 up to M's rounding."""
     # The k rows kept of the dft have norm 1 too, and the conjugate faces norms of those held.
-    around = torch.linalg.svdvals(m.to(wide)).amax().square()
-    product = torch.ones((), dtype=torch.float64, device=m.device)
-    for layer in model.t_layers:
-        factors = [stack.to(wide) for stack in layer.stacks]
-        faces = factors[0] if len(factors) == 1 else torch.bmm(factors[1], factors[0])
-        product = product * spectral_norm(faces) * around
-    return product
+    return torch.linalg.svdvals(_wide(model.transform_matrix)).amax().square()
+
+
+def exact_faces(layer: TLayer) -> Tensor:
+    """The faces (k, d_out, d_in) in double precision, factors multiplied there."""
+    first, *rest = (_wide(stack) for stack in layer.stacks)
+    for stack in rest:
+        first = torch.bmm(stack, first)
+    return first
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.complex128 if t.is_complex() else torch.float64)
 
 
 @torch.no_grad()

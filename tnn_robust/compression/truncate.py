@@ -1,148 +1,133 @@
-"""Truncation of trained networks to exact low tubal rank (arXiv 2303.00196, Sec. 4.1)."""
+"""Networks of chosen ranks, their smallest form, and what is to be said of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from tnn_robust.algebra.ranks import frobenius_norm, multi_rank, singular_values, stable_rank
-from tnn_robust.algebra.tsvd import energy_rank, low_rank_factors, tolerance_rank
-from tnn_robust.errors import InputError
+from tnn_robust.algebra.ranks import frobenius_norm, multi_rank, stable_rank
+from tnn_robust.compression.spectrum import Spectrum
 from tnn_robust.models.layers import (
     LowRankTProductLinear,
     TLayer,
     TProductLinear,
-    check_rank,
     layer_flops,
+    transform_flops,
 )
 from tnn_robust.models.network import TNN
 from tnn_robust.records import LayerRecord
 
 
-class Rule(NamedTuple):
-    """How tubal ranks are chosen; exactly one field is set.
-
-    ranks: given, one for all layers or one a layer; energy: the smallest ranks
-    that keep this share of each layer's squared F-norm; tolerance: the smallest
-    with an F-norm tail of at most this (Def. 17's delta), a layer.
-    """
-
-    ranks: tuple[int, ...] | None = None
-    energy: float | None = None
-    tolerance: float | None = None
-
-    def describe(self) -> str:
-        name, value = next((k, v) for k, v in self._asdict().items() if v is not None)
-        return f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-def make_rule(
-    ranks: tuple[int, ...] | None = None,
-    energy: float | None = None,
-    tolerance: float | None = None,
-) -> Rule:
-    """Check a rule; InputError unless exactly one is given and in its range."""
-    if sum(value is not None for value in (ranks, energy, tolerance)) != 1:
-        raise InputError("compression needs exactly one of --rank, --energy and --tolerance")
-    if energy is not None and not 0 < energy <= 1:
-        raise InputError(f"--energy needs a share above 0 and at most 1, got {energy}")
-    if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise InputError(f"--tolerance needs a number of at least 0, got {tolerance}")
-    return Rule(ranks, energy, tolerance)
-
-
 @torch.no_grad()
-def choose_ranks(model: TNN, rule: Rule) -> tuple[int, ...]:
-    """The tubal rank of each layer under the rule; at least 1.
+def compress(model: TNN, spectra: Sequence[Spectrum], ranks: Sequence[Tensor]) -> TNN:
+    """A copy whose layers keep the first ranks[l][k] components of each face, as factors.
 
-    Raises InputError for a wrong number of ranks or one above min(d_l, d_{l-1}).
-    """
-    layers = list(model.t_layers)
-    if rule.ranks is not None:
-        ranks = rule.ranks * len(layers) if len(rule.ranks) == 1 else rule.ranks
-        if len(ranks) != len(layers):
-            raise InputError(
-                f"--rank needs 1 value or {len(layers)}, one a layer, got {len(ranks)}"
-            )
-        for rank, layer in zip(ranks, layers, strict=True):
-            check_rank(rank, layer.d_in, layer.d_out)
-        return ranks
-    return tuple(max(1, _rank_of(layer, model, rule)) for layer in layers)
-
-
-def _rank_of(layer: TLayer, model: TNN, rule: Rule) -> int:
-    s = singular_values(layer.faces())
-    multiplicity = model.transform.multiplicity
-    if rule.energy is not None:
-        return energy_rank(s, rule.energy, multiplicity)
-    assert rule.tolerance is not None
-    return tolerance_rank(s, rule.tolerance, multiplicity)
-
-
-@torch.no_grad()
-def truncate(model: TNN, ranks: Sequence[int]) -> TNN:
-    """A copy whose layers are the best approximations of these tubal ranks, as factors.
-
-    Every layer becomes two factors, also where that is not smaller, so that
-    fine-tuning keeps the rank; `smallest_form` settles the form afterwards.
+    spectra: of this model, in any metric; ranks: (k,) int64 a layer, not all 0.
+    Of a plain t-SVD that is the best approximation of this multi-rank, in F-norm
+    and in spectral norm. Factors are balanced: each holds the square root of s.
+    Every layer that loses something becomes two factors, also where that is not
+    smaller, so that fine-tuning keeps the ranks; `smallest_form` settles the form
+    afterwards. A layer that keeps everything is kept as it is.
     """
     layers: list[TLayer] = []
-    for layer, rank in zip(model.t_layers, ranks, strict=True):
-        left, right = low_rank_factors(layer.faces(), rank)
-        layers.append(LowRankTProductLinear(left.contiguous(), right.contiguous()))
+    for layer, one, multi in zip(model.t_layers, spectra, ranks, strict=True):
+        r = int(multi.max())
+        if int(multi.min()) == one.largest:
+            layers.append(_copied(layer))
+            continue
+        root = one.s[:, :r].sqrt()
+        left, right = one.u[:, :, :r] * root[:, None, :], root[:, :, None] * one.vh[:, :r]
+        ragged = None if bool((multi == r).all()) else multi
+        layers.append(LowRankTProductLinear(left.contiguous(), right.contiguous(), ragged))
     return TNN(model.transform, layers, model.head.detach().clone())
 
 
 @torch.no_grad()
 def smallest_form(model: TNN) -> TNN:
-    """A copy with each layer as factors where r (d_l + d_{l-1}) < d_l d_{l-1}, else as faces."""
+    """A copy with each layer as factors where they are fewer numbers, else as faces."""
     layers: list[TLayer] = []
     for layer in model.t_layers:
-        smaller = sum(stack.numel() for stack in layer.stacks) < layer.faces().numel()
-        if isinstance(layer, LowRankTProductLinear) and smaller:
-            layers.append(LowRankTProductLinear(layer.left.clone(), layer.right.clone()))
-        else:
-            layers.append(TProductLinear(layer.faces().clone()))
+        dense = len(model.transform_matrix) * layer.d_in * layer.d_out
+        layers.append(_copied(layer) if layer.numbers < dense else _dense(layer))
     return TNN(model.transform, layers, model.head.detach().clone())
 
 
 @torch.no_grad()
-def kept_energy(truncated: TNN, original: TNN) -> tuple[float, ...]:
-    """Share of each layer's squared F-norm that a truncation keeps, in [0, 1].
+def densify(model: TNN) -> TNN:
+    """A copy with every layer as faces: the same function, whatever the form."""
+    layers: list[TLayer] = [_dense(layer) for layer in model.t_layers]
+    return TNN(model.transform, layers, model.head.detach().clone())
 
-    Equal to 1 - ||W - W_r||_F^2 / ||W||_F^2, since W_r is orthogonal to what was dropped.
-    """
-    multiplicity = original.transform.multiplicity
-    shares = []
-    for kept, layer in zip(truncated.t_layers, original.t_layers, strict=True):
-        whole = float(frobenius_norm(layer.faces(), multiplicity))
-        lost = float(frobenius_norm(kept.faces() - layer.faces(), multiplicity))
-        shares.append(1.0 - (lost / whole) ** 2 if whole else 1.0)
-    return tuple(shares)
+
+def _copied(layer: TLayer) -> TLayer:
+    if isinstance(layer, TProductLinear):
+        return _dense(layer)
+    return LowRankTProductLinear(layer.left.clone(), layer.right.clone(), layer.ranks)
+
+
+def _dense(layer: TLayer) -> TProductLinear:
+    return TProductLinear(layer.faces().detach().clone())
 
 
 @torch.no_grad()
-def layer_records(model: TNN, kept: Sequence[float]) -> tuple[LayerRecord, ...]:
-    """What each layer of `model` is; `kept` is what `kept_energy` gave (1 for the original)."""
+def dropped_norms(truncated: TNN, original: TNN) -> tuple[float, ...]:
+    """||W - W_r||_F of each layer, delta_l(r) of Definition 17."""
+    multiplicity = original.transform.multiplicity
+    return tuple(
+        float(frobenius_norm(kept.faces() - layer.faces(), multiplicity))
+        for kept, layer in zip(truncated.t_layers, original.t_layers, strict=True)
+    )
+
+
+@torch.no_grad()
+def kept_energy(truncated: TNN, original: TNN) -> tuple[float, ...]:
+    """1 - ||W - W_r||_F^2 / ||W||_F^2 of each layer: the share of its squared F-norm kept.
+
+    In [0, 1] for parts of a t-SVD, since they are orthogonal to what was dropped.
+    """
+    multiplicity = original.transform.multiplicity
+    lost = dropped_norms(truncated, original)
+    whole = [float(frobenius_norm(layer.faces(), multiplicity)) for layer in original.t_layers]
+    return tuple(1.0 - (a / b) ** 2 if b else 1.0 for a, b in zip(lost, whole, strict=True))
+
+
+@torch.no_grad()
+def layer_records(
+    model: TNN,
+    *,
+    kept: Sequence[float],
+    dropped: Sequence[float],
+    bounds: Sequence[float],
+    itemsize: int,
+) -> tuple[LayerRecord, ...]:
+    """What each layer of `model` is.
+
+    kept: of `kept_energy`; dropped: of `dropped_norms`; bounds: each layer's part of the
+    certificate (1, 0, 0 for the original); itemsize: bytes of a stored real number.
+    """
     transform = model.transform
     records = []
-    for number, (layer, share) in enumerate(zip(model.t_layers, kept, strict=True), start=1):
+    for i, layer in enumerate(model.t_layers):
         faces = layer.faces()
-        ranks = multi_rank(faces).clamp_max(layer.rank or min(layer.d_in, layer.d_out))
+        ranks = multi_rank(faces)
+        if isinstance(layer, LowRankTProductLinear):
+            ranks = torch.minimum(ranks, layer.multi_rank)
+        numbers = layer.numbers * (2 if faces.is_complex() else 1)
         records.append(
             LayerRecord(
-                layer=number,
+                layer=i + 1,
                 d_in=layer.d_in,
                 d_out=layer.d_out,
                 form="faces" if layer.rank is None else "factors",
-                tubal_rank=int(ranks.max()),
-                multi_rank_low=int(ranks.min()),
-                multi_rank_high=int(ranks.max()),
+                multi_rank=tuple(ranks.tolist()),
                 stable_rank=float(stable_rank(faces, transform.multiplicity)),
-                kept_energy=share,
-                parameters=sum(t.numel() * (1 + t.is_complex()) for t in layer.stacks),
-                bytes=sum(t.numel() * t.element_size() for t in layer.stacks),
+                kept_energy=kept[i],
+                dropped_norm=dropped[i],
+                bound=bounds[i],
+                parameters=numbers,
+                bytes=numbers * itemsize,
                 flops=layer_flops(layer, transform),
+                transform_flops=transform_flops(layer, transform),
             )
         )
     return tuple(records)

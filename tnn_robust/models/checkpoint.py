@@ -10,8 +10,9 @@ import torch
 
 from tnn_robust import __version__
 from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.files import read_tensors, write_tensors
-from tnn_robust.models.network import TNN, Architecture, model_from_tensors, model_tensors
+from tnn_robust.files import FORMAT_VERSION, container, read_tensors, write_tensors
+from tnn_robust.models.network import TNN, Architecture, model_from_tensors
+from tnn_robust.models.storage import expanded, is_plain, stored_tensors
 
 KIND = "checkpoint"
 FILE_NAME = "model.safetensors"
@@ -69,10 +70,25 @@ def checkpoint_path(run: Path) -> Path:
     return run if run.is_file() or (run.suffix and not run.is_dir()) else run / FILE_NAME
 
 
-def save_checkpoint(path: Path, model: TNN, header: Header) -> str:
-    """Write atomically; returns the digest. The header's architecture is the model's own."""
-    header = replace(header, architecture=model.architecture)
-    return write_tensors(path, model_tensors(model), kind=KIND, header=header.to_json())
+def save_checkpoint(path: Path, model: TNN, header: Header, storage: str | None = None) -> str:
+    """Write atomically; returns the digest. The header's architecture is the model's own.
+
+    storage: "bf16" or "fp16" for weights stored so, None for their own dtype.
+    """
+    return write_tensors(path, **_content(model, header, storage))
+
+
+def checkpoint_bytes(model: TNN, header: Header, storage: str | None = None) -> int:
+    """The size of the file that `save_checkpoint` would write."""
+    return len(container(**_content(model, header, storage))[0])
+
+
+def _content(model: TNN, header: Header, storage: str | None) -> dict[str, Any]:
+    tensors = stored_tensors(model, storage)
+    text = replace(header, architecture=model.architecture).to_json()
+    # What the first release can read stays readable for it.
+    version = 1 if is_plain(tensors) else FORMAT_VERSION
+    return {"tensors": tensors, "kind": KIND, "header": text, "version": version}
 
 
 def load_checkpoint(run: Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -87,5 +103,5 @@ def load_checkpoint(run: Path, device: str | torch.device = "cpu") -> Checkpoint
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path} holds NaN or infinite values in {name}")
-    model = model_from_tensors(header.architecture, tensors)
+    model = model_from_tensors(header.architecture, expanded(tensors))
     return Checkpoint(model.to(device), header, digest, path)

@@ -43,6 +43,11 @@ class TProductLinear(nn.Module):
         return None
 
     @property
+    def numbers(self) -> int:
+        """How many numbers of its dtype the layer keeps."""
+        return self.weight.numel()
+
+    @property
     def stacks(self) -> tuple[Tensor, ...]:
         return (self.weight,)
 
@@ -54,20 +59,30 @@ class TProductLinear(nn.Module):
 class LowRankTProductLinear(nn.Module):
     """A weight of tubal rank at most r, W = left *_M right, never multiplied out.
 
-    left (k, d_out, r), right (k, r, d_in); multi-ranks are zero columns and
-    rows beyond r_k.
+    left (k, d_out, r), right (k, r, d_in). ranks (k,) int64: a multi-rank whose
+    largest is r, None where every face has rank r. Columns and rows beyond r_k
+    are set to zero, both, so that each has the other's zero for a gradient:
+    no optimiser that leaves a weight alone whose gradients were all zero can
+    raise a rank, and training needs no mask.
     """
 
-    def __init__(self, left: Tensor, right: Tensor):
+    ranks: Tensor | None
+
+    def __init__(self, left: Tensor, right: Tensor, ranks: Tensor | None = None):
         super().__init__()
         if left.ndim != 3 or right.ndim != 3 or left.shape[::2] != (right.shape[0], right.shape[1]):
             raise InputError(
                 "LowRankTProductLinear needs (k, d_out, r) and (k, r, d_in), "
                 f"got {_shape(left)} and {_shape(right)}"
             )
+        check_rank(left.shape[2], right.shape[2], left.shape[1])
+        if ranks is not None:
+            _check_multi_rank(ranks, len(left), left.shape[2])
+            kept = rank_mask(ranks, left.shape[2])
+            left, right = left * kept[:, None, :], right * kept[:, :, None]
+        self.register_buffer("ranks", ranks)
         self.left = nn.Parameter(left)
         self.right = nn.Parameter(right)
-        check_rank(self.rank, self.d_in, self.d_out)
 
     @classmethod
     def random(
@@ -92,6 +107,18 @@ class LowRankTProductLinear(nn.Module):
         return self.left.shape[2]
 
     @property
+    def multi_rank(self) -> Tensor:
+        """(k,) int64: the rank each face is limited to."""
+        if self.ranks is not None:
+            return self.ranks
+        return torch.full((len(self.left),), self.rank, device=self.left.device)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of its dtype the layer keeps, the padding left out."""
+        return int(self.multi_rank.sum()) * (self.d_in + self.d_out)
+
+    @property
     def stacks(self) -> tuple[Tensor, ...]:
         return (self.right, self.left)
 
@@ -111,18 +138,48 @@ def check_rank(rank: int, d_in: int, d_out: int) -> None:
         )
 
 
+def rank_mask(ranks: Tensor, r: int) -> Tensor:
+    """(k, r) bool: the first ranks[k] of each row."""
+    return torch.arange(r, device=ranks.device) < ranks[:, None]
+
+
 def layer_flops(layer: TLayer, transform: Transform) -> int:
     """Floating-point operations per example, both transforms of the layer included.
 
-    A multiply-add counts 2; a complex one 8; an FFT of length c counts
-    2.5 c log2 c, the usual figure for real input.
+    A multiply-add counts 2; a complex one 8. Multi-ranks are computed padded to
+    the tubal rank and counted so.
+    """
+    product = sum(stack.numel() for stack in layer.stacks)
+    return multiply_add_flops(transform) * product + transform_flops(layer, transform)
+
+
+def multiply_add_flops(transform: Transform) -> int:
+    """Floating-point operations of one multiply-add of faces."""
+    return 8 if transform.is_complex else 2
+
+
+def transform_flops(layer: TLayer, transform: Transform) -> int:
+    """Those of the layer's two transforms per example, which no rank removes.
+
+    An FFT of length c counts 2.5 c log2 c, the usual figure for real input.
     """
     c = transform.channels
-    product = (8 if transform.is_complex else 2) * sum(stack.numel() for stack in layer.stacks)
     if transform.name == "identity":
-        return product
+        return 0
     tube = 2.5 * c * math.log2(max(c, 2)) if transform.is_complex else 2.0 * c * c
-    return product + round(tube * (layer.d_in + layer.d_out))
+    return round(tube * (layer.d_in + layer.d_out))
+
+
+def _check_multi_rank(ranks: Tensor, k: int, r: int) -> None:
+    if ranks.shape != (k,) or ranks.dtype != torch.int64:
+        raise InputError(
+            f"a multi-rank needs {k} whole numbers (int64), got {_shape(ranks)} {ranks.dtype}"
+        )
+    if int(ranks.min()) < 0 or int(ranks.max()) != r:
+        raise InputError(
+            f"a multi-rank of factors of tubal rank {r} needs ranks from 0 to {r}, the largest "
+            f"{r}, got {int(ranks.min())} to {int(ranks.max())}"
+        )
 
 
 def _gaussian_faces(

@@ -123,8 +123,9 @@ class TNN(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Real numbers held; the DFT's complex ones count as two."""
-        return sum(p.numel() * (2 if p.is_complex() else 1) for p in self.parameters())
+        """Real numbers kept, the padding of multi-ranks left out; complex ones count as two."""
+        numbers = sum(layer.numbers for layer in self.t_layers)
+        return numbers * (2 if self.transform.is_complex else 1) + self.head.numel()
 
     @property
     def flops(self) -> int:
@@ -180,7 +181,7 @@ def _check_chain(transform: Transform, layers: list[TLayer], head: Tensor) -> No
 
 
 def model_tensors(model: TNN) -> dict[str, Tensor]:
-    """All that a checkpoint stores of a model, by name."""
+    """All that makes a model, by name; `storage` says how a file holds it."""
     return dict(model.state_dict())
 
 
@@ -190,6 +191,7 @@ def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -
         transform = transform_from_matrix(architecture.transform, tensors["transform_matrix"])
         for name, tensor in tensors.items():
             needed = transform.real_dtype if name == "head" else transform.matrix.dtype
+            needed = torch.int64 if name.endswith(".ranks") else needed
             if tensor.dtype != needed:
                 raise InputError(f"{name} needs {needed}, got {tensor.dtype}")
         layers: list[TLayer] = []
@@ -198,7 +200,8 @@ def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -
                 layers.append(TProductLinear(tensors[f"layers.{i}.weight"]))
             else:
                 left, right = tensors[f"layers.{i}.left"], tensors[f"layers.{i}.right"]
-                layers.append(LowRankTProductLinear(left, right))
+                ranks = tensors.get(f"layers.{i}.ranks")
+                layers.append(LowRankTProductLinear(left, right, ranks))
         model = TNN(transform, layers, tensors["head"])
     except (KeyError, InputError) as error:
         raise CheckpointError(f"the tensors do not make the network: {error}") from error

@@ -2,7 +2,12 @@
 
 from tnn_robust.records.attack import AttackReport, AttackRow, Check, Gap, PartResult
 from tnn_robust.records.base import Interval
-from tnn_robust.records.compression import CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.records.compression import (
+    Certificate,
+    CompressionReport,
+    LayerRecord,
+    ModelSummary,
+)
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 
@@ -10,6 +15,7 @@ __all__ = [
     "AttackReport",
     "AttackRow",
     "BatchProgress",
+    "Certificate",
     "Check",
     "CompressionReport",
     "CurvePoint",

@@ -183,8 +183,8 @@ def _settings(settings: dict[str, Any]) -> str:
 
 
 def compression_tables(report: CompressionReport) -> list[Table]:
-    """Layer by layer, then before and after."""
-    return [_layer_table(report), _summary_table(report)]
+    """Layer by layer, what is proved of the truncation, then before and after."""
+    return [_layer_table(report), _bound_table(report), _summary_table(report)]
 
 
 def _layer_table(report: CompressionReport) -> Table:
@@ -210,6 +210,18 @@ def _layer_row(side: str, layer: LayerRecord) -> tuple[str, ...]:
     )
 
 
+def _bound_table(report: CompressionReport) -> Table:
+    found = report.certificate
+    rows = [
+        (f"{layer.layer}", f"{layer.dropped_norm:.4g}", f"{layer.bound:.4g}", "")
+        for layer in report.layers_after
+    ]
+    proved = f"{found.certified}/{found.n} ({_percent(found.share)} %)"
+    rows.append(("all", "", f"{found.bound:.4g}", proved))
+    title = f"Certified truncation, |f - g| for ||x||_F <= {found.data_norm:.4g}"
+    return Table(title, ("layer", "delta_l(r)", "bound", "test decisions proved"), rows)
+
+
 def _summary_table(report: CompressionReport) -> Table:
     before, after = report.before, report.after
     rows = [
@@ -229,6 +241,7 @@ def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
         ("parameters", f"{one.parameters}", one.parameters),
         ("bytes on disk", f"{one.bytes}", one.bytes),
         ("FLOPs per example", f"{one.flops}", one.flops),
+        ("  of them transforms", f"{one.transform_flops}", one.transform_flops),
         ("latency, batch 1 (ms)", f"{one.latency_1_ms:.3f}", one.latency_1_ms),
         ("latency, batch 256 (ms)", f"{one.latency_256_ms:.3f}", one.latency_256_ms),
         ("clean test accuracy (%)", _percent(test.clean_accuracy), None),

@@ -1,40 +1,41 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from tnn_robust import choices
 from tnn_robust.attacks.settings import AttackChoice
-from tnn_robust.compression.latency import latencies_ms
+from tnn_robust.compression.rules import BUDGETS, Rule
+from tnn_robust.compression.select import MultiRanks
+from tnn_robust.compression.spectrum import Spectrum, spectra_of
 from tnn_robust.compression.truncate import (
-    Rule,
-    choose_ranks,
+    compress,
+    densify,
+    dropped_norms,
     kept_energy,
-    layer_records,
     smallest_form,
-    truncate,
 )
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.errors import CheckpointError, InputError, unknown_choice
 from tnn_robust.models.checkpoint import (
     FILE_NAME,
     Checkpoint,
     Header,
+    checkpoint_bytes,
     load_checkpoint,
     save_checkpoint,
 )
 from tnn_robust.models.network import TNN
+from tnn_robust.models.storage import HALF
 from tnn_robust.records import (
     AttackRow,
     BatchProgress,
     CompressionReport,
     EpochRecord,
-    LayerRecord,
-    ModelSummary,
 )
 from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_checkpoint
 from tnn_robust.runs.common import (
@@ -45,12 +46,13 @@ from tnn_robust.runs.common import (
     resolve_device,
     subset,
 )
-from tnn_robust.runs.report import check_attacks, model_info, training_attack
+from tnn_robust.runs.compress_report import compression_report, stored_itemsize
+from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
+from tnn_robust.runs.report import check_attacks, training_attack
 from tnn_robust.runs.train import METRICS, STATE, training_perturb
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 
-_BATCHES = (1, 256)
 _MONITOR = 512
 
 
@@ -58,15 +60,20 @@ _MONITOR = 512
 class CompressRequest:
     """All that `tnn-compress` was asked.
 
-    finetune: epochs of the run's own training on the factors; lr: None for the
-    run's; choice, n, seed, batch_size: of the before / after report.
+    rule: None to keep the weights, with densify or dtype alone; finetune: epochs
+    of the run's own training on the factors; lr: None for the run's; densify:
+    store every layer as faces; dtype: "bf16" or "fp16" for weights stored so,
+    "fp32" or None as they are; choice, n, seed, batch_size: of the before /
+    after report.
     """
 
     run: Path
     out: Path
-    rule: Rule
+    rule: Rule | None
     finetune: int = 0
     lr: float | None = None
+    densify: bool = False
+    dtype: str | None = None
     choice: AttackChoice = AttackChoice()
     n: int | None = None
     seed: int = 0
@@ -76,6 +83,16 @@ class CompressRequest:
     download: bool = False
     overwrite: bool = False
 
+    @property
+    def storage(self) -> str | None:
+        return self.dtype if self.dtype in HALF else None
+
+    def describe(self) -> str:
+        """The rule, and what is asked of the form."""
+        words = [self.rule.describe()] if self.rule else []
+        words += ["dense"] * self.densify + ([self.storage] if self.storage else [])
+        return ", ".join(words) or "as it was"
+
 
 CompressRecord = BatchProgress | EpochRecord | AttackProgress | CompressionReport
 
@@ -83,27 +100,30 @@ CompressRecord = BatchProgress | EpochRecord | AttackProgress | CompressionRepor
 def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
     """Compress a run's network into `request.out`; the last record is the report.
 
-    The new checkpoint is written before the comparison, whole or not at all.
-    Raises TnnError for what cannot be done, before anything is written.
+    The new checkpoint is written before the comparison, whole or not at all, and
+    the comparison is of the network read back from it. Raises TnnError for what
+    cannot be done, before anything is written.
     """
-    if request.finetune < 0:
-        raise InputError(f"--finetune needs at least 0 epochs, got {request.finetune}")
+    _check(request)
     device = resolve_device(request.device)
     checkpoint = load_checkpoint(request.run, device)
     if checkpoint.path.absolute().parent.resolve() == request.out.absolute().resolve():
         raise InputError(f"--out {request.out} is the run itself: choose another directory")
     claim_directory(request.out, overwrite=request.overwrite)
-    ranks = choose_ranks(checkpoint.model, request.rule)
-    layers_before = layer_records(checkpoint.model, (1.0,) * len(ranks))
     # Refused before anything is written.
     check_attacks(request.choice.resolve(training_attack(checkpoint)), checkpoint.model)
+    if request.rule is not None:
+        spectra = spectra_of(checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    model = truncate(checkpoint.model, ranks)
-    kept = kept_energy(model, checkpoint.model)
+    data = describe_data(dataset, spec)
+    model, ranks = checkpoint.model, None
+    if request.rule is not None:
+        model, ranks = _compressed(checkpoint, spectra, dataset, request, data)
+    kept, dropped = kept_energy(model, checkpoint.model), dropped_norms(model, checkpoint.model)
     if request.finetune:
         yield from _finetune(model, checkpoint, dataset, request, device)
-    model = smallest_form(model)
-    target = _save(model, checkpoint, ranks, request, describe_data(dataset, spec))
+    model = _formed(model, request)
+    target = _save(model, _header(model, checkpoint, request, data, ranks), request)
     rows: list[AttackRow] = []
     for one in (checkpoint, target):
         for record in _attacked(one, dataset, request):
@@ -111,8 +131,61 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
                 rows.append(record.report.worst_case)
             else:
                 yield record
-    layers = (layers_before, layer_records(target.model, kept))
-    yield _report(checkpoint, target, dataset, rows, layers, request)
+    yield compression_report(
+        checkpoint,
+        target,
+        dataset,
+        subset(dataset.test, request.n, request.seed, device)[0],
+        rule=request.describe(),
+        finetune_epochs=request.finetune,
+        rows=rows,
+        kept=kept,
+        dropped=dropped,
+    )
+
+
+def _check(request: CompressRequest) -> None:
+    if request.finetune < 0:
+        raise InputError(f"--finetune needs at least 0 epochs, got {request.finetune}")
+    if request.dtype is not None and request.dtype not in choices.STORAGE:
+        raise unknown_choice("dtype", request.dtype, choices.STORAGE)
+    if request.rule is None and request.finetune:
+        raise InputError("--finetune trains factors: it needs a rule that chooses their ranks")
+    if request.rule is None and not request.densify and request.dtype is None:
+        raise InputError("compression needs a rule, --densify or --dtype, got none")
+    if request.rule and request.densify and request.rule.size[0] in BUDGETS:
+        raise InputError(
+            f"--densify stores every layer as faces, which --{request.rule.size[0]} cannot shrink"
+        )
+
+
+def _compressed(
+    checkpoint: Checkpoint,
+    spectra: Sequence[Spectrum],
+    dataset: Dataset,
+    request: CompressRequest,
+    data: dict[str, Any],
+) -> tuple[TNN, MultiRanks]:
+    """The network of the rule's ranks, as factors, and those ranks."""
+    assert request.rule is not None
+    model, rule = checkpoint.model, request.rule
+    metric = metric_spectra(
+        checkpoint, spectra, rule, dataset, seed=request.seed, batch_size=request.batch_size
+    )
+
+    def size_of(ranks: MultiRanks) -> int:
+        small = _formed(compress(model, metric, ranks), request)
+        header = _header(small, checkpoint, request, data, ranks)
+        return checkpoint_bytes(small, header, request.storage)
+
+    ranks = chosen_ranks(checkpoint, metric, rule, size_of, stored_itemsize(model, request.storage))
+    return compress(model, metric, ranks), ranks
+
+
+def _formed(model: TNN, request: CompressRequest) -> TNN:
+    if request.densify:
+        return densify(model)
+    return model if request.rule is None else smallest_form(model)
 
 
 def _finetune(
@@ -154,36 +227,37 @@ def _settings_of(checkpoint: Checkpoint) -> TrainSettings:
         raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error
 
 
-def _save(
+def _header(
     model: TNN,
     parent: Checkpoint,
-    ranks: tuple[int, ...],
     request: CompressRequest,
     data: dict[str, Any],
-) -> Checkpoint:
-    header = Header(
+    ranks: MultiRanks | None,
+) -> Header:
+    return Header(
         architecture=model.architecture,
         data=data,
         training=parent.header.training,
         seed=parent.header.seed,
         compression={
-            "rule": request.rule.describe(),
-            "ranks": list(ranks),
+            "rule": request.describe(),
+            "ranks": None if ranks is None else [int(multi.max()) for multi in ranks],
+            "dtype": request.storage,
             "finetune_epochs": request.finetune,
             "parent_digest": parent.digest,
             "parent": parent.header.compression,
         },
     )
-    path = request.out / FILE_NAME
+
+
+def _save(model: TNN, header: Header, request: CompressRequest) -> Checkpoint:
+    """Write the network and read it back: the report is of what is in the file."""
     with removed_on_error(request.out):
-        digest = save_checkpoint(path, model, header)
-    # Of a run overwritten: they would belong to another network.
+        save_checkpoint(request.out / FILE_NAME, model, header, request.storage)
+    # Of a run overwritten; resuming it would undo the compression.
     for stale in (STATE, METRICS):
         (request.out / stale).unlink(missing_ok=True)
-    # Of an overwritten run; resuming it would undo the compression.
-    for stale in (STATE, METRICS):
-        (request.out / stale).unlink(missing_ok=True)
-    return Checkpoint(model, header, digest, path)
+    return load_checkpoint(request.out, model.head.device)
 
 
 def _attacked(
@@ -202,43 +276,3 @@ def _attacked(
             checks=False,
         ),
     )
-
-
-def _report(
-    source: Checkpoint,
-    target: Checkpoint,
-    dataset: Dataset,
-    rows: list[AttackRow],
-    layers: tuple[tuple[LayerRecord, ...], tuple[LayerRecord, ...]],
-    request: CompressRequest,
-) -> CompressionReport:
-    models = (source.model, target.model)
-    times = [latencies_ms(models, _batch(dataset, n, source.model)) for n in _BATCHES]
-    before, after = (
-        ModelSummary(
-            parameters=one.model.parameter_count,
-            bytes=one.path.stat().st_size,
-            flops=one.model.flops,
-            latency_1_ms=times[0][i],
-            latency_256_ms=times[1][i],
-            worst_case=rows[i],
-        )
-        for i, one in enumerate((source, target))
-    )
-    return CompressionReport(
-        source=model_info(source),
-        target=model_info(target),
-        rule=request.rule.describe(),
-        finetune_epochs=request.finetune,
-        layers_before=layers[0],
-        layers_after=layers[1],
-        before=before,
-        after=after,
-    )
-
-
-def _batch(dataset: Dataset, n: int, model: TNN) -> Tensor:
-    """n examples, repeated where the set has fewer: a latency needs a full batch."""
-    x = dataset.train.x
-    rows = torch.arange(n) % len(x)
-    return cast(Tensor, x[rows].to(model.head.device))

@@ -1,0 +1,157 @@
+"""What a user asked of a compression: a checked `Rule`, and the ranks it stands for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from tnn_robust import choices
+from tnn_robust.compression.costs import Costs
+from tnn_robust.compression.select import (
+    MultiRanks,
+    budget_ranks,
+    energy_ranks,
+    given_ranks,
+    global_energy_ranks,
+    tolerance_ranks,
+)
+from tnn_robust.compression.spectrum import Spectrum
+from tnn_robust.errors import InputError, unknown_choice
+
+# What each method needs, one of each row; the names are also the options'.
+_NEEDS = {
+    "rank": ("rank",),
+    "energy": ("energy",),
+    "tolerance": ("tolerance",),
+    "global-energy": ("energy",),
+    "budget": ("params", "flops", "bytes"),
+    "sensitivity": ("params", "flops", "bytes"),
+}
+_SIZES = ("rank", "energy", "tolerance", "params", "flops", "bytes")
+BUDGETS = ("params", "flops", "bytes")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How ranks are chosen; make one with `make_rule`.
+
+    Exactly one of the sizes is set. rank: tubal ranks, one for all layers or one
+    a layer; energy: the share of the squared F-norm (of the gain) to keep;
+    tolerance: the F-norm to lose at most, a layer (Def. 17); params, flops,
+    bytes: a budget, a share of the original up to 1, a count above.
+    """
+
+    method: str
+    rank: tuple[int, ...] | None = None
+    energy: float | None = None
+    tolerance: float | None = None
+    params: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+    granularity: str = "layer"
+    whiten: bool = False
+    second_order: bool = False
+
+    @property
+    def size(self) -> tuple[str, tuple[int, ...] | float]:
+        """The name and the value of the size that is set."""
+        return next((n, v) for n in _SIZES if (v := getattr(self, n)) is not None)
+
+    def describe(self) -> str:
+        """As in "ranks 3,7", "energy 0.9" or "sensitivity, params 0.25, face, second order"."""
+        name, value = self.size
+        if isinstance(value, tuple):
+            text = f"ranks {','.join(map(str, value))}"
+        else:
+            text = f"{name} {value:.12g}"
+        named = self.method in (name, "budget")
+        words = [] if named else [self.method]
+        words.append(text)
+        if self.granularity != default_granularity(self.method):
+            words.append(f"by {self.granularity}")
+        words += ["whitened"] * self.whiten + ["second order"] * self.second_order
+        return ", ".join(words)
+
+
+def default_granularity(method: str) -> str:
+    """Tubal ranks where a rank or a share a layer is given, else what keeps most."""
+    return "layer" if method in ("rank", "energy", "tolerance") else "face"
+
+
+def make_rule(method: str | None = None, **given: object) -> Rule:
+    """Check what was asked; the method is inferred from the size where that decides it.
+
+    Takes the fields of `Rule`, None standing for not given. Raises InputError
+    where the method's size is missing, or another is there, or out of range.
+    """
+    sizes = [name for name in _SIZES if given.get(name) is not None]
+    if method is None:
+        if len(sizes) != 1:
+            named = ", ".join(f"--{name}" for name in _SIZES)
+            raise InputError(f"compression needs exactly one of {named}, got {_options(sizes)}")
+        method = "budget" if sizes[0] in BUDGETS else sizes[0]
+    if method not in _NEEDS:
+        raise unknown_choice("method", method, choices.COMPRESSIONS)
+    if len(sizes) != 1 or sizes[0] not in _NEEDS[method]:
+        needed = " or ".join(f"--{name}" for name in _NEEDS[method])
+        raise InputError(f"--method {method} needs {needed}, got {_options(sizes)}")
+    known = {field.name for field in fields(Rule)}
+    assert known >= given.keys(), given
+    values = {name: value for name, value in given.items() if value is not None}
+    rule = Rule(method, **{"granularity": default_granularity(method), **values})  # type: ignore[arg-type]
+    _check(rule)
+    return rule
+
+
+def _options(names: Sequence[str]) -> str:
+    return " and ".join(f"--{name}" for name in names) or "none"
+
+
+def _check(rule: Rule) -> None:
+    name, value = rule.size
+    if rule.granularity not in choices.GRANULARITIES:
+        raise unknown_choice("granularity", rule.granularity, choices.GRANULARITIES)
+    if name == "energy" and not 0 < rule.energy <= 1:  # type: ignore[operator]
+        raise InputError(f"--energy needs a share above 0 and at most 1, got {value}")
+    if name == "tolerance" and not 0 <= rule.tolerance < float("inf"):  # type: ignore[operator]
+        raise InputError(f"--tolerance needs a number of at least 0, got {value}")
+    if name in BUDGETS and not 0 < value < float("inf"):  # type: ignore[operator]
+        raise InputError(f"--{name} needs a share or a number above 0, got {value}")
+    if rule.method == "rank" and rule.granularity == "face":
+        raise InputError("--granularity face needs a method that chooses, --rank gives tubal ranks")
+    if name == "flops" and rule.granularity == "face":
+        # Padded products cost the tubal rank whatever the face keeps.
+        object.__setattr__(rule, "granularity", "layer")
+    if rule.whiten and rule.method == "tolerance":
+        raise InputError("--tolerance is an F-norm of weights, --whiten measures outputs: drop one")
+    if rule.second_order and rule.method != "sensitivity":
+        raise InputError(f"--second-order is of --method sensitivity, got {rule.method}")
+
+
+def budget_of(rule: Rule, whole: float) -> int:
+    """The budget of a rule as a count; whole: what a share of up to 1 is of."""
+    _, value = rule.size
+    assert not isinstance(value, tuple)
+    return int(value * whole) if value <= 1 else int(value)
+
+
+def choose_ranks(
+    spectra: Sequence[Spectrum], rule: Rule, costs: Costs | None = None, budget: int = 0
+) -> MultiRanks:
+    """The multi-ranks of a rule, for spectra in its metric.
+
+    costs, budget: for the methods with a budget, in the unit of the rule's size.
+    Raises InputError as the rules of `select` do.
+    """
+    if rule.size[0] in BUDGETS:
+        assert costs is not None
+        unit = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes"}[rule.size[0]]
+        return budget_ranks(spectra, costs, budget, rule.granularity, unit=unit)
+    if rule.rank is not None:
+        return given_ranks(spectra, rule.rank)
+    share_rules: dict[str, Callable[[Sequence[Spectrum], float, str], MultiRanks]] = {
+        "energy": energy_ranks,
+        "global-energy": global_energy_ranks,
+        "tolerance": tolerance_ranks,
+    }
+    _, value = rule.size
+    assert not isinstance(value, tuple)
+    return share_rules[rule.method](spectra, value, rule.granularity)
