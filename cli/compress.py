@@ -19,7 +19,10 @@ RULE = (
     "granularity",
     "whiten",
     "second_order",
+    "alpha",
 )
+REPAIR = ("lr", "distill", "conditioning", "theta")
+LC = {"lc_steps": "steps", "lc_mu": "mu0", "lc_growth": "growth", "lc_tolerance": "tolerance"}
 
 
 @shared.command("tnn-compress")
@@ -40,6 +43,14 @@ RULE = (
 @click.option("--densify", is_flag=True, help="Store every layer as faces, with or without a rule.")
 @click.option("--finetune", type=int, default=0, help="Epochs of training on the factors.")
 @click.option("--lr", type=float, help="Of the fine-tuning.  [default: the run's]")
+@click.option("--distill", type=float, default=0.0, help="Weight of the original's scores in it.")
+@click.option("--conditioning", type=float, default=0.0, help="Weight of equal singular values.")
+@click.option("--alpha", type=float, help="Of lc: the loss that a parameter is worth.")
+@click.option("--lc-steps", type=int, default=10, help="Epochs of training, at most.")
+@click.option("--lc-mu", type=float, default=1e-3, help="The first pull to the factors.")
+@click.option("--lc-growth", type=float, default=2.0, help="Of the pull, an epoch.")
+@click.option("--lc-tolerance", type=float, default=0.01, help="Distance at which it ends.")
+@click.option("--theta", type=float, default=0.0, help="Of dynamic: tails a face drops.")
 @shared.attacking
 @click.option("--out", type=shared.OUT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
@@ -56,19 +67,25 @@ def main(
     """
     choice = shared.attack_choice(given)
     asked = {name: given.pop(name) for name in RULE}
+    schedule = {name: given.pop(option) for option, name in LC.items()}
+    training = {name: given.pop(name) for name in REPAIR}
+    epochs = given.pop("finetune")
     plain = not any(asked.values())
 
     from tnn_robust_cli import _render
 
     from tnn_robust.compression.rules import make_rule
     from tnn_robust.files import require_writable, write_json
-    from tnn_robust.records import BatchProgress, CompressionReport, EpochRecord
+    from tnn_robust.records import CompressionReport
     from tnn_robust.reporting.tables import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
+    from tnn_robust.runs.repair import RepairSettings, Training
+    from tnn_robust.training.learning_compression import LCSchedule
 
     without = plain and (given["densify"] or given["dtype"] is not None)
     rule = None if without else make_rule(**asked)
-    request = CompressRequest(rule=rule, choice=choice, **given)
+    repair = RepairSettings(epochs=epochs, lc=LCSchedule(**schedule), **training)
+    request = CompressRequest(rule=rule, choice=choice, repair=repair, **given)
     if json_file is not None:
         require_writable(json_file)
     report: CompressionReport | None = None
@@ -76,11 +93,8 @@ def main(
         for record in compress_run(request):
             if isinstance(record, CompressionReport):
                 report = record
-            elif isinstance(record, EpochRecord):
-                bar.update(f"fine-tuning, loss {record.loss:.4g}", record.epoch, request.finetune)
-            elif isinstance(record, BatchProgress):
-                done = record.epoch - 1 + record.batch / record.batches
-                bar.update(f"fine-tuning, loss {record.loss:.4g}", done, request.finetune)
+            elif isinstance(record, Training):
+                bar.update(record.text, record.done, record.total)
             else:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert report is not None
@@ -89,6 +103,8 @@ def main(
             write_json(json_file, report.to_json())
     finally:  # a full disk must not cost the report too
         _render.show_tables(compression_tables(report))
+        if report.note:
+            _render.show_lines([report.note])
         _render.show_lines([f"Saved in {request.out}."])
 
 

@@ -34,6 +34,16 @@ ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")
 SUITES = ("standard", "quick", "paper")
 LOSSES = ("margin", "logistic", "cross-entropy")
 OPTIMIZERS = ("adam", "sgd")
-COMPRESSIONS = ("rank", "energy", "tolerance", "global-energy", "budget", "sensitivity")
+COMPRESSIONS = (
+    "rank",
+    "energy",
+    "tolerance",
+    "global-energy",
+    "budget",
+    "sensitivity",
+    "lc",
+    "dynamic",
+    "plateau",
+)
 GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")

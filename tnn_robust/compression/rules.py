@@ -24,8 +24,12 @@ _NEEDS = {
     "global-energy": ("energy",),
     "budget": ("params", "flops", "bytes"),
     "sensitivity": ("params", "flops", "bytes"),
+    "lc": ("params", "flops", "alpha"),
+    "dynamic": ("rank", "params", "flops"),
+    "plateau": (),
 }
-_SIZES = ("rank", "energy", "tolerance", "params", "flops", "bytes")
+_SIZES = ("rank", "energy", "tolerance", "params", "flops", "bytes", "alpha")
+TRAINED = ("lc", "dynamic", "plateau")  # the methods that train
 BUDGETS = ("params", "flops", "bytes")
 
 
@@ -36,7 +40,8 @@ class Rule:
     Exactly one of the sizes is set. rank: tubal ranks, one for all layers or one
     a layer; energy: the share of the squared F-norm (of the gain) to keep;
     tolerance: the F-norm to lose at most, a layer (Def. 17); params, flops,
-    bytes: a budget, a share of the original up to 1, a count above.
+    bytes: a budget, a share of the original up to 1, a count above; alpha: the
+    loss a parameter is worth, of lc. plateau has no size.
     """
 
     method: str
@@ -46,6 +51,7 @@ class Rule:
     params: float | None = None
     flops: float | None = None
     bytes: float | None = None
+    alpha: float | None = None
     granularity: str = "layer"
     whiten: bool = False
     second_order: bool = False
@@ -53,7 +59,8 @@ class Rule:
     @property
     def size(self) -> tuple[str, tuple[int, ...] | float]:
         """The name and the value of the size that is set."""
-        return next((n, v) for n in _SIZES if (v := getattr(self, n)) is not None)
+        none: tuple[str, float] = ("", 0.0)
+        return next(((n, v) for n in _SIZES if (v := getattr(self, n)) is not None), none)
 
     def describe(self) -> str:
         """As in "ranks 3,7", "energy 0.9" or "sensitivity, params 0.25, face, second order"."""
@@ -62,6 +69,8 @@ class Rule:
             text = f"ranks {','.join(map(str, value))}"
         else:
             text = f"{name} {value:.12g}"
+        if not name:
+            return self.method
         named = self.method in (name, "budget")
         words = [] if named else [self.method]
         words.append(text)
@@ -90,8 +99,9 @@ def make_rule(method: str | None = None, **given: object) -> Rule:
         method = "budget" if sizes[0] in BUDGETS else sizes[0]
     if method not in _NEEDS:
         raise unknown_choice("method", method, choices.COMPRESSIONS)
-    if len(sizes) != 1 or sizes[0] not in _NEEDS[method]:
-        needed = " or ".join(f"--{name}" for name in _NEEDS[method])
+    fits = len(sizes) == 1 and sizes[0] in _NEEDS[method] if _NEEDS[method] else not sizes
+    if not fits:
+        needed = " or ".join(f"--{name}" for name in _NEEDS[method]) or "no size"
         raise InputError(f"--method {method} needs {needed}, got {_options(sizes)}")
     known = {field.name for field in fields(Rule)}
     assert known >= given.keys(), given
@@ -113,6 +123,10 @@ def _check(rule: Rule) -> None:
         raise InputError(f"--energy needs a share above 0 and at most 1, got {value}")
     if name == "tolerance" and not 0 <= rule.tolerance < float("inf"):  # type: ignore[operator]
         raise InputError(f"--tolerance needs a number of at least 0, got {value}")
+    if name == "alpha" and not 0 < value < float("inf"):  # type: ignore[operator]
+        raise InputError(f"--alpha needs a number above 0, got {value}")
+    if rule.method in TRAINED and (rule.whiten or rule.second_order):
+        raise InputError(f"--method {rule.method} trains: it takes no --whiten, --second-order")
     if name in BUDGETS and not 0 < value < float("inf"):  # type: ignore[operator]
         raise InputError(f"--{name} needs a share or a number above 0, got {value}")
     if rule.method == "rank" and rule.granularity == "face":

@@ -130,6 +130,22 @@ def budget_ranks(
     )
 
 
+def penalty_ranks(spectra: Sequence[Spectrum], costs: Costs, price: float) -> MultiRanks:
+    """The multi-ranks of least price x cost + what is lost: a component stays if its gain is
+    above price x its cost, for the sum separates (Idelbayev & Carreira-Perpinan 2020).
+
+    price: 2 alpha / mu where gains are squared singular values and the loss is
+    alpha cost + mu / 2 ||W - V||_F^2. A layer keeps its largest component.
+    """
+    found = []
+    for one, cost in zip(spectra, costs.layers, strict=True):
+        kept = (one.gains > price * cost.component).sum(1)
+        if not bool(kept.any()):
+            kept[one.gains[:, 0].argmax()] = 1
+        found.append(kept)
+    return tuple(found)
+
+
 def _options(ladder: _Ladder, cost: LayerCost) -> Options:
     """What a layer may be: its first 1, 2, .. rungs while they are cheaper than dense; dense."""
     rung = cost.component * ladder.width

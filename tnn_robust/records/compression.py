@@ -104,7 +104,10 @@ class ModelSummary(Record):
 
 @dataclass(frozen=True)
 class CompressionReport(Record):
-    """What tnn-compress did, layer by layer, and what it cost."""
+    """What tnn-compress did, layer by layer, and what it cost.
+
+    note: a sentence on how a method that trains went, else empty.
+    """
 
     source: dict[str, Any]
     target: dict[str, Any]
@@ -115,6 +118,7 @@ class CompressionReport(Record):
     before: ModelSummary
     after: ModelSummary
     certificate: Certificate
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {

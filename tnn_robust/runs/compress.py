@@ -1,15 +1,13 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tnn_robust import choices
 from tnn_robust.attacks.settings import AttackChoice
-from tnn_robust.compression.rules import BUDGETS, Rule
+from tnn_robust.compression.rules import BUDGETS, TRAINED, Rule
 from tnn_robust.compression.select import MultiRanks
 from tnn_robust.compression.spectrum import Spectrum, spectra_of
 from tnn_robust.compression.truncate import (
@@ -20,7 +18,7 @@ from tnn_robust.compression.truncate import (
     smallest_form,
 )
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.errors import CheckpointError, InputError, unknown_choice
+from tnn_robust.errors import InputError, unknown_choice
 from tnn_robust.models.checkpoint import (
     FILE_NAME,
     Checkpoint,
@@ -33,9 +31,7 @@ from tnn_robust.models.network import TNN
 from tnn_robust.models.storage import HALF
 from tnn_robust.records import (
     AttackRow,
-    BatchProgress,
     CompressionReport,
-    EpochRecord,
 )
 from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_checkpoint
 from tnn_robust.runs.common import (
@@ -48,30 +44,25 @@ from tnn_robust.runs.common import (
 )
 from tnn_robust.runs.compress_report import compression_report, stored_itemsize
 from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
+from tnn_robust.runs.repair import RanksOf, RepairSettings, Training, repair, train_compressed
 from tnn_robust.runs.report import check_attacks, training_attack
-from tnn_robust.runs.train import METRICS, STATE, training_perturb
-from tnn_robust.training.loop import TrainSettings, fit
-from tnn_robust.training.optimizers import make_optimizer
-
-_MONITOR = 512
+from tnn_robust.runs.train import METRICS, STATE
 
 
 @dataclass(frozen=True)
 class CompressRequest:
     """All that `tnn-compress` was asked.
 
-    rule: None to keep the weights, with densify or dtype alone; finetune: epochs
-    of the run's own training on the factors; lr: None for the run's; densify:
-    store every layer as faces; dtype: "bf16" or "fp16" for weights stored so,
-    "fp32" or None as they are; choice, n, seed, batch_size: of the before /
-    after report.
+    rule: None to keep the weights, with densify or dtype alone; repair: training
+    during and after; densify: store every layer as faces; dtype: "bf16" or "fp16"
+    for weights stored so, "fp32" or None as they are; choice, n, seed, batch_size:
+    of the before / after report.
     """
 
     run: Path
     out: Path
     rule: Rule | None
-    finetune: int = 0
-    lr: float | None = None
+    repair: RepairSettings = RepairSettings()
     densify: bool = False
     dtype: str | None = None
     choice: AttackChoice = AttackChoice()
@@ -84,6 +75,11 @@ class CompressRequest:
     overwrite: bool = False
 
     @property
+    def repaired(self) -> bool:
+        """Whether --finetune comes after the compression: `dynamic` uses it up itself."""
+        return self.repair.epochs > 0 and self.rule is not None and self.rule.method != "dynamic"
+
+    @property
     def storage(self) -> str | None:
         return self.dtype if self.dtype in HALF else None
 
@@ -94,7 +90,7 @@ class CompressRequest:
         return ", ".join(words) or "as it was"
 
 
-CompressRecord = BatchProgress | EpochRecord | AttackProgress | CompressionReport
+CompressRecord = Training | AttackProgress | CompressionReport
 
 
 def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
@@ -116,14 +112,18 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
         spectra = spectra_of(checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     data = describe_data(dataset, spec)
-    model, ranks = checkpoint.model, None
-    if request.rule is not None:
-        model, ranks = _compressed(checkpoint, spectra, dataset, request, data)
+    model, note = checkpoint.model, ""
+    if request.rule is not None and request.rule.method in TRAINED:
+        model, note = yield from train_compressed(
+            checkpoint, dataset, request.rule, request.repair, _ranks_of(checkpoint, request, data)
+        )
+    elif request.rule is not None:
+        model = _compressed(checkpoint, spectra, dataset, request, data)
     kept, dropped = kept_energy(model, checkpoint.model), dropped_norms(model, checkpoint.model)
-    if request.finetune:
-        yield from _finetune(model, checkpoint, dataset, request, device)
+    if request.repaired:
+        model, _ = yield from repair(model, checkpoint, dataset, request.repair)
     model = _formed(model, request)
-    target = _save(model, _header(model, checkpoint, request, data, ranks), request)
+    target = _save(model, _header(model, checkpoint, request, data), request)
     rows: list[AttackRow] = []
     for one in (checkpoint, target):
         for record in _attacked(one, dataset, request):
@@ -137,7 +137,8 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
         dataset,
         subset(dataset.test, request.n, request.seed, device)[0],
         rule=request.describe(),
-        finetune_epochs=request.finetune,
+        finetune_epochs=request.repair.epochs,
+        note=note,
         rows=rows,
         kept=kept,
         dropped=dropped,
@@ -145,11 +146,9 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
 
 
 def _check(request: CompressRequest) -> None:
-    if request.finetune < 0:
-        raise InputError(f"--finetune needs at least 0 epochs, got {request.finetune}")
     if request.dtype is not None and request.dtype not in choices.STORAGE:
         raise unknown_choice("dtype", request.dtype, choices.STORAGE)
-    if request.rule is None and request.finetune:
+    if request.rule is None and request.repair.epochs:
         raise InputError("--finetune trains factors: it needs a rule that chooses their ranks")
     if request.rule is None and not request.densify and request.dtype is None:
         raise InputError("compression needs a rule, --densify or --dtype, got none")
@@ -165,21 +164,33 @@ def _compressed(
     dataset: Dataset,
     request: CompressRequest,
     data: dict[str, Any],
-) -> tuple[TNN, MultiRanks]:
-    """The network of the rule's ranks, as factors, and those ranks."""
+) -> TNN:
+    """The network of the rule's ranks, as factors."""
     assert request.rule is not None
     model, rule = checkpoint.model, request.rule
     metric = metric_spectra(
         checkpoint, spectra, rule, dataset, seed=request.seed, batch_size=request.batch_size
     )
 
-    def size_of(ranks: MultiRanks) -> int:
-        small = _formed(compress(model, metric, ranks), request)
-        header = _header(small, checkpoint, request, data, ranks)
-        return checkpoint_bytes(small, header, request.storage)
+    return compress(model, metric, _ranks_of(checkpoint, request, data)(metric))
 
-    ranks = chosen_ranks(checkpoint, metric, rule, size_of, stored_itemsize(model, request.storage))
-    return compress(model, metric, ranks), ranks
+
+def _ranks_of(checkpoint: Checkpoint, request: CompressRequest, data: dict[str, Any]) -> RanksOf:
+    """The rule as a function of spectra in its metric."""
+
+    def ranks_of(spectra: Sequence[Spectrum]) -> MultiRanks:
+        model = checkpoint.model
+
+        def size_of(ranks: MultiRanks) -> int:
+            small = _formed(compress(model, spectra, ranks), request)
+            header = _header(small, checkpoint, request, data)
+            return checkpoint_bytes(small, header, request.storage)
+
+        assert request.rule is not None
+        itemsize = stored_itemsize(model, request.storage)
+        return chosen_ranks(checkpoint, spectra, request.rule, size_of, itemsize)
+
+    return ranks_of
 
 
 def _formed(model: TNN, request: CompressRequest) -> TNN:
@@ -188,51 +199,11 @@ def _formed(model: TNN, request: CompressRequest) -> TNN:
     return model if request.rule is None else smallest_form(model)
 
 
-def _finetune(
-    model: TNN,
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    request: CompressRequest,
-    device: torch.device,
-) -> Iterator[BatchProgress | EpochRecord]:
-    """Continue the run's training on the factors, with its attack, eps and objective."""
-    settings, attack, seed = (
-        _settings_of(checkpoint),
-        training_attack(checkpoint),
-        checkpoint.header.seed,
-    )
-    lr = settings.lr if request.lr is None else request.lr
-    settings = replace(settings, epochs=request.finetune, lr=lr)
-    monitor, _ = subset(dataset.test, _MONITOR, seed, device)
-    x, y = (tensor.to(device) for tensor in dataset.train)
-    return fit(
-        model,
-        x,
-        y,
-        monitor=(monitor.x, monitor.y),
-        settings=settings,
-        perturb=training_perturb(attack, model.transform),
-        optimizer=make_optimizer(model, settings),
-        # Not the streams that the weights were trained on.
-        seed=seed + 1,
-    )
-
-
-def _settings_of(checkpoint: Checkpoint) -> TrainSettings:
-    stored: dict[str, Any] = checkpoint.header.training
-    try:
-        names = TrainSettings.__dataclass_fields__
-        return TrainSettings(**{name: stored[name] for name in names})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error
-
-
 def _header(
     model: TNN,
     parent: Checkpoint,
     request: CompressRequest,
     data: dict[str, Any],
-    ranks: MultiRanks | None,
 ) -> Header:
     return Header(
         architecture=model.architecture,
@@ -241,9 +212,9 @@ def _header(
         seed=parent.header.seed,
         compression={
             "rule": request.describe(),
-            "ranks": None if ranks is None else [int(multi.max()) for multi in ranks],
+            "ranks": [layer.rank for layer in model.t_layers],
             "dtype": request.storage,
-            "finetune_epochs": request.finetune,
+            "finetune_epochs": request.repair.epochs,
             "parent_digest": parent.digest,
             "parent": parent.header.compression,
         },

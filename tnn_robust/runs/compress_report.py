@@ -34,6 +34,7 @@ def compression_report(
     *,
     rule: str,
     finetune_epochs: int,
+    note: str,
     rows: Sequence[AttackRow],
     kept: Sequence[float],
     dropped: Sequence[float],
@@ -41,7 +42,8 @@ def compression_report(
     """The record of a finished compression.
 
     measured: the test examples that decisions are proved for, on the models' device; rows:
-    the verdict of each network; kept, dropped: of `kept_energy` and `dropped_norms`.
+    the verdict of each network; note: how a training method went; kept, dropped: of
+    `kept_energy` and `dropped_norms`.
     """
     models = (source.model, target.model)
     transform = source.model.transform
@@ -67,6 +69,7 @@ def compression_report(
         target=model_info(target),
         rule=rule,
         finetune_epochs=finetune_epochs,
+        note=note,
         layers_before=_layers(source, whole, none, none),
         layers_after=_layers(target, kept, dropped, bounds),
         before=before,

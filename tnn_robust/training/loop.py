@@ -16,6 +16,7 @@ from tnn_robust.randomness import Streams
 from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
 from tnn_robust.training.optimizers import OPTIMIZERS, retire
+from tnn_robust.training.penalties import Extra
 
 _PROGRESS_EVERY = 20  # batches between progress records, each of which reads the loss back
 _MONITOR_ROWS = 4096  # monitor examples of all networks looked at together
@@ -111,13 +112,14 @@ def fit(
     optimizer: torch.optim.Optimizer,
     seed: int,
     first_epoch: int = 1,
+    extra: Extra | None = None,
 ) -> Iterator[BatchProgress | EpochRecord]:
     """Train in place from `first_epoch` to `settings.epochs`; yields where it stands.
 
     x (n, d, c) and y (n,) on the model's device; perturb None trains on clean
     examples. Data order and perturbation noise are functions of (seed, epoch,
     example), so that a resumed run equals an uninterrupted one. After an
-    EpochRecord the weights are finite.
+    EpochRecord the weights are finite. extra: a term added to the objective.
 
     Raises TrainingError naming the epoch when loss or weights are not finite,
     or when all ReLUs are dead.
@@ -131,6 +133,7 @@ def fit(
         optimizer=optimizer,
         seeds=(seed,),
         first_epoch=first_epoch,
+        extra=extra,
     )
     for record in records:
         if isinstance(record, BatchProgress):
@@ -151,6 +154,7 @@ def fit_stacked(
     optimizer: torch.optim.Optimizer,
     seeds: Sequence[int],
     first_epoch: int = 1,
+    extra: Extra | None = None,
 ) -> Iterator[BatchProgress | StackedEpoch]:
     """Train the S networks of a stack (`models.stacked.stack_models`), or one, in place.
 
@@ -166,14 +170,14 @@ def fit_stacked(
     running = _Running(model, optimizer, seeds)
     for epoch in range(first_epoch, settings.epochs + 1):
         started, running.failures = time.perf_counter(), {}
-        losses = yield from _train_epoch(running, train, settings, perturb, epoch)
+        losses = yield from _train_epoch(running, train, settings, perturb, epoch, extra)
         norms = torch.linalg.vector_norm(layer_norms(model).detach(), dim=0).tolist()
         # Weights of 1e30 have no finite norm either.
         finite = [math.isfinite(loss + norm) for loss, norm in zip(losses, norms, strict=True)]
         running.stop(finite, _NOT_FINITE.format(epoch))
         records: dict[int, EpochRecord] = {}
         if running.living:
-            clean, robust, alive = _accuracies(model, monitor, perturb, seeds)
+            clean, robust, alive = accuracies(model, monitor, perturb, seeds)
             running.stop(alive, _DEAD.format(epoch))
             seconds, n = time.perf_counter() - started, len(monitor)
             records = {
@@ -208,16 +212,17 @@ def _train_epoch(
     settings: TrainSettings,
     perturb: Perturb | None,
     epoch: int,
+    extra: Extra | None,
 ) -> Generator[BatchProgress, None, list[float]]:
     """One pass over the examples; returns each network's mean loss."""
     device, total = train.x.device, torch.zeros(len(running.seeds), device=train.x.device)
-    orders = torch.stack([_order(len(train), seed, epoch) for seed in running.seeds])
+    orders = torch.stack([data_order(len(train), seed, epoch) for seed in running.seeds])
     splits = orders.to(device).split(settings.batch_size, 1)
     noise = [seed + epoch * 1_000_003 for seed in running.seeds]
     for batch, places in enumerate(splits, start=1):
         x, y = train.take(places)
         streams = _streams(noise, places)
-        losses = _step(running.model, x, y, streams, settings, perturb, running.optimizer)
+        losses = _step(running.model, x, y, streams, settings, perturb, running.optimizer, extra)
         total += losses * places.shape[1]
         if batch % _PROGRESS_EVERY == 0:
             values = losses.tolist()
@@ -244,12 +249,16 @@ def _step(
     settings: TrainSettings,
     perturb: Perturb | None,
     optimizer: torch.optim.Optimizer,
+    extra: Extra | None,
 ) -> Tensor:
     """One step of every network; their losses (S,) before it."""
     if perturb is not None:
         x = perturb(model, x, y, streams).x
-    losses = LOSSES[settings.loss](model(x), y).view(model.count, -1).mean(1)
+    scores = model(x)
+    losses = LOSSES[settings.loss](scores, y).view(model.count, -1).mean(1)
     objective = losses.sum()
+    if extra is not None:
+        objective = objective + extra(model, x, scores)
     if settings.norm_penalty and settings.norm_bound is not None:
         objective = objective + settings.norm_penalty * norm_penalty(model, settings.norm_bound)
     if settings.nuclear:
@@ -262,12 +271,13 @@ def _step(
     return losses.detach()
 
 
-def _order(n: int, seed: int, epoch: int) -> Tensor:
+def data_order(n: int, seed: int, epoch: int) -> Tensor:
+    """(n,) int64 on the CPU: the order of the examples in an epoch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(n, generator=generator)
 
 
-def _accuracies(
+def accuracies(
     model: TNN, monitor: Examples, perturb: Perturb | None, seeds: Sequence[int]
 ) -> tuple[list[float], list[float], list[bool]]:
     """Clean and robust accuracy at the weights as they are, under the training attack, and

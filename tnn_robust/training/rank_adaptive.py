@@ -22,11 +22,11 @@ from tnn_robust.algebra.transforms import Transform
 from tnn_robust.errors import InputError, TrainingError
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.functional import t_network
-from tnn_robust.models.layers import LowRankTProductLinear
+from tnn_robust.models.layers import LowRankTProductLinear, TLayer
 from tnn_robust.models.network import TNN, weight_norm
 from tnn_robust.randomness import Streams
 from tnn_robust.records import BatchProgress, EpochRecord
-from tnn_robust.training.loop import Perturb, TrainSettings, accuracies, data_order
+from tnn_robust.training.loop import Examples, Perturb, TrainSettings, accuracies, data_order
 
 _PROGRESS_EVERY = 20
 
@@ -102,13 +102,15 @@ class _Net:
 @torch.no_grad()
 def to_model(transform: Transform, cores: Sequence[Core], head: Tensor) -> TNN:
     """The network of these cores with balanced factors, zero beyond each face's rank."""
-    layers = []
+    layers: list[TLayer] = []
     for core in cores:
-        r = max(1, int((core.s > 0).sum(1).max()))
+        ranks = (core.s > 0).sum(1)
+        r = int(ranks.max())
         root = core.s[:, :r].sqrt()
         left = core.u[:, :, :r] * root[:, None]
         right = root[:, :, None] * core.v[:, :, :r].mH
-        layers.append(LowRankTProductLinear(left.contiguous(), right.contiguous()))
+        ragged = None if bool((ranks == r).all()) else ranks
+        layers.append(LowRankTProductLinear(left.contiguous(), right.contiguous(), ragged))
     return TNN(transform, layers, head.clone())
 
 
@@ -172,7 +174,7 @@ def dynamic_fit(
                 yield BatchProgress(epoch, batch, len(splits), _finite(float(loss), epoch))
         mean = _finite(float(loss_sum) / len(x), epoch)
         made = to_model(net.transform, net.cores, net.head.detach())
-        clean, robust = accuracies(made, monitor, perturb, seed)
+        (clean,), (robust,), _ = accuracies(made, Examples(*monitor), perturb, (seed,))
         seconds, n = time.perf_counter() - started, len(monitor[1])
         norm = _finite(float(weight_norm(made)), epoch)
         yield EpochRecord(epoch, mean, clean, robust, n, norm, seconds)
