@@ -98,7 +98,9 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
         count = sum(one.parameters for one in layers)
         worst = verdicts.attacks[0] if side == "before" else verdicts.worst_case
         sides[f"layers_{side}"] = layers
-        sides[side] = ModelSummary(count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst)
+        sides[side] = ModelSummary(
+            count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst
+        )
     certificate = Certificate(28.0, 246.8 * rank, 1234, 2038)
     return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, certificate=certificate)
 
