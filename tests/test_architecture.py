@@ -120,8 +120,10 @@ def test_the_choices_are_the_registries() -> None:
     from tnn_robust.attacks.registry import RUNS
     from tnn_robust.attacks.structured import TUBAL_NUCLEAR
     from tnn_robust.attacks.threat import BALLS
+    from tnn_robust.compression.rules import NEEDS
     from tnn_robust.data.catalogue import LOADERS
     from tnn_robust.losses import LOSSES
+    from tnn_robust.models.storage import HALF
     from tnn_robust.training.optimizers import OPTIMIZERS
 
     def kinds(names: tuple[str, ...]) -> list[str]:
@@ -133,6 +135,8 @@ def test_the_choices_are_the_registries() -> None:
     assert list(choices.ATTACKS) == list(RUNS)
     assert list(choices.LOSSES) == list(LOSSES)
     assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)
+    assert list(choices.COMPRESSIONS) == list(NEEDS)
+    assert list(choices.STORAGE) == [*HALF, "fp32"]
 
 
 def test_every_package_of_the_library_is_installed() -> None:

@@ -172,7 +172,7 @@ def test_attacks_that_make_no_sense_are_refused(case, tmp_path, binary_run):
 
 
 BAD_COMPRESSIONS = {
-    "no rule": ((), "exactly one", "--rank, --energy and --tolerance"),
+    "no rule": ((), "exactly one", "--rank, --energy, --tolerance, --params, --flops, --bytes"),
     "two rules": (("--rank", 2, "--energy", 0.9), "exactly one"),
     "rank": (("--rank", 9), "from 1 to 8", "got 9"),
     "rank of a layer": (("--rank", "8,13"), "from 1 to 12", "got 13"),

@@ -12,6 +12,7 @@ from tnn_robust.evaluation.gap import attack_row
 from tnn_robust.records import (
     AttackReport,
     AttackRow,
+    Certificate,
     CompressionReport,
     EpochRecord,
     LayerRecord,
@@ -53,12 +54,13 @@ def attack_report():
 
 @pytest.fixture(scope="module")
 def compression_report(row):
-    layer = LayerRecord(1, 8, 12, "factors", 3, 2, 3, 1.5, 0.97, 480, 1920, 9600)
-    before = ModelSummary(1000, 4000, 20000, 0.25, 1.5, row)
-    after = ModelSummary(500, 2500, 9000, 0.125, 1.0, row)
+    layer = LayerRecord(1, 8, 12, "factors", (2, 3), 1.5, 0.97, 0.2, 7.5, 480, 1920, 9600, 3200)
+    before = ModelSummary(1000, 4000, 20000, 5000, 0.25, 1.5, row)
+    after = ModelSummary(500, 2500, 9000, 5000, 0.125, 1.0, row)
     return CompressionReport(
-        {"digest": "a"}, {"digest": "b"}, "rank 3", 2, (layer, layer), (layer,), before, after
-    )
+        {"digest": "a"}, {"digest": "b"}, "rank 3", 2, (layer, layer), (layer,), before, after,
+        Certificate(3.5, 15.0, 3, 8),
+    )  # fmt: skip
 
 
 def through_json(record):
@@ -135,7 +137,7 @@ def test_foreign_records_are_refused(attack_report, compression_report):
         (AttackReport, {}),
         (CompressionReport, []),
     ):
-        with pytest.raises(CheckpointError, match="needs schema tnn-robust/.*-report/1, got"):
+        with pytest.raises(CheckpointError, match="needs schema tnn-robust/.*-report/[12], got"):
             kind.from_json(value)
     for kind, value in (
         (AttackReport, attack),

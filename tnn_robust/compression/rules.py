@@ -17,7 +17,7 @@ from tnn_robust.compression.spectrum import Spectrum
 from tnn_robust.errors import InputError, unknown_choice
 
 # What each method needs, one of each row; the names are also the options'.
-_NEEDS = {
+NEEDS = {
     "rank": ("rank",),
     "energy": ("energy",),
     "tolerance": ("tolerance",),
@@ -74,15 +74,16 @@ class Rule:
         named = self.method in (name, "budget")
         words = [] if named else [self.method]
         words.append(text)
-        if self.granularity != default_granularity(self.method):
+        if self.granularity != default_granularity(self.method, name):
             words.append(f"by {self.granularity}")
         words += ["whitened"] * self.whiten + ["second order"] * self.second_order
         return ", ".join(words)
 
 
-def default_granularity(method: str) -> str:
-    """Tubal ranks where a rank or a share a layer is given, else what keeps most."""
-    return "layer" if method in ("rank", "energy", "tolerance") else "face"
+def default_granularity(method: str, size: str) -> str:
+    """Tubal ranks where a rank or a share a layer is given or faces cost alike, else what
+    keeps most."""
+    return "layer" if method in ("rank", "energy", "tolerance") or size == "flops" else "face"
 
 
 def make_rule(method: str | None = None, **given: object) -> Rule:
@@ -97,16 +98,16 @@ def make_rule(method: str | None = None, **given: object) -> Rule:
             named = ", ".join(f"--{name}" for name in _SIZES)
             raise InputError(f"compression needs exactly one of {named}, got {_options(sizes)}")
         method = "budget" if sizes[0] in BUDGETS else sizes[0]
-    if method not in _NEEDS:
+    if method not in NEEDS:
         raise unknown_choice("method", method, choices.COMPRESSIONS)
-    fits = len(sizes) == 1 and sizes[0] in _NEEDS[method] if _NEEDS[method] else not sizes
+    fits = len(sizes) == 1 and sizes[0] in NEEDS[method] if NEEDS[method] else not sizes
     if not fits:
-        needed = " or ".join(f"--{name}" for name in _NEEDS[method]) or "no size"
+        needed = " or ".join(f"--{name}" for name in NEEDS[method]) or "no size"
         raise InputError(f"--method {method} needs {needed}, got {_options(sizes)}")
     known = {field.name for field in fields(Rule)}
     assert known >= given.keys(), given
     values = {name: value for name, value in given.items() if value is not None}
-    rule = Rule(method, **{"granularity": default_granularity(method), **values})  # type: ignore[arg-type]
+    rule = Rule(method, **{"granularity": default_granularity(method, sizes[0]), **values})  # type: ignore[arg-type]
     _check(rule)
     return rule
 
@@ -132,8 +133,9 @@ def _check(rule: Rule) -> None:
     if rule.method == "rank" and rule.granularity == "face":
         raise InputError("--granularity face needs a method that chooses, --rank gives tubal ranks")
     if name == "flops" and rule.granularity == "face":
-        # Padded products cost the tubal rank whatever the face keeps.
-        object.__setattr__(rule, "granularity", "layer")
+        raise InputError(
+            "--flops counts products at the tubal rank, so it needs --granularity layer, got face"
+        )
     if rule.whiten and rule.method == "tolerance":
         raise InputError("--tolerance is an F-norm of weights, --whiten measures outputs: drop one")
     if rule.second_order and rule.method != "sensitivity":

@@ -218,8 +218,8 @@ def _bound_table(report: CompressionReport) -> Table:
     ]
     proved = f"{found.certified}/{found.n} ({_percent(found.share)} %)"
     rows.append(("all", "", f"{found.bound:.4g}", proved))
-    title = f"Certified truncation, |f - g| for ||x||_F <= {found.data_norm:.4g}"
-    return Table(title, ("layer", "delta_l(r)", "bound", "test decisions proved"), rows)
+    title = f"Certified, ||x||_F <= {found.data_norm:.4g}"
+    return Table(title, ("layer", "delta_l(r)", "|f - g| at most", "test decisions kept"), rows)
 
 
 def _summary_table(report: CompressionReport) -> Table:
