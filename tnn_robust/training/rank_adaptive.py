@@ -81,9 +81,8 @@ def _kept(s: Tensor, components: int, theta: float) -> Tensor:
     pooled = s.flatten().argsort(descending=True, stable=True)[:components]
     kept = torch.zeros_like(s).flatten().index_fill(0, pooled, 1.0).view(s.shape)
     tails = s.square().flip(1).cumsum(1).flip(1)
-    kept = kept * (tails > theta**2 * tails[:, :1])
-    # A face keeps a component: without one it would get no gradient to come back by.
-    return torch.cat([torch.ones_like(kept[:, :1]), kept[:, 1:]], 1)
+    # A face of rank 0 comes back by itself: its bases are still there, and their gradient.
+    return kept * (tails > theta**2 * tails[:, :1])
 
 
 class _Net:
@@ -105,7 +104,7 @@ def to_model(transform: Transform, cores: Sequence[Core], head: Tensor) -> TNN:
     layers: list[TLayer] = []
     for core in cores:
         ranks = (core.s > 0).sum(1)
-        r = int(ranks.max())
+        r = max(1, int(ranks.max()))
         root = core.s[:, :r].sqrt()
         left = core.u[:, :, :r] * root[:, None]
         right = root[:, :, None] * core.v[:, :, :r].mH
