@@ -80,7 +80,7 @@ class Rule:
         return ", ".join(words)
 
 
-def default_granularity(method: str, size: str) -> str:
+def default_granularity(method: str, size: str = "") -> str:
     """Tubal ranks where a rank or a share a layer is given or faces cost alike, else what
     keeps most."""
     return "layer" if method in ("rank", "energy", "tolerance") or size == "flops" else "face"

@@ -122,8 +122,9 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
     kept, dropped = kept_energy(model, checkpoint.model), dropped_norms(model, checkpoint.model)
     if request.repaired:
         model, _ = yield from repair(model, checkpoint, dataset, request.repair)
+    ranks = _ranks(model)
     model = _formed(model, request)
-    target = _save(model, _header(model, checkpoint, request, data), request)
+    target = _save(model, _header(model, checkpoint, request, data, ranks), request)
     rows: list[AttackRow] = []
     for one in (checkpoint, target):
         for record in _attacked(one, dataset, request):
@@ -182,8 +183,9 @@ def _ranks_of(checkpoint: Checkpoint, request: CompressRequest, data: dict[str, 
         model = checkpoint.model
 
         def size_of(ranks: MultiRanks) -> int:
-            small = _formed(compress(model, spectra, ranks), request)
-            header = _header(small, checkpoint, request, data)
+            cut = compress(model, spectra, ranks)
+            small = _formed(cut, request)
+            header = _header(small, checkpoint, request, data, _ranks(cut))
             return checkpoint_bytes(small, header, request.storage)
 
         assert request.rule is not None
@@ -199,11 +201,17 @@ def _formed(model: TNN, request: CompressRequest) -> TNN:
     return model if request.rule is None else smallest_form(model)
 
 
+def _ranks(model: TNN) -> list[int]:
+    """Tubal ranks, also of layers whose factors are not smaller than their faces."""
+    return [layer.rank or min(layer.d_in, layer.d_out) for layer in model.t_layers]
+
+
 def _header(
     model: TNN,
     parent: Checkpoint,
     request: CompressRequest,
     data: dict[str, Any],
+    ranks: list[int],
 ) -> Header:
     return Header(
         architecture=model.architecture,
@@ -212,7 +220,7 @@ def _header(
         seed=parent.header.seed,
         compression={
             "rule": request.describe(),
-            "ranks": [layer.rank for layer in model.t_layers],
+            "ranks": ranks,
             "dtype": request.storage,
             "finetune_epochs": request.repair.epochs,
             "parent_digest": parent.digest,
