@@ -157,7 +157,7 @@ def test_a_wide_terminal_is_not_filled(columns, width, monkeypatch):
     assert _render.console().width == WIDTH
 
 
-@pytest.mark.parametrize("command", ("train", "attack", "compress"))
+@pytest.mark.parametrize("command", ("train", "attack", "compress", "bound"))
 def test_help_answers_at_once(command):
     script = Path(sys.executable).parent / f"tnn-{command}"
     started = time.monotonic()

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import click
 import pytest
-from tnn_robust_cli import attack, compress, train
+from tnn_robust_cli import attack, bound, compress, train
 
 from tnn_robust import choices
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {"tnn-train": train.main, "tnn-attack": attack.main, "tnn-compress": compress.main}
+COMMANDS = {
+    "tnn-train": train.main,
+    "tnn-attack": attack.main,
+    "tnn-compress": compress.main,
+    "tnn-bound": bound.main,
+}
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

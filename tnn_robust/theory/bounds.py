@@ -159,7 +159,7 @@ def confidence_t(confidence: float, failures: int = 2) -> float:
     return math.log(failures / (1 - confidence))
 
 
-def lemma_7(net: HypothesisClass, sample: Sample) -> Bound:
+def lemma_7(net: HypothesisClass, sample: Sample, *, explicit: bool = False) -> Bound:
     """Eq. (9): L_loss B_x B_W / sqrt(N) (sqrt(2 log 2 depth) + 1) + 3B sqrt(t / 2N).
 
     The paper writes d for the DEPTH, L + 1 (Golowich et al. 2018); both forms are the
