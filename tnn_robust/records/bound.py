@@ -143,7 +143,8 @@ class CutRecord(Record):
 class ImplicitRecord(Record):
     """Theorem 16 at these weights: harmonic mean of sqrt(r_stb) <= rhs (None: infinite).
 
-    largest: what no weights of these shapes can exceed; teacher_*: J, m_J and B.
+    largest: what no weights of these shapes can exceed; teacher_*: J, m_J and B;
+    covered: no premise of the theorem is known to fail.
     """
 
     harmonic_mean: float
@@ -152,6 +153,7 @@ class ImplicitRecord(Record):
     teacher_layers: int
     teacher_width: int
     teacher_norm: float
+    covered: bool
 
     @property
     def vacuous(self) -> bool:

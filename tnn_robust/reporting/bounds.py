@@ -2,7 +2,7 @@
 
 import math
 
-from tnn_robust.records import BoundForm, BoundReport, BoundRow
+from tnn_robust.records import BoundForm, BoundReport, BoundRow, ImplicitRecord
 from tnn_robust.reporting.tables import Table, interval_text
 
 
@@ -162,13 +162,18 @@ def _implicit_table(report: BoundReport) -> Table:
         ("harmonic mean of sqrt(r_stb)", f"{one.harmonic_mean:.4g}"),
         ("right side of (16)", "inf" if one.rhs is None else f"{one.rhs:.4g}"),
         ("largest possible left side", f"{one.largest:.4g}"),
-        ("Theorem 16 here", "vacuous" if one.vacuous else "says something"),
+        ("Theorem 16 here", _said(one)),
         ("V_0 of Assumption 20", f"{cut.v0:.4g}"),
         ("alpha of Assumption 20", f"{cut.alpha:.4g}"),
         (f"delta at {100 * cut.energy:.6g} % energy, tubal", f"{cut.delta:.4g}"),
         ("  multi-rank", f"{cut.multi_delta:.4g}"),
     ]
     return Table("Implicit low rank (Thm 16) and decay", ("", "value"), rows)
+
+
+def _said(one: ImplicitRecord) -> str:
+    said = "vacuous" if one.vacuous else "says something"
+    return said if one.covered else f"not covered, {said}"
 
 
 def bound_notes(report: BoundReport) -> list[str]:

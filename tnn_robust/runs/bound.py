@@ -1,5 +1,6 @@
 """tnn-bound: checkpoint and its data -> the paper's bounds beside the measured gap."""
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,6 @@ def bound_run(request: BoundRequest) -> Iterator[AttackProgress | BoundReport]:
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     facts = measured_facts(checkpoint, dataset, attacks[0], net, spectrum, request.confidence)
     cut = cut_network(facts, net, spectrum, request.energy)
-    implicit = implicit_bias(facts, net, teacher)
     gap = None
     if request.gap:
         gap = yield from _measured_gap(checkpoint, dataset, attacks, facts, request)
@@ -97,16 +97,17 @@ def bound_run(request: BoundRequest) -> Iterator[AttackProgress | BoundReport]:
         premises=premises,
         rows=bound_rows(facts, net, spectrum, cut, premises),
         cut=cut.record,
-        implicit=implicit,
+        implicit=implicit_bias(facts, net, teacher, premises),
         gap=gap,
     )
 
 
 def _teacher(request: BoundRequest) -> Teacher:
-    if len(request.teacher) != 2 or not request.teacher_norm >= 1:
+    possible = len(request.teacher) == 2 and min(request.teacher) >= 2
+    if not (possible and 1 <= request.teacher_norm < math.inf):
         came = ",".join(map(str, request.teacher))
         raise InputError(
-            "a teacher needs two whole numbers J,m_J and a norm of at least 1, "
+            "a teacher needs J,m_J with J >= 2, m_J >= 2 and a norm of at least 1, "
             f"got {came} and {request.teacher_norm:g}"
         )
     return Teacher(*request.teacher, norm=request.teacher_norm)

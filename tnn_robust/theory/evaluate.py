@@ -34,7 +34,7 @@ from tnn_robust.theory.implicit_bias import (
 )
 from tnn_robust.theory.logs import log_sum
 from tnn_robust.theory.network import Spectrum, largest_singular_values, own_ranks
-from tnn_robust.theory.premises import DECAYING, covered
+from tnn_robust.theory.premises import DECAYING, IMPLICIT, covered
 
 
 class Form(Protocol):
@@ -196,7 +196,9 @@ def _form(entry: Entry, sample: Sample, facts: BoundFacts, *, explicit: bool) ->
     )
 
 
-def implicit_bias(facts: BoundFacts, net: HypothesisClass, teacher: Teacher) -> ImplicitRecord:
+def implicit_bias(
+    facts: BoundFacts, net: HypothesisClass, teacher: Teacher, premises: Sequence[Premise]
+) -> ImplicitRecord:
     """Both sides of (16). InputError for a layer of norm zero or an impossible teacher."""
     return ImplicitRecord(
         harmonic_mean=harmonic_mean_of_roots(facts.stable_ranks),
@@ -205,4 +207,5 @@ def implicit_bias(facts: BoundFacts, net: HypothesisClass, teacher: Teacher) -> 
         teacher_layers=teacher.layers,
         teacher_width=teacher.width,
         teacher_norm=teacher.norm,
+        covered=covered(premises, EVERY, IMPLICIT),
     )
