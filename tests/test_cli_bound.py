@@ -171,6 +171,17 @@ def test_more_confidence_is_a_larger_bound(binary_run, tmp_path):
         assert low < middle < high
 
 
+def test_where_nothing_is_cut_theorem_19_has_no_distance(binary_run, tmp_path):
+    report, printed = bound(binary_run, tmp_path / "b.json", "--no-gap", "--energy", "1")
+    table = rows(report)
+    for version in ("tubal", "multi"):
+        cut, whole = (table[(name, version, True)] for name in ("Theorem 19", "Theorem 11"))
+        assert cut["approximate"] and cut["log_r_hat"] is None
+        assert cut["explicit"] == {**whole["explicit"], "log_bias": None}
+    cells = [line.split() for line in printed.splitlines() if line.startswith("Thm 19 (18) tubal")]
+    assert cells[-1][4] == cells[-1][-1] == "0"
+
+
 def altered(run, out, change):
     """A copy of a run whose weights went through `change`."""
     from tnn_robust.files import read_tensors as read

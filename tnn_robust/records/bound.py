@@ -59,7 +59,8 @@ class BoundRow(Record):
     """One theorem: equation, version (dense, tubal or multi), with or without an adversary.
 
     covered: no premise of it fails; dimension: the parameters it counts, None for Lemma 7;
-    log_r_hat: of the distance to the compressed net, None where there is none.
+    approximate: it compares with a compressed net; log_r_hat: of the distance to that,
+    None where it is 0 or there is no such net.
     """
 
     name: str
@@ -70,6 +71,7 @@ class BoundRow(Record):
     dimension: int | None
     paper: BoundForm
     explicit: BoundForm
+    approximate: bool = False
     log_r_hat: float | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -140,16 +140,24 @@ def _part_table(report: BoundReport) -> Table:
     rows = [
         (
             f"{_name(row)} {row.version}",
-            magnitude(row.log_r_hat),
-            *(magnitude(log) for form in (row.paper, row.explicit)
-              for log in (form.log_main, form.log_bias)),
+            _part(row.paper, row.log_r_hat),
+            *(
+                _part(form, log)
+                for form in (row.paper, row.explicit)
+                for log in (form.log_main, form.log_bias)
+            ),
         )
         for row in report.rows
-        if row.log_r_hat is not None
-    ]  # fmt: skip
+        if row.approximate
+    ]
     columns = ("bound", "r_hat", "main, paper", "bias", "main, explicit", "bias")
     title = f"Approximate low rank, cut at {100 * report.cut.energy:.6g} % of the energy"
     return Table(title, columns, rows)
+
+
+def _part(form: BoundForm, log_value: float | None) -> str:
+    """A part that is not finite in a bound that is, is zero."""
+    return "0" if log_value is None and form.log_value is not None else magnitude(log_value)
 
 
 def _needed(form: BoundForm) -> str:

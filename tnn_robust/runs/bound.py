@@ -110,7 +110,8 @@ def _teacher(request: BoundRequest) -> Teacher:
             "a teacher needs J,m_J with J >= 2, m_J >= 2 and a norm of at least 1, "
             f"got {came} and {request.teacher_norm:g}"
         )
-    return Teacher(*request.teacher, norm=request.teacher_norm)
+    layers, width = request.teacher
+    return Teacher(layers, width, request.teacher_norm)
 
 
 def _attacks(request: BoundRequest, checkpoint: Checkpoint) -> tuple[AttackSettings, ...]:

@@ -113,6 +113,7 @@ def bound_rows(
             dimension=entry.dimension,
             paper=_form(entry, attacked if entry.adversarial else clean, facts, explicit=False),
             explicit=_form(entry, attacked if entry.adversarial else clean, facts, explicit=True),
+            approximate=entry.log_r_hat is not None,
             log_r_hat=None if entry.log_r_hat is None else finite(entry.log_r_hat),
         )
         for entry in entries
