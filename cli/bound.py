@@ -30,7 +30,7 @@ def main(json_file: Path | None, **given: Any) -> None:
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.files import require_writable, write_json
+    from tnn_robust.files import require_writable
     from tnn_robust.records import BoundReport
     from tnn_robust.reporting.bounds import bound_notes, bound_tables
     from tnn_robust.runs.bound import BoundRequest, bound_run
@@ -45,12 +45,7 @@ def main(json_file: Path | None, **given: Any) -> None:
             else:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert report is not None
-    try:
-        if json_file is not None:
-            write_json(json_file, report.to_json())
-    finally:  # a full disk must not cost the report too
-        _render.show_tables(bound_tables(report))
-        _render.show_lines(bound_notes(report))
+    _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
 
 
 if __name__ == "__main__":

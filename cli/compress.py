@@ -35,7 +35,7 @@ def main(
     from tnn_robust_cli import _render
 
     from tnn_robust.compression.truncate import make_rule
-    from tnn_robust.files import require_writable, write_json
+    from tnn_robust.files import require_writable
     from tnn_robust.records import BatchProgress, CompressionReport, EpochRecord
     from tnn_robust.reporting.tables import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
@@ -56,12 +56,8 @@ def main(
             else:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert report is not None
-    try:
-        if json_file is not None:
-            write_json(json_file, report.to_json())
-    finally:  # a full disk must not cost the report too
-        _render.show_tables(compression_tables(report))
-        _render.show_lines([f"Saved in {request.out}."])
+    saved = [f"Saved in {request.out}."]
+    _render.deliver(report.to_json(), json_file, compression_tables(report), saved)
 
 
 if __name__ == "__main__":
