@@ -5,6 +5,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -62,6 +63,20 @@ def show_lines(lines: Iterable[str], *, width: int | None = None) -> None:
         # A long path stays whole: broken, it could not be copied.
         wrapped = textwrap.fill(line, out.width, break_long_words=False, break_on_hyphens=False)
         out.print(wrapped, style=style, markup=False, soft_wrap=True)
+
+
+def deliver(
+    value: dict[str, Any], json_file: Path | None, tables: Iterable[Table], lines: Iterable[str]
+) -> None:
+    """Write a report's JSON where a file was named, and print it in any case."""
+    from tnn_robust.files import write_json
+
+    try:
+        if json_file is not None:
+            write_json(json_file, value)
+    finally:  # a full disk must not cost the report too
+        show_tables(tables)
+        show_lines(lines)
 
 
 def show_chart(lines: Iterable[str]) -> None:

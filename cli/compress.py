@@ -75,7 +75,7 @@ def main(
     from tnn_robust_cli import _render
 
     from tnn_robust.compression.rules import make_rule
-    from tnn_robust.files import require_writable, write_json
+    from tnn_robust.files import require_writable
     from tnn_robust.records import CompressionReport
     from tnn_robust.reporting.tables import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
@@ -98,14 +98,9 @@ def main(
             else:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert report is not None
-    try:
-        if json_file is not None:
-            write_json(json_file, report.to_json())
-    finally:  # a full disk must not cost the report too
-        _render.show_tables(compression_tables(report))
-        if report.note:
-            _render.show_lines([report.note])
-        _render.show_lines([f"Saved in {request.out}."])
+    lines = [report.note] if report.note else []
+    lines.append(f"Saved in {request.out}.")
+    _render.deliver(report.to_json(), json_file, compression_tables(report), lines)
 
 
 if __name__ == "__main__":

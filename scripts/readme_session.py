@@ -1,6 +1,6 @@
-"""Run the README's session on real MNIST and put what it printed into the README.
+"""Run the documents' sessions on real MNIST and put what they printed into the documents.
 
-TNN_DATA=FOLDER python scripts/readme_session.py
+TNN_DATA=FOLDER python scripts/readme_session.py [README.md] [docs/bounds.md]
 """
 
 import subprocess
@@ -8,23 +8,35 @@ import sys
 import tempfile
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- session: scripts/readme_session.py -->\n", "<!-- end of session -->\n"
-COMMANDS = (
-    """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
+SESSIONS = {
+    "README.md": (
+        """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
     --transform dct --attack fgsm --eps 20/255 --epochs 20 --batch-size 30 --lr 1e-3 \\
     --seed 0 --out runs/r28""",
-    "tnn-attack runs/r28 --attack fgsm --attack pgd --eps 20/255 --json r.json",
-    "tnn-compress runs/r28 --rank 4 --out runs/r28-c4",
-    "tnn-attack runs/r28-c4 --attack fgsm --attack pgd --eps 20/255",
-)
+        "tnn-attack runs/r28 --attack fgsm --attack pgd --eps 20/255 --json r.json",
+        "tnn-compress runs/r28 --rank 4 --out runs/r28-c4",
+        "tnn-attack runs/r28-c4 --attack fgsm --attack pgd --eps 20/255",
+    ),
+    "docs/bounds.md": (
+        """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
+    --rank 4 --attack fgsm --eps 8/255 --norm-bound 10 --epochs 5 --out runs/a""",
+        "tnn-bound runs/a",
+    ),
+}
 
 
 def main() -> None:
+    for name in sys.argv[1:] or SESSIONS:
+        renew(ROOT / name, SESSIONS[name])
+
+
+def renew(document: Path, commands: tuple[str, ...]) -> None:
     binaries = Path(sys.executable).parent
     shown = []
     with tempfile.TemporaryDirectory() as folder:
-        for command in COMMANDS:
+        for command in commands:
             done = subprocess.run(
                 f"{binaries}/{command}",
                 shell=True,
@@ -35,11 +47,11 @@ def main() -> None:
             )
             lines = [line.rstrip() for line in done.stdout.splitlines()]
             shown.append(f"$ {command}\n" + "\n".join(lines).strip() + "\n")
-    text = README.read_text()
+    text = document.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     session = "\n".join(shown)
-    README.write_text(f"{before}{BEGIN}\n```console\n{session}```\n\n{END}{after}")
+    document.write_text(f"{before}{BEGIN}\n```console\n{session}```\n\n{END}{after}")
 
 
 if __name__ == "__main__":

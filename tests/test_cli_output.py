@@ -17,13 +17,22 @@ from tnn_robust_cli import _render
 from tnn_robust.records import (
     AttackReport,
     AttackRow,
+    BoundFacts,
+    BoundForm,
+    BoundReport,
+    BoundRow,
     Certificate,
     CompressionReport,
+    CutRecord,
     Gap,
+    ImplicitRecord,
     LayerRecord,
+    MeasuredGap,
     ModelSummary,
     PartResult,
+    Premise,
 )
+from tnn_robust.reporting.bounds import bound_notes, bound_tables
 from tnn_robust.reporting.tables import attack_notes, attack_tables, compression_tables
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -105,10 +114,57 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
     return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, certificate=certificate)
 
 
-def shown(record: AttackReport | CompressionReport, capsys: pytest.CaptureFixture) -> str:
+def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None) -> BoundReport:
+    """A report whose logs grow with `scale`; None stands for what is not finite."""
+    facts = BoundFacts(
+        1000 * width, 2038, 1, 28, 28, (width, width), "linf", "20/255", 0.0784314,
+        None if covered else "channels 10:28", 28.0, 14.543, 4.87, 0.9444, (38.51, 39.02),
+        10 * scale, 13 * scale, 12 * scale, "cross-entropy", 0.0, 13 * scale, 3.689, 4.382,
+        (28, 28), (784, 784), (165.31, 175.2),
+    )  # fmt: skip
+    paper = BoundForm(16 * scale, 3 * scale, 15 * scale, None, 12 * scale)
+    explicit = BoundForm(-2 * scale, -scale, -3 * scale, -4 * scale, None)
+    both = {"paper": paper, "explicit": explicit, "covered": covered}
+    rows = (
+        BoundRow("Lemma 7", "(9)", "dense", False, dimension=None, **both),
+        BoundRow("Theorem 9", "(10)", "dense", False, dimension=width**3, **both),
+        BoundRow("Theorem 11", "(12)", "multi", True, dimension=width**3, **both),
+        BoundRow(
+            "Theorem 19",
+            "(18)",
+            "tubal",
+            True,
+            dimension=width,
+            approximate=True,
+            log_r_hat=scale,
+            **both,
+        ),
+        BoundRow("Corollary 22", "(20)", "tubal", True, dimension=width, approximate=True, **both),
+    )
+    premises = (
+        Premise("Assumption 5", True, "||x||_F <= 14.54 on all 4038 examples (the box allows 28)"),
+        Premise("no bias", covered, "f is homogeneous"),
+        Premise("a teacher g fits", None, "with B = 1 on the divided data, assumed", "Thm 16"),
+    )
+    cut = CutRecord(0.99, (22, 22), 3.409, (599, 593), 3.885, 8.37, 0.68, (28, 28))
+    implicit = ImplicitRecord(13.24, 72.27 if covered else None, 28.0, 2, 2, 1.0, covered)
+    return BoundReport({}, {}, 0, 0.95, facts, premises, rows, cut, implicit, measured)
+
+
+MEASURED = MeasuredGap(
+    "pgd", 1000, 1000, 0.35, 0.0361, (0.0011, 0.075), -0.00612, (-0.0086, 0.14), (-49.27, 49.46)
+)
+
+
+def shown(
+    record: AttackReport | CompressionReport | BoundReport, capsys: pytest.CaptureFixture
+) -> str:
     if isinstance(record, AttackReport):
         _render.show_tables(attack_tables(record), width=WIDTH)
         _render.show_lines(attack_notes(record), width=WIDTH)
+    elif isinstance(record, BoundReport):
+        _render.show_tables(bound_tables(record), width=WIDTH)
+        _render.show_lines(bound_notes(record), width=WIDTH)
     else:
         _render.show_tables(compression_tables(record), width=WIDTH)
     return capsys.readouterr().out
@@ -117,6 +173,9 @@ def shown(record: AttackReport | CompressionReport, capsys: pytest.CaptureFixtur
 RECORDS = {
     "attack": TYPICAL,
     "attack-extreme": EXTREME,
+    "bound": bounds(1.0, 28, True, MEASURED),
+    "bound-extreme": bounds(-987.6, 4096, False, None),
+    "bound-huge": bounds(9876.5, 4096, True, MEASURED),
     "compression": compression(28, 4, TYPICAL),
     "compression-extreme": compression(4096, 1024, EXTREME),
 }
@@ -165,7 +224,7 @@ def test_a_wide_terminal_is_not_filled(columns, width, monkeypatch):
     assert _render.console().width == WIDTH
 
 
-@pytest.mark.parametrize("command", ("train", "attack", "compress"))
+@pytest.mark.parametrize("command", ("train", "attack", "compress", "bound"))
 def test_help_answers_at_once(command):
     script = Path(sys.executable).parent / f"tnn-{command}"
     started = time.monotonic()

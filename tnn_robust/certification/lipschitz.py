@@ -65,13 +65,11 @@ def l2_certified_radii(model: TNN, x: Tensor, y: Tensor) -> Tensor:
     misclassified. Holds for the function in exact arithmetic: the scores are
     the model's own, in its dtype, and rounding there is not accounted for.
     """
-    scores, head = model(x).double(), model.head.detach().double().flatten(1)
+    scores, slopes = model(x).double(), _slopes(model, y)
     if scores.shape[1] == 1:
         margins = scores * (2 * y - 1)[:, None]
-        slopes = torch.linalg.vector_norm(head, dim=1).expand_as(margins)
     else:
         margins = scores.gather(1, y[:, None]) - scores
-        slopes = torch.linalg.vector_norm(head[:, None] - head, dim=2)[y]
         own = torch.zeros_like(margins, dtype=torch.bool).scatter_(1, y[:, None], True)
         margins = margins.masked_fill(own, torch.inf)  # nobody needs to beat itself
     # A margin of zero is an error whatever the slope, 0 / 0 included.
@@ -87,3 +85,26 @@ def certified_radii(model: TNN, x: Tensor, y: Tensor, norm: str) -> Tensor:
     if norm not in TO_L2:
         raise unknown_choice("norm", norm, TO_L2)
     return l2_certified_radii(model, x, y) / TO_L2[norm](*x.shape[1:])
+
+
+@torch.no_grad()
+def worst_scores(model: TNN, x: Tensor, y: Tensor, radius: float) -> Tensor:
+    """Scores (n, s) float64 whose loss no l2 perturbation of this radius can exceed.
+
+    x (n, d, c), y (n,). Each margin is lowered by radius times its Lipschitz constant, all
+    at once: any loss that falls with the margins is then certified from above. They are
+    scores of no input. Rounding of the model's own scores is not accounted for.
+    """
+    loss = radius * body_lipschitz(model) * _slopes(model, y)
+    scores = model(x).double()
+    if scores.shape[1] == 1:
+        return scores - (2 * y - 1)[:, None] * loss
+    return scores + loss
+
+
+def _slopes(model: TNN, y: Tensor) -> Tensor:
+    """(n, s) norms ||w|| of one score, ||w_y - w_j|| of several: 0 for j = y."""
+    head = model.head.detach().double().flatten(1)
+    if len(head) == 1:
+        return torch.linalg.vector_norm(head, dim=1).expand(len(y), 1)
+    return torch.linalg.vector_norm(head[:, None] - head, dim=2)[y]

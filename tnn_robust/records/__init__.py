@@ -2,12 +2,17 @@
 
 from tnn_robust.records.attack import AttackReport, AttackRow, Check, Gap, PartResult
 from tnn_robust.records.base import Interval
-from tnn_robust.records.compression import (
-    Certificate,
-    CompressionReport,
-    LayerRecord,
-    ModelSummary,
+from tnn_robust.records.bound import (
+    BoundFacts,
+    BoundForm,
+    BoundReport,
+    BoundRow,
+    CutRecord,
+    ImplicitRecord,
+    MeasuredGap,
+    Premise,
 )
+from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 
@@ -15,17 +20,25 @@ __all__ = [
     "AttackReport",
     "AttackRow",
     "BatchProgress",
+    "BoundFacts",
+    "BoundForm",
+    "BoundReport",
+    "BoundRow",
     "Certificate",
     "Check",
     "CompressionReport",
     "CurvePoint",
+    "CutRecord",
     "EpochRecord",
     "EpsCurve",
     "Gap",
+    "ImplicitRecord",
     "Interval",
     "LayerRecord",
+    "MeasuredGap",
     "MinimalReport",
     "ModelSummary",
     "PartResult",
+    "Premise",
     "StackedEpoch",
 ]

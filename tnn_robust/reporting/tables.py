@@ -97,9 +97,9 @@ def _gap_table(report: AttackReport) -> Table:
         (
             _name(row),
             f"{row.agp.risk:+.3g}",
-            _interval(row.agp.risk_ci, 1.0, ".2g"),
+            interval_text(row.agp.risk_ci, 1.0, ".2g"),
             f"{100 * row.agp.accuracy:+.2f}",
-            _interval(row.agp.accuracy_ci, 100.0, ".1f"),
+            interval_text(row.agp.accuracy_ci, 100.0, ".1f"),
             f"{100 * row.robustness_drop:.2f}",
             f"{row.max_perturbation:.4g}",
             f"{row.seconds:.1f}",
@@ -246,13 +246,13 @@ def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
         ("latency, batch 256 (ms)", f"{one.latency_256_ms:.3f}", one.latency_256_ms),
         ("clean test accuracy (%)", _percent(test.clean_accuracy), None),
         (f"robust test accuracy (%), {_eps(worst)}", _percent(test.accuracy), None),
-        ("  its 95 % CI", _interval(test.accuracy_ci, 100.0, ".1f"), None),
+        ("  its 95 % CI", interval_text(test.accuracy_ci, 100.0, ".1f"), None),
         ("adversarial risk, train", f"{worst.train.risk:.4g}", None),
         ("adversarial risk, test", f"{test.risk:.4g}", None),
         ("AGP, risk", f"{agp.risk:+.4g}", None),
-        ("  its 95 % CI", _interval(agp.risk_ci, 1.0, ".2g"), None),
+        ("  its 95 % CI", interval_text(agp.risk_ci, 1.0, ".2g"), None),
         ("AGP, 0-1 loss (points)", f"{100 * agp.accuracy:+.2f}", None),
-        ("  its 95 % CI", _interval(agp.accuracy_ci, 100.0, ".1f"), None),
+        ("  its 95 % CI", interval_text(agp.accuracy_ci, 100.0, ".1f"), None),
     ]
 
 
@@ -264,7 +264,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _interval(interval: Interval, scale: float, form: str) -> str:
+def interval_text(interval: Interval, scale: float, form: str) -> str:
     low, high = (scale * end for end in interval)
     return f"{low:{form}}..{high:{form}}"
 

@@ -1,0 +1,52 @@
+"""tnn-bound: the paper's generalization bounds for a trained network."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from tnn_robust_cli import _options as shared
+
+
+@shared.command("tnn-bound")
+@click.argument("run", type=shared.OUT)
+@click.option("--confidence", type=float, default=0.95, help="That the bounds hold.")
+@click.option("--energy", type=float, default=0.99, help="Kept where Thm 19 and 21 cut layers.")
+@click.option("--gap/--no-gap", default=True, help="Measure it, by the attack below.")
+@click.option(
+    "--teacher", type=shared.WHOLE_NUMBERS, default="2,2", help="J,m_J of the net g of Thm 16."
+)
+@click.option("--teacher-norm", type=float, default=1.0, help="Its B, at least 1.")
+@shared.attacking
+@click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
+def main(json_file: Path | None, **given: Any) -> None:
+    """Evaluate the paper's theorems on the network of a run directory and its data.
+
+    Prints constants, premises, every bound in two forms ("paper shape" with its
+    unnamed constants 1, "explicit" with all of them), vacuous or not, the
+    examples that would make it useful, and the measured gap beside it. The
+    attack is PGD of 20 steps on 1000 examples of each part unless you say more.
+    """
+    choice = shared.attack_choice(given)
+
+    from tnn_robust_cli import _render
+
+    from tnn_robust.files import require_writable
+    from tnn_robust.records import BoundReport
+    from tnn_robust.reporting.bounds import bound_notes, bound_tables
+    from tnn_robust.runs.bound import BoundRequest, bound_run
+
+    if json_file is not None:
+        require_writable(json_file)
+    report: BoundReport | None = None
+    with _render.progress_bar() as bar:
+        for record in bound_run(BoundRequest(choice=choice, **given)):
+            if isinstance(record, BoundReport):
+                report = record
+            else:
+                bar.update(f"{record.attack}, {record.part}", record.done, record.total)
+    assert report is not None
+    _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Every theorem at one network: rows of both forms, the cut, and the two sides of (16)."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from tnn_robust.records import BoundFacts, BoundForm, BoundRow, CutRecord, ImplicitRecord, Premise
+from tnn_robust.records.bound import EVERY, finite
+from tnn_robust.theory.approximate import (
+    Decay,
+    corollary_22,
+    corollary_22_ranks,
+    decay_envelope,
+    r_hat_19,
+    r_hat_21,
+    theorem_19,
+    theorem_21,
+)
+from tnn_robust.theory.bounds import (
+    Bound,
+    HypothesisClass,
+    Ranks,
+    Sample,
+    lemma_7,
+    log_needed_examples,
+    theorem_9,
+    theorem_11,
+)
+from tnn_robust.theory.implicit_bias import (
+    Teacher,
+    harmonic_mean_of_roots,
+    largest_harmonic_mean,
+    rhs_16,
+)
+from tnn_robust.theory.logs import log_sum
+from tnn_robust.theory.network import Spectrum, largest_singular_values, own_ranks
+from tnn_robust.theory.premises import DECAYING, IMPLICIT, covered
+
+
+class Form(Protocol):
+    """A theorem of one network, at any sample, in either form."""
+
+    def __call__(self, sample: Sample, *, explicit: bool) -> Bound: ...
+
+
+class Cut(NamedTuple):
+    """Ranks that keep a share of the energy, the largest F-norm dropped, and the decay fit."""
+
+    record: CutRecord
+    tubal: Ranks
+    multi: Ranks
+    decay: Decay
+
+
+class Entry(NamedTuple):
+    """A row before its numbers: how each sample's bound is computed."""
+
+    name: str
+    equation: str
+    version: str
+    form: Form
+    adversarial: bool = True
+    dimension: int | None = None
+    failures: int = 2
+    log_r_hat: float | None = None
+
+
+def samples(facts: BoundFacts) -> tuple[Sample, Sample]:
+    """The sample without an adversary and with it, at t of 1 - 2e^-t."""
+    reach = facts.input_norm + facts.eps_value * facts.constant
+    clean = Sample(facts.n, facts.input_norm, facts.loss, facts.t)
+    return clean, Sample(facts.n, reach, facts.loss, facts.t)
+
+
+def cut_network(
+    facts: BoundFacts, net: HypothesisClass, found: Sequence[Spectrum], energy: float
+) -> Cut:
+    """Where the approximate theorems cut. Raises InputError for energy outside (0, 1]."""
+    tubal = [one.tubal_cut(energy) for one in found]
+    multi = [one.multi_cut(energy) for one in found]
+    decay = decay_envelope(largest_singular_values(found))
+    record = CutRecord(
+        energy=energy,
+        ranks=tuple(max(ranks) for ranks, _ in tubal),
+        delta=max(delta for _, delta in tubal),
+        rank_sums=tuple(sum(ranks) for ranks, _ in multi),
+        multi_delta=max(delta for _, delta in multi),
+        v0=decay.v0,
+        alpha=decay.alpha,
+        chosen_ranks=corollary_22_ranks(net, samples(facts)[1], decay) if decay.alpha > 0 else (),
+    )
+    return Cut(record, [ranks for ranks, _ in tubal], [ranks for ranks, _ in multi], decay)
+
+
+def bound_rows(
+    facts: BoundFacts,
+    net: HypothesisClass,
+    found: Sequence[Spectrum],
+    cut: Cut,
+    premises: Sequence[Premise],
+) -> tuple[BoundRow, ...]:
+    """Lemma 7, Theorems 9, 11, 19, 21 and Corollary 22, standard ones first."""
+    clean, attacked = samples(facts)
+    entries = [*_exact(net, found), *_approximate(net, cut, attacked)]
+    general, decaying = covered(premises, EVERY), covered(premises, EVERY, DECAYING)
+    return tuple(
+        BoundRow(
+            name=entry.name,
+            equation=entry.equation,
+            version=entry.version,
+            adversarial=entry.adversarial,
+            covered=decaying if entry.equation in ("(19)", "(20)") else general,
+            dimension=entry.dimension,
+            paper=_form(entry, attacked if entry.adversarial else clean, facts, explicit=False),
+            explicit=_form(entry, attacked if entry.adversarial else clean, facts, explicit=True),
+            approximate=entry.log_r_hat is not None,
+            log_r_hat=None if entry.log_r_hat is None else finite(entry.log_r_hat),
+        )
+        for entry in entries
+    )
+
+
+def _exact(net: HypothesisClass, found: Sequence[Spectrum]) -> Iterator[Entry]:
+    yield Entry("Lemma 7", "(9)", "dense", partial(lemma_7, net), False)
+    ranks = {"tubal": own_ranks(found, multi=False), "multi": own_ranks(found, multi=True)}
+    for adversarial in (False, True):
+        yield Entry(
+            "Theorem 9",
+            "(10)",
+            "dense",
+            partial(theorem_9, net),
+            adversarial,
+            net.dimension,
+        )
+        for version, own in ranks.items():
+            yield Entry(
+                "Theorem 11",
+                "(12)",
+                version,
+                partial(theorem_11, net, ranks=own),
+                adversarial,
+                net.rank_dimension(own),
+            )
+
+
+def _approximate(net: HypothesisClass, cut: Cut, sample: Sample) -> Iterator[Entry]:
+    cuts = {
+        "tubal": (cut.tubal, cut.record.delta),
+        "multi": (cut.multi, cut.record.multi_delta),
+    }
+    for version, (ranks, delta) in cuts.items():
+        yield Entry(
+            "Theorem 19",
+            "(18)",
+            version,
+            partial(theorem_19, net, ranks=ranks, delta=delta),
+            dimension=net.rank_dimension(ranks),
+            failures=4,
+            log_r_hat=r_hat_19(net, sample, delta),
+        )
+    if not cut.decay.alpha > 0:  # no decay at all: Assumption 20 has nothing to say
+        return
+    for version, (ranks, _) in cuts.items():
+        yield Entry(
+            "Theorem 21",
+            "(19)",
+            version,
+            partial(theorem_21, net, ranks=ranks, decay=cut.decay),
+            dimension=net.rank_dimension(ranks),
+            failures=4,
+            log_r_hat=r_hat_21(net, sample, ranks, cut.decay),
+        )
+    chosen = net.tubal(cut.record.chosen_ranks)
+    yield Entry(
+        "Corollary 22",
+        "(20)",
+        "tubal",
+        partial(corollary_22, net, decay=cut.decay),
+        dimension=net.rank_dimension(chosen),
+        failures=4,
+        log_r_hat=r_hat_21(net, sample, chosen, cut.decay),
+    )
+
+
+def _form(entry: Entry, sample: Sample, facts: BoundFacts, *, explicit: bool) -> BoundForm:
+    """The explicit forms all hold with 1 - 2e^-t: they rest on Theorem 11."""
+    t = facts.t4 if entry.failures == 4 and not explicit else facts.t
+    at = Sample(sample.n, sample.reach, sample.loss, t)
+    bound = entry.form(at, explicit=explicit)
+    main = bound.log_range + log_sum((bound.log_complexity, bound.log_confidence))
+    return BoundForm(
+        log_value=finite(bound.log_value),
+        log_share=finite(bound.log_share),
+        log_main=finite(main),
+        log_bias=finite(bound.log_range + bound.log_bias),
+        log_needed=finite(log_needed_examples(lambda one: entry.form(one, explicit=explicit), at)),
+    )
+
+
+def implicit_bias(
+    facts: BoundFacts, net: HypothesisClass, teacher: Teacher, premises: Sequence[Premise]
+) -> ImplicitRecord:
+    """Both sides of (16). InputError for a layer of norm zero or an impossible teacher."""
+    return ImplicitRecord(
+        harmonic_mean=harmonic_mean_of_roots(facts.stable_ranks),
+        rhs=finite(rhs_16(layers=net.layers, channels=net.channels, teacher=teacher)),
+        largest=largest_harmonic_mean(net.channels, net.shapes),
+        teacher_layers=teacher.layers,
+        teacher_width=teacher.width,
+        teacher_norm=teacher.norm,
+        covered=covered(premises, EVERY, IMPLICIT),
+    )
