@@ -342,7 +342,7 @@ def test_the_broken_cost_no_more_passes():
         seen.append(len(z))
         return model(z)
 
-    options = {"eps": 0.05, "steps": 20, "restarts": 4}
+    options = {"eps": 0.4, "steps": 20, "restarts": 4}
     found = attack(counted, x, y, **options, stop_broken=True)
     left, stand = sum(seen), int(accuracy(model, found.x, y).sum())
     seen.clear()

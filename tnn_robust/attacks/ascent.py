@@ -88,6 +88,8 @@ def ascend(
     for restart in range(restarts):
         if stop_broken and (restart or first is not x):
             scene = best.drop_broken(scene, all_of_them=True)
+            if not len(scene.y):
+                break
         z = _first_point(scene, ball, restart)
         for step in range(steps):
             if stop_broken and step and step % LOOK == 0:
