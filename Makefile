@@ -41,7 +41,7 @@ bench: $(STAMP) ## Time forward + input gradient against its matrix products alo
 	$(BIN)/python scripts/bench_peers.py
 
 bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt eagerpy GitPython
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt eagerpy GitPython requests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
 		foolbox adversarial-robustness-toolbox pyautoattack
 	$(BIN)/python scripts/bench_peers.py

@@ -61,7 +61,11 @@ def short_suite(monkeypatch) -> None:
     monkeypatch.setattr(suite, "_members", lambda scores: members)
 
 
-@pytest.mark.parametrize("options", (PGD, SUITE, CURVE, MINIMAL), ids=lambda o: o[0].strip("-"))
+@pytest.mark.parametrize(
+    "options",
+    (PGD, SUITE, CURVE, pytest.param(MINIMAL, marks=pytest.mark.slow)),
+    ids=lambda o: o[0].strip("-"),
+)
 def test_no_digit_depends_on_the_batch_size(tmp_path, digits_run, monkeypatch, options) -> None:
     # Blocks that do not divide the parts, several of them.
     monkeypatch.setattr(blocks, "_LARGEST", {"cpu": 32})
@@ -81,6 +85,7 @@ def test_nor_on_that_of_a_run_it_goes_on_from(tmp_path, digits_run, monkeypatch)
     def torn(self, entries):
         calls.append(len(entries))
         if len(calls) > 4:
+            self._file.close()
             raise KeyboardInterrupt
         add(self, entries)
 
