@@ -124,7 +124,7 @@ def pyautoattack(model: nn.Module) -> Attack:
     )
     tool.attacks_to_run, tool.verbose = ["apgd-ce"], False
     tool.apgd.n_iter, tool.apgd.n_restarts = STEPS, RESTARTS
-    return lambda x, y: tool.run_standard_evaluation(x[:, None].contiguous(), y)[:, 0]
+    return lambda x, y: tool.run_standard_evaluation(x[:, None].contiguous(), y)[0][:, 0]
 
 
 PEERS = {"foolbox": foolbox, "torchattacks": torchattacks, "art": art, "pyautoattack": pyautoattack}
