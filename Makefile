@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO := runs/demo
 
-.PHONY: help setup demo test test-slow lint bench check clean
+.PHONY: help setup demo test test-slow lint bench bench-peers check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -38,6 +38,13 @@ lint: $(STAMP) ## Check style and types
 
 bench: $(STAMP) ## Time forward + input gradient against its matrix products alone
 	$(BIN)/python scripts/bench.py
+	$(BIN)/python scripts/bench_peers.py
+
+bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt eagerpy GitPython requests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+		foolbox adversarial-robustness-toolbox pyautoattack
+	$(BIN)/python scripts/bench_peers.py
 
 check: test lint demo ## All that CI runs
 

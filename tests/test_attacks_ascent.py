@@ -301,3 +301,76 @@ def test_random_starts_need_streams():
     options = {"eps": 0.1, "steps": 1, "step_size": 0.1, "loss": margin_loss}
     with pytest.raises(InputError, match="need random streams"):
         ascend(model, x, y, ball=BALLS["l2"], restarts=2, **options)
+
+
+def accuracy(model, x, y):
+    with torch.no_grad():
+        return margin(model(x), y) > 0
+
+
+@pytest.mark.parametrize("loss", ("margin", "cross-entropy"))
+@each_number_of_scores
+@each_norm
+def test_who_leaves_changes_no_verdict(norm, s, loss):
+    model = network(s)
+    x, y = examples(model, 60)
+    y[::9] = 1 - y[::9].clamp_max(1)  # some are misclassified from the start
+    eps = {"linf": 0.05, "l2": 0.2, "l1": 0.6, "nuclear": 0.3, "spectral": 0.15}[norm]
+    options = {"norm": norm, "eps": eps, "loss": loss, "steps": 12, "restarts": 3}
+    for start in ({}, {"random_start": False}):
+        whole = attack(model, x, y, **options, **start)
+        short = attack(model, x, y, **options, **start, stop_broken=True)
+        before, after = accuracy(model, whole.x, y), accuracy(model, short.x, y)
+        assert 0 < int(after.sum()) < 54
+        if loss == "margin" or s == 1:
+            assert torch.equal(before, after)
+            # Those that stand were attacked to the end, by the same points.
+            assert torch.allclose(whole.x[after], short.x[after], rtol=0, atol=1e-9)
+        else:  # the margin decides what is kept, the loss does not
+            assert bool((after <= before).all())
+        assert bool((loss_of(model, short.x, y) <= loss_of(model, whole.x, y) + 1e-9).all()) or (
+            loss != "margin"
+        )
+        assert not short.vanished[~after].any()
+
+
+def test_the_broken_cost_no_more_passes():
+    model, seen = network(1), []
+    x, y = examples(model, 64)
+
+    def counted(z):
+        seen.append(len(z))
+        return model(z)
+
+    options = {"eps": 0.4, "steps": 20, "restarts": 4}
+    found = attack(counted, x, y, **options, stop_broken=True)
+    left, stand = sum(seen), int(accuracy(model, found.x, y).sum())
+    seen.clear()
+    attack(counted, x, y, **options)
+    assert 0 < stand < 50 and max(seen) == min(seen) == 64
+    assert stand / 64 * sum(seen) <= left <= (stand / 64 + 0.25) * sum(seen)
+    seen.clear()
+    attack(counted, x, 1 - y, **options, stop_broken=True)
+    assert seen == [64], "misclassified from the start: one look is enough"
+
+
+def test_who_has_left_keeps_what_broke_it_and_nan_is_still_refused():
+    """The first example falls at once; the second becomes NaN once it is alone."""
+
+    def model(z):
+        score = (z.sum((1, 2)) - 0.4)[:, None]
+        return torch.where(torch.tensor(len(z) == 1), torch.nan, score)
+
+    x, y = torch.zeros(2, 2, 2), torch.tensor([0, 0])
+    x[0] += 0.099
+    options = {"eps": 0.09, "steps": 20, "random_start": False}
+    with pytest.raises(AttackError, match="scores are not finite"):
+        attack(model, x, y, **options, stop_broken=True)
+
+
+def test_training_never_stops_early():
+    model = network(2)
+    x, y = examples(model)
+    with pytest.raises(InputError, match="keeps the best"):
+        options = {"eps": 0.1, "steps": 1, "step_size": 0.1, "loss": margin_loss}
+        ascend(model, x, y, ball=BALLS["linf"], keep_best=False, stop_broken=True, **options)

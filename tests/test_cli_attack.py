@@ -279,11 +279,7 @@ def test_the_seed_decides_and_the_batch_size_does_not(tmp_path, digits_run):
     }
     assert found["first"] == found["again"]
     assert found["other seed"]["worst_case"]["test"] != found["first"]["worst_case"]["test"]
-    for part in PARTS:
-        first, small = (found[name]["worst_case"][part] for name in ("first", "small blocks"))
-        rounding = ("risk", "clean_risk")
-        assert without(first, *rounding) == without(small, *rounding)
-        assert small["risk"] == pytest.approx(first["risk"], rel=1e-5)
+    assert found["first"] == found["small blocks"]
 
 
 def test_n_larger_than_a_part_takes_all_of_it(tmp_path):

@@ -12,9 +12,12 @@ from shutil import copytree
 import pytest
 from conftest import run_cli
 
+from tnn_robust.runs import blocks
 from tnn_robust.runs.journal import FILE_NAME
 
 OPTIONS = ("--suite", "quick", "--eps", "0.03", "--n", "60", "--batch-size", "7", "--no-checks")
+# Blocks of 8, so that there are enough of them to die between.
+SMALL = "from tnn_robust.runs import blocks; blocks._LARGEST = {'cpu': 8}; "
 
 
 def report(path: Path) -> dict:
@@ -34,7 +37,7 @@ def own(run: Path, folder: Path) -> Path:
 
 
 def start(run: Path, *options: str) -> subprocess.Popen:
-    code = "from tnn_robust_cli.attack import main; main()"
+    code = SMALL + "from tnn_robust_cli.attack import main; main()"
     arguments = [sys.executable, "-c", code, str(run), *OPTIONS, *options]
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -62,6 +65,11 @@ def check_resumed(run: Path, whole: Path, counts: tuple[int, ...], folder: Path)
     assert result.exit_code == 0, result.stderr
     assert report(again) == report(whole)
     assert not (run / FILE_NAME).exists()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(blocks, "_LARGEST", {"cpu": 8})
 
 
 @pytest.fixture
@@ -93,7 +101,7 @@ def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> N
     assert run_cli("attack", run, *OPTIONS, "--resume", "--json", again).exit_code == 0
     assert report(again) == report(path)
 
-    journal.write_bytes(intact.replace(b'"start": 7', b'"start": 8', 1))
+    journal.write_bytes(intact.replace(b'"start": 8', b'"start": 9', 1))
     result = run_cli("attack", run, *OPTIONS, "--resume")
     assert result.exit_code == 2 and "was altered" in result.stderr
 

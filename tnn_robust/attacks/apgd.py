@@ -18,8 +18,6 @@ from tnn_robust.attacks.ascent import (
     BOX,
     Model,
     Perturbed,
-    _better,
-    _is_blind,
     _marked,
     _random_point,
     _step,
@@ -27,9 +25,11 @@ from tnn_robust.attacks.ascent import (
     _value,
     _value_and_gradient,
     feasible,
+    finite_or_raise,
 )
+from tnn_robust.attacks.best import better, is_blind
 from tnn_robust.attacks.threat import Ball, Radius
-from tnn_robust.errors import AttackError, InputError
+from tnn_robust.errors import InputError
 from tnn_robust.losses import Loss, margin_loss
 from tnn_robust.randomness import Streams
 
@@ -155,12 +155,6 @@ def _positive(spread: Tensor, top: Tensor) -> Tensor:
     return torch.maximum(spread, (info.eps * top.detach().abs().amax(1)).clamp_min(info.tiny))
 
 
-def finite_or_raise(value: Tensor) -> None:
-    """AttackError where a value was marked: a model of NaN scores was not attacked, nor robust."""
-    if not bool(torch.isfinite(value).all()):
-        raise AttackError("the model's scores are not finite, so no attack result can be trusted")
-
-
 class _Watch:
     """Every point looked at, of which it keeps the one of smallest margin."""
 
@@ -178,14 +172,14 @@ class _Watch:
             return loss(scores, y)
 
         value, gradient = _value_and_gradient(self.model, z, self.y, watched)
-        self._blind &= _is_blind(gradient)
-        self._point, self._best = _better(self._point, self._best, z, seen[0])
+        self._blind &= is_blind(gradient)
+        self._point, self._best = better(self._point, self._best, z, seen[0])
         return value, gradient
 
     def glance(self, z: Tensor) -> None:
         """Look without a gradient."""
         value = _value(self.model, z, self.y, margin_loss)
-        self._point, self._best = _better(self._point, self._best, z, value)
+        self._point, self._best = better(self._point, self._best, z, value)
 
     def result(self) -> Perturbed:
         finite_or_raise(self._best)

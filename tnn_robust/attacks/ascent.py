@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.threat import Ball, Radius, per_example, shrink_to
+from tnn_robust.attacks.best import LOOK, Best
+from tnn_robust.attacks.threat import Ball, Radius, box_of, per_example, shrink_to
 from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import Loss
+from tnn_robust.losses import Loss, margin_loss
 from tnn_robust.randomness import Streams
 
 Model = Callable[[Tensor], Tensor]
@@ -30,6 +31,18 @@ class Perturbed(NamedTuple):
 Perturb = Callable[[Model, Tensor, Tensor, Streams], Perturbed]
 
 
+class _Scene(NamedTuple):
+    """What belongs to the examples of an ascent and does not change, row by row."""
+
+    x: Tensor
+    y: Tensor
+    eps: Radius
+    step_size: Radius
+    streams: Streams | None
+    start: Tensor | None
+    box: tuple[Tensor, Tensor] | None
+
+
 def ascend(
     model: Model,
     x: Tensor,
@@ -46,6 +59,7 @@ def ascend(
     start: Tensor | None = None,
     skip_blocked: bool = False,
     keep_best: bool = True,
+    stop_broken: bool = False,
 ) -> Perturbed:
     """Raise `loss` over the ball around x, inside the box [0, 1].
 
@@ -57,30 +71,48 @@ def ascend(
     pass less, no clean pass). Only the gradient of the input is computed, and
     nothing is read back to the host inside the loop.
 
+    stop_broken (with keep_best): for the verdict alone. The point of smallest
+    margin is returned, and an example whose margin is no longer positive leaves
+    the batch at the next look, one every `LOOK` steps and before each restart,
+    which waits for the device. `vanished` is False for what has left.
+
     Raises AttackError where the model's scores are not finite.
     """
-    best_x, best = x, None
-    blind = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-    first = x if start_at_x else None
-    if start is not None:
-        first = feasible(x, start - x, ball, eps)
+    if stop_broken and not keep_best:
+        raise InputError("an ascent that stops at broken points keeps the best of them")
+    first = feasible(x, start - x, ball, eps) if start is not None else x if start_at_x else None
+    scene = _Scene(x, y, eps, step_size, streams, first, _bounds(ball, x, eps))
+    rank, best, z = margin_loss if stop_broken else loss, Best(x), x
     if keep_best and first is not x:
-        best = _value(model, x, y, loss)
-    z = x
+        best.raise_to(x, _value(model, x, y, rank))
     for restart in range(restarts):
-        warm = first if restart == 0 else None
-        z = _random_point(x, ball, eps, streams, restart) if warm is None else warm
-        for _ in range(steps):
-            value, gradient = _value_and_gradient(model, z, y, loss)
+        if stop_broken and (restart or first is not x):
+            scene = best.drop_broken(scene, all_of_them=True)
+            if not len(scene.y):
+                break
+        z = _first_point(scene, ball, restart)
+        for step in range(steps):
+            if stop_broken and step and step % LOOK == 0:
+                scene, z = best.drop_broken((scene, z))
+            if not len(z):
+                break
+            value, gradient = _value_and_gradient(model, z, scene.y, loss, rank)
             if keep_best:
-                best_x, best = _better(best_x, best, z, value)
-            blind &= _is_blind(gradient)
-            z = _step(z, gradient, x, ball, eps, step_size, skip_blocked)
-        if keep_best:
-            best_x, best = _better(best_x, best, z, _value(model, z, y, loss))
-    if best is not None and not bool(torch.isfinite(best).all()):
+                best.raise_to(z, value)
+            best.follow(gradient)
+            z = _moved(scene, z, gradient, ball, skip_blocked)
+        if keep_best and len(z):
+            best.raise_to(z, _value(model, z, scene.y, rank))
+    x_adv, highest, blind = best.whole()
+    if keep_best:
+        finite_or_raise(highest)
+    return Perturbed(x_adv if keep_best else z, blind)
+
+
+def finite_or_raise(value: Tensor) -> None:
+    """AttackError where a value was marked: a model of NaN scores was not attacked, nor robust."""
+    if not bool(torch.isfinite(value).all()):
         raise AttackError("the model's scores are not finite, so no attack result can be trusted")
-    return Perturbed(best_x if keep_best else z, blind)
 
 
 def feasible(x: Tensor, delta: Tensor, ball: Ball, eps: Radius) -> Tensor:
@@ -154,13 +186,18 @@ def _value(model: Model, z: Tensor, y: Tensor, loss: Loss) -> Tensor:
         return _marked(loss(scores, y), scores)
 
 
-def _value_and_gradient(model: Model, z: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(
+    model: Model, z: Tensor, y: Tensor, loss: Loss, rank: Loss | None = None
+) -> tuple[Tensor, Tensor]:
+    """The rank (n,) of the scores at z, by default their loss, and the gradient of the loss."""
     z = z.detach().requires_grad_()
     with torch.enable_grad():
         scores = model(z)
         value = loss(scores, y)
         (gradient,) = torch.autograd.grad(value, z, torch.ones_like(value))
-    return _marked(value.detach(), scores.detach()), gradient
+    seen = scores.detach()
+    ranked = value.detach() if rank is None or rank is loss else rank(seen, y)
+    return _marked(ranked, seen), gradient
 
 
 def _marked(value: Tensor, scores: Tensor) -> Tensor:
@@ -168,16 +205,23 @@ def _marked(value: Tensor, scores: Tensor) -> Tensor:
     return value.masked_fill(~torch.isfinite(scores).all(1), torch.nan)
 
 
-def _better(x: Tensor, best: Tensor | None, z: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    if best is None:
-        return z, value
-    higher = (value > best) | value.isnan()  # a NaN stays: nothing is above it
-    return torch.where(higher[:, None, None], z, x), torch.where(higher, value, best)
+def _bounds(ball: Ball, x: Tensor, eps: Radius) -> tuple[Tensor, Tensor] | None:
+    """Least and greatest entries of ball and box together, where the ball is a box too."""
+    box = box_of(ball, x, eps)
+    return None if box is None else (box[0].clamp_min_(BOX[0]), box[1].clamp_max_(BOX[1]))
 
 
-def _is_blind(gradient: Tensor) -> Tensor:
-    largest = gradient.abs().amax((1, 2))
-    return ~((largest > 0) & (largest < torch.inf))
+def _first_point(scene: _Scene, ball: Ball, restart: int) -> Tensor:
+    if restart == 0 and scene.start is not None:
+        return scene.start
+    return _random_point(scene.x, ball, scene.eps, scene.streams, restart)
+
+
+def _moved(scene: _Scene, z: Tensor, gradient: Tensor, ball: Ball, skip_blocked: bool) -> Tensor:
+    if scene.box is None:
+        return _step(z, gradient, scene.x, ball, scene.eps, scene.step_size, skip_blocked)
+    # The sign of NaN is 0, and what the face of a box blocks the clamp takes back.
+    return (z + per_example(scene.step_size, z) * gradient.sign()).clamp_(*scene.box)
 
 
 def _random_point(x: Tensor, ball: Ball, eps: Radius, streams: Streams | None, draw: int) -> Tensor:

@@ -10,18 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.apgd import finite_or_raise
 from tnn_robust.attacks.ascent import (
     BOX,
     Model,
     Perturbed,
-    _better,
-    _is_blind,
     _random_point,
     _unblocked,
     _value,
     feasible,
+    finite_or_raise,
 )
+from tnn_robust.attacks.best import better, is_blind
 from tnn_robust.attacks.threat import ball_of
 from tnn_robust.errors import unknown_choice
 from tnn_robust.losses import margin, margin_loss
@@ -83,8 +82,8 @@ def fab_in_ball(
     near = feasible(x, found.x - x, ball_of(norm), eps)
     inside = (found.norm <= torch.as_tensor(eps, device=x.device))[:, None, None]
     clean, value = (_value(model, z, y, margin_loss) for z in (x, near))
-    better, _ = _better(x, clean, near, value)
-    return Perturbed(torch.where(inside, found.x, better), found.vanished)
+    nearer, _ = better(x, clean, near, value)
+    return Perturbed(torch.where(inside, found.x, nearer), found.vanished)
 
 
 class _Found(NamedTuple):
@@ -179,7 +178,7 @@ def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Te
             ],
             dim=1,
         )
-    blind = torch.stack([_is_blind(slope) for slope in slopes.unbind(1)]).all(0)
+    blind = torch.stack([is_blind(slope) for slope in slopes.unbind(1)]).all(0)
     slopes = torch.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0)
     size = slopes.abs().amax((2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
     gaps, slopes = gaps.detach() / size, slopes / size[:, :, None, None]

@@ -7,17 +7,17 @@ from tnn_robust.attacks.ascent import (
     Model,
     Perturb,
     Perturbed,
-    _better,
-    _is_blind,
     _random_point,
     _unblocked,
     _value,
     _value_and_gradient,
     feasible,
+    finite_or_raise,
     frozen,
 )
+from tnn_robust.attacks.best import Best, better
 from tnn_robust.attacks.threat import Ball, Radius, per_example
-from tnn_robust.errors import AttackError, InputError
+from tnn_robust.errors import InputError
 from tnn_robust.losses import Loss, margin_loss
 from tnn_robust.randomness import Streams
 
@@ -75,22 +75,20 @@ def frank_wolfe(
     """
     if restarts > 1 and streams is None:
         raise InputError("restarts need random streams, got none")
-    best_x, best = x, None
-    blind = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    best = Best(x)
     for restart in range(restarts):
         z = x
         if restart > 0:
             z = _random_point(x, ball, eps, streams, restart)
         for t in range(steps):
             value, gradient = _value_and_gradient(model, z, y, loss)
-            best_x, best = _better(best_x, best, z, value)
-            blind &= _is_blind(gradient)
+            best.raise_to(z, value)
+            best.follow(gradient)
             vertex = per_example(eps, z) * ball.ascend(_unblocked(gradient, z))
             z = feasible(x, torch.lerp(z - x, vertex, 2 / (t + 2)), ball, eps)
-        best_x, best = _better(best_x, best, z, _value(model, z, y, loss))
-    if best is not None and not bool(torch.isfinite(best).all()):
-        raise AttackError("the model's scores are not finite, so no attack result can be trusted")
-    return Perturbed(best_x, blind)
+        best.raise_to(z, _value(model, z, y, loss))
+    finite_or_raise(best.value)
+    return Perturbed(best.point, best.blind)
 
 
 def best_of(first: Perturb, second: Perturb) -> Perturb:
@@ -100,7 +98,7 @@ def best_of(first: Perturb, second: Perturb) -> Perturb:
         a, b = first(model, x, y, streams), second(model, x, y, streams)
         with frozen(model):
             values = [_value(model, found.x, y, margin_loss) for found in (a, b)]
-        best_x, _ = _better(a.x, values[0], b.x, values[1])
+        best_x, _ = better(a.x, values[0], b.x, values[1])
         return Perturbed(best_x, a.vanished & b.vanished)
 
     return perturb

@@ -19,6 +19,7 @@ from tnn_robust.errors import InputError
 from tnn_robust.losses import LOSSES
 from tnn_robust.randomness import Streams
 
+Climb = Callable[..., Perturbed]
 Run = Callable[[AttackSettings, Ball, Model, Tensor, Tensor, Streams], Perturbed]
 
 
@@ -86,6 +87,7 @@ def _ascend(
         start_at_x=not s.random_start,
         skip_blocked=s.skip_blocked,
         keep_best=keep_best,
+        stop_broken=s.stop_broken and keep_best,
     )
 
 
@@ -96,36 +98,33 @@ def _last_iterate(
 
 
 def _apgd(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+    s: AttackSettings,
+    ball: Ball,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    streams: Streams,
+    climb: Climb = apgd_targeted,
 ) -> Perturbed:
-    return apgd(
+    # APGD's sparse steps in l1 know the whole ball alone.
+    norm = "l2" if s.confined else s.norm
+    return climb(
         model,
         x,
         y,
         ball=ball,
-        norm=_climbed_as(s),
-        eps=s.eps_value,
-        steps=s.steps,
-        restarts=s.restarts,
-        loss=LOSSES[s.loss],
-        streams=streams,
-    )
-
-
-def _apgd_t(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
-) -> Perturbed:
-    return apgd_targeted(
-        model,
-        x,
-        y,
-        ball=ball,
-        norm=_climbed_as(s),
+        norm=norm,
         eps=s.eps_value,
         steps=s.steps,
         restarts=s.restarts,
         streams=streams,
     )
+
+
+def _apgd_on_loss(
+    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
+) -> Perturbed:
+    return _apgd(s, ball, model, x, y, streams, partial(apgd, loss=LOSSES[s.loss]))
 
 
 def _fab(
@@ -149,11 +148,6 @@ def _square(
     return square(model, x, y, norm=s.norm, eps=s.eps_value, queries=s.steps, streams=streams)
 
 
-def _climbed_as(s: AttackSettings) -> str:
-    """The norm as APGD is to see it: its sparse steps in l1 know the whole ball alone."""
-    return "l2" if s.confined else s.norm
-
-
 def _fw(
     s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
 ) -> Perturbed:
@@ -169,8 +163,8 @@ RUNS: dict[str, Run] = {
     "fgsm": _ascend,
     "fgm": _ascend,
     "pgd": _ascend,
-    "apgd": _apgd,
-    "apgd-t": _apgd_t,
+    "apgd": _apgd_on_loss,
+    "apgd-t": _apgd,
     "fab": _fab,
     "square": _square,
     "fw": _fw,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -30,7 +30,8 @@ class Preset(NamedTuple):
     """What makes a name an attack: norm (None: the user's) and the loop's defaults.
 
     own_step: the attack chooses its step sizes; norms: those it is made for
-    (None: all); whole: it is made for whole balls, not for their channels or faces.
+    (None: all); whole: it is made for whole balls, not for their channels or faces;
+    stops: it can stop at an example that is broken.
     """
 
     norm: str | None
@@ -40,15 +41,16 @@ class Preset(NamedTuple):
     own_step: bool = False
     norms: tuple[str, ...] | None = None
     whole: bool = False
+    stops: bool = False
 
 
 # FGSM: Goodfellow et al. 2015; l2-FGM: Miyato et al. 2017; PGD: Madry et al. 2018; APGD and FAB:
 # Croce & Hein 2020; Square: Andriushchenko et al. 2020, whose steps are queries; Frank-Wolfe:
 # Jaggi 2013, with PGD of as many steps beside it.
 PRESETS: dict[str, Preset] = {
-    "fgsm": Preset(norm="linf", steps=1, random_start=False, skip_blocked=False),
-    "fgm": Preset(norm="l2", steps=1, random_start=False, skip_blocked=False),
-    "pgd": Preset(norm=None, steps=40, random_start=True, skip_blocked=True),
+    "fgsm": Preset("linf", 1, random_start=False, skip_blocked=False, stops=True),
+    "fgm": Preset("l2", 1, random_start=False, skip_blocked=False, stops=True),
+    "pgd": Preset(None, 40, random_start=True, skip_blocked=True, stops=True),
     "apgd": Preset(None, 100, False, False, own_step=True),
     "apgd-t": Preset(None, 100, False, False, own_step=True),
     "fab": Preset(None, 100, False, False, own_step=True, norms=_LP, whole=True),
@@ -64,7 +66,8 @@ class AttackSettings:
     step_size is in the units of eps, 0 where the attack chooses its own;
     skip_blocked leaves out of the gradient
     what the box would clip away again; channels and faces, START:STOP, confine
-    the ball to those of the examples (None: the whole ball).
+    the ball to those of the examples (None: the whole ball); stop_broken spends
+    nothing on an example after its verdict, whose loss is then a lower bound.
     """
 
     name: str
@@ -79,6 +82,7 @@ class AttackSettings:
     loss: str
     channels: str | None = None
     faces: str | None = None
+    stop_broken: bool = False
 
     @property
     def confined(self) -> bool:
@@ -96,8 +100,9 @@ class AttackSettings:
         For a torchattacks class the arguments it is given, under their names there.
         """
         if self.zoo_name is None:
-            threat = {"name", "norm", "eps", "eps_value"}
-            return {k: v for k, v in asdict(self).items() if k not in threat and v is not None}
+            left_out = {"name", "norm", "eps", "eps_value"}
+            left_out |= set() if self.stop_broken else {"stop_broken"}
+            return {k: v for k, v in asdict(self).items() if k not in left_out and v is not None}
         ours = {
             "norm": _ZOO_NORMS[self.norm],
             "steps": self.steps,
@@ -120,16 +125,21 @@ def attack_settings(
     loss: str = "margin",
     channels: str | None = None,
     faces: str | None = None,
+    stop_broken: bool = False,
 ) -> AttackSettings:
     """Fill in an attack's defaults and check what was asked.
 
     Raises InputError for an unknown name, norm or loss, a norm the attack is
     not of, eps below zero or not finite, steps or restarts below one, channels
-    together with faces, and either for an attack made for whole balls.
+    together with faces, and either for an attack made for whole balls, and
+    stop_broken for one that cannot.
     """
     preset = _preset(name, norm)
     _check_support(name, preset, channels, faces)
     _check(eps, steps, step_size, restarts, loss)
+    if stop_broken and not preset.stops:
+        stop = ", ".join(name for name, one in PRESETS.items() if one.stops)
+        raise InputError(f"--stop-broken is made for {stop}, got {name}")
     if preset.steps == 1 and steps not in (None, 1):
         raise InputError(f"{name} takes one step, got --steps {steps}: use pgd")
     count = steps or preset.steps
@@ -148,7 +158,13 @@ def attack_settings(
         loss=loss,
         channels=channels,
         faces=faces,
+        stop_broken=stop_broken,
     )
+
+
+def stopping(settings: AttackSettings) -> AttackSettings:
+    """The attack stopping at broken examples, where it can."""
+    return replace(settings, stop_broken=PRESETS[settings.name].stops)
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,7 @@ class AttackChoice:
     loss: str = "margin"
     channels: str | None = None
     faces: str | None = None
+    stop_broken: bool = False
 
     def resolve(self, trained: AttackSettings | None) -> tuple[AttackSettings, ...]:
         """Settings of every attack at every eps.
@@ -217,6 +234,7 @@ class AttackChoice:
             loss=self.loss,
             channels=self.channels,
             faces=self.faces,
+            stop_broken=self.stop_broken,
             **steps,
         )
 

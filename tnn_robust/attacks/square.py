@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.apgd import finite_or_raise
-from tnn_robust.attacks.ascent import BOX, Model, Perturbed, _better, _value, feasible
+from tnn_robust.attacks.ascent import BOX, Model, Perturbed, _value, feasible, finite_or_raise
+from tnn_robust.attacks.best import better
 from tnn_robust.attacks.threat import Radius, ball_of, per_example
 from tnn_robust.errors import unknown_choice
 from tnn_robust.losses import margin_loss
@@ -69,8 +69,8 @@ def square(
             window = window_of(shape, max(share, min(1.0, entries / x[0].numel())))
             delta = _energy_update(z - x, eps, ball.radius, power, window, streams, draw)
         tried = (x + delta).clamp(*BOX)
-        z, value = _better(z, value, tried, _value(model, tried, y, margin_loss))
-    point, least = _better(point, least, z, value)
+        z, value = better(z, value, tried, _value(model, tried, y, margin_loss))
+    point, least = better(point, least, z, value)
     finite_or_raise(least)
     return Perturbed(point, torch.zeros_like(y, dtype=torch.bool))
 

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.evaluation.gap import gap, part_result
-from tnn_robust.evaluation.risk import Check, Model, Outcomes, Perturbation, join, measure
+from tnn_robust.evaluation.risk import (
+    Check,
+    Model,
+    Outcomes,
+    Perturbation,
+    fresh_rows,
+    join,
+    measure,
+)
 from tnn_robust.losses import Loss
 from tnn_robust.randomness import Streams
 from tnn_robust.records import CurvePoint, EpsCurve
@@ -79,9 +87,8 @@ def curve_part(
     """
     require_rising(sizes)
     for first in range(0, len(x), block):
-        rows = slice(first, first + block)
-        clean, labels = x[rows], y[rows]
-        streams = Streams(seed, indices[rows])
+        clean, labels, where = fresh_rows(first, first + block, x, y, indices)
+        streams = Streams(seed, where)
         state = _clean_state(model, clean, labels, loss)
         found: list[Outcomes] = []
         for size in sizes:

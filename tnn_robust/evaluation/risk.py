@@ -75,6 +75,9 @@ def attack_part(
     lie on the model's device. Memory grows with the block. known: outcomes of
     blocks already done, by their first row, which are passed on as they are.
 
+    block: examples computed together. It changes the last digits, since matrix
+    products of other shapes round in another way, and nothing else.
+
     Raises AttackError for a point outside its ball and for scores that are not
     finite, InputError for scores that do not fit the labels.
     """
@@ -83,8 +86,7 @@ def attack_part(
         if known and start in known:
             yield Block(start, end, len(x), known[start], None)
             continue
-        rows = slice(start, end)
-        clean, labels, where = x[rows], y[rows], indices[rows]
+        clean, labels, where = fresh_rows(start, end, x, y, indices)
         if start == 0:  # inside an attack the same mistakes would fail less clearly
             with torch.no_grad():
                 _scores(model, clean[:1], y)
@@ -92,6 +94,11 @@ def attack_part(
         radius = check(clean, found.x, where)
         outcomes = measure(model, clean, found.x, labels, radius, found.vanished, loss=loss)
         yield Block(start, end, len(x), outcomes, found.x.cpu())
+
+
+def fresh_rows(start: int, end: int, *columns: Tensor) -> list[Tensor]:
+    """Rows [start, end) of each as fresh tensors: views lie at addresses that change last bits."""
+    return [column[start:end].clone() for column in columns]
 
 
 def measure(

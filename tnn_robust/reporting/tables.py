@@ -153,6 +153,11 @@ def attack_notes(report: AttackReport) -> list[str]:
         "An attack gives a lower bound of the adversarial risk and an upper bound of the "
         "robust accuracy; the worst case is per example over the attacks above."
     )
+    if any(row.settings.get("stop_broken") for row in report.attacks):
+        notes.append(
+            "Broken examples left the attack at once (--stop-broken): accuracies are complete, "
+            "risks and AGPs of losses rest on what broke each, and so bound the risk from below."
+        )
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
     failed = [
         f"WARNING: {check.name}: {check.message}." for check in report.checks if not check.passed

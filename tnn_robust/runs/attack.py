@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps
+from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps, stopping
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.errors import InputError
@@ -22,10 +22,11 @@ from tnn_robust.losses import LOSSES, Loss
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_robust.models.network import TNN
 from tnn_robust.records import AttackReport, Check
+from tnn_robust.runs.blocks import compute_block
 from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device, subset
 from tnn_robust.runs.journal import FILE_NAME as JOURNAL_NAME
-from tnn_robust.runs.journal import Entry, Journal
+from tnn_robust.runs.journal import Entry, Journal, Key
 from tnn_robust.runs.report import (
     Points,
     Result,
@@ -46,11 +47,11 @@ class AttackRequest:
     """All that `tnn-attack` was asked.
 
     choice: the attacks, filled in from the run's training where left open; n: at
-    most so many examples of each part; batch_size: examples attacked at once,
-    which bounds the memory and does not change results beyond rounding; suite:
-    its name, in place of the attacks' names; checks: for gradient masking;
-    journal: keep a record of finished blocks in the run directory, removed with the
-    report; resume: go on from one.
+    most so many examples of each part; batch_size: examples between two
+    records of progress, rounded up to whole blocks of `compute_block`, so that no
+    digit depends on it; suite: its name, in place of the attacks' names; checks: for
+    gradient masking; journal: keep a record of finished blocks in the run directory,
+    removed with the report; resume: go on from one.
     """
 
     run: Path
@@ -115,13 +116,19 @@ def chosen_attacks(request: AttackRequest, checkpoint: Checkpoint) -> tuple[Atta
     # Its norm and eps are filled in as for PGD.
     (like,) = replace(request.choice, names=("pgd",)).resolve(trained)
     a = checkpoint.model.architecture
-    return suite_attacks(
+    attacks = suite_attacks(
         request.suite,
         Eps(like.eps, like.eps_value),
         norm=like.norm,
         scores=a.scores,
         entries=a.features * a.channels,
     )
+    if not request.choice.stop_broken:
+        return attacks
+    attacks = tuple(map(stopping, attacks))
+    if not any(one.stop_broken for one in attacks):
+        raise InputError(f"--stop-broken is of pgd and one step, got --suite {request.suite}")
+    return attacks
 
 
 def attack_checkpoint(
@@ -181,7 +188,6 @@ def _journal(
         "suite": request.suite,
         "seed": request.seed,
         "n": request.n,
-        "batch_size": request.batch_size,
         "device": str(checkpoint.model.head.device),
         "versions": versions(),
     }
@@ -231,8 +237,11 @@ def _attack_target(
     where = rows.to(target.indices.device)
     counted, transform = Counted(model), model.transform
     known = {} if journal is None else journal.of(number, target.name)
+    size = compute_block(model, target.indices.device)
+    together = -(-request.batch_size // size)
     blocks: list[Outcomes] = []
     x_adv: list[Tensor] = []
+    fresh: list[tuple[Key, Entry]] = []
     done = [sum(entry.forwards for entry in known.values())]
     done.append(sum(entry.backwards for entry in known.values()))
     with frozen(model):
@@ -246,16 +255,22 @@ def _attack_target(
             check=make_check(settings, transform),
             loss=loss,
             seed=target.seed,
-            block=request.batch_size,
+            block=size,
             known={start: entry.outcomes for start, entry in known.items()},
         ):
             blocks.append(block.outcomes)
             if request.keep_points and block.x_adv is not None:
                 x_adv.append(block.x_adv)
-            if journal is not None and block.x_adv is not None:
+            if block.x_adv is not None:
                 passes = (counted.forwards - before[0], counted.backwards - before[1])
-                journal.add((number, target.name, block.start), Entry(block.outcomes, *passes))
+                key = (number, target.name, block.start)
+                fresh.append((key, Entry(block.outcomes, *passes)))
             before = (counted.forwards, counted.backwards)
+            if len(blocks) % together and block.done < block.total:
+                continue
+            if journal is not None:
+                journal.add(fresh)
+            fresh = []
             yield AttackProgress(settings.name, target.name, block.done, block.total)
     found = join(blocks)
     points = torch.cat(x_adv) if request.keep_points else None

@@ -65,7 +65,8 @@ def _adversaries(
 ) -> Attacks:
     make = partial(make_perturb, transform=transform)
     ball, eps = ball_for(like, transform), Eps(like.eps, like.eps_value)
-    same = [a for a in attacks if _threat(a) == _threat(like)]
+    # They compare losses, which need the whole attack.
+    same = [replace(a, stop_broken=False) for a in attacks if _threat(a) == _threat(like)]
     white = [make(a) for a in same if a.name != "square"]
     steps = max([_STEPS, *(a.steps for a in same if a.name in {"pgd", "apgd"})])
     pgd = attack_settings(

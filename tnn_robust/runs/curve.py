@@ -11,11 +11,13 @@ from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.errors import InputError
 from tnn_robust.evaluation.curve import SweptBlock, curve, curve_part, join_sweep, require_rising
+from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.randomness import Streams
 from tnn_robust.records import EpsCurve, MinimalReport
 from tnn_robust.runs.attack import PARTS, AttackProgress, AttackRequest, Target, targets_of
+from tnn_robust.runs.blocks import compute_block
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
 from tnn_robust.runs.report import check_attacks, make_check, model_info, risk_loss, training_attack
 
@@ -32,6 +34,8 @@ def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
     attacks = choice.resolve(training_attack(checkpoint))
     if len({one.name for one in attacks}) != 1 or request.suite is not None:
         raise InputError("--curve takes one --attack and no --suite")
+    if choice.stop_broken:
+        raise InputError("--curve gives risks, which --stop-broken would cut short")
     require_rising([one.eps_value for one in attacks])
     model = checkpoint.model
     check_attacks(attacks, model)
@@ -41,7 +45,7 @@ def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
     with frozen(model):
         for part in PARTS:
             blocks: list[SweptBlock] = []
-            for block in _sweep(checkpoint, attacks, targets[part], request.batch_size):
+            for block in _sweep(checkpoint, attacks, targets[part]):
                 blocks.append(block)
                 yield AttackProgress(attacks[0].name, part, block.done, block.total)
             swept[part] = join_sweep(blocks)
@@ -63,7 +67,7 @@ def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
 
 
 def _sweep(
-    checkpoint: Checkpoint, attacks: tuple[AttackSettings, ...], target: Target, block: int
+    checkpoint: Checkpoint, attacks: tuple[AttackSettings, ...], target: Target
 ) -> Iterator[SweptBlock]:
     at, transform = {one.eps_value: one for one in attacks}, checkpoint.model.transform
     return curve_part(
@@ -76,7 +80,7 @@ def _sweep(
         check_at=lambda eps: make_check(at[eps], transform),
         loss=LOSSES[risk_loss(checkpoint)],
         seed=target.seed,
-        block=block,
+        block=compute_block(checkpoint.model, target.indices.device),
         # Without it the risk would stop growing where an example first falls.
         follow_broken=True,
     )
@@ -105,17 +109,19 @@ def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalRepo
         raise InputError(f"--minimal is made for {', '.join(MINIMAL_NORMS)}, got {norm}")
     if request.choice.names or request.choice.eps or request.suite is not None:
         raise InputError("--minimal finds eps itself: it takes no --attack, --eps and --suite")
+    if request.choice.stop_broken:
+        raise InputError("--minimal goes on from broken points: it takes no --stop-broken")
     dataset, _ = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     targets = targets_of(checkpoint, dataset, request)
     reports = []
     for part in PARTS:
-        (x, y), indices, n = targets[part].examples, targets[part].indices, request.batch_size
-        norms = []
+        (x, y), indices, norms = targets[part].examples, targets[part].indices, []
+        n = compute_block(checkpoint.model, indices.device)
         with frozen(checkpoint.model):
             for start in range(0, len(y), n):
-                rows = slice(start, start + n)
-                streams = Streams(targets[part].seed, indices[rows])
-                found = minimal(checkpoint.model, x[rows], y[rows], norm=norm, streams=streams)
+                points, labels, where = fresh_rows(start, start + n, x, y, indices)
+                streams = Streams(targets[part].seed, where)
+                found = minimal(checkpoint.model, points, labels, norm=norm, streams=streams)
                 norms.append(found.norms.cpu())
                 yield AttackProgress("minimal", part, min(start + n, len(y)), len(y))
         settings = {"steps": 100}

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -68,18 +69,19 @@ class Journal:
         """The finished blocks of one attack on one part, by their first row."""
         return {k[2]: entry for k, entry in self.known.items() if k[:2] == (attack, part)}
 
-    def add(self, key: Key, entry: Entry) -> None:
-        """Put a finished block on disk; it survives the death of the process.
+    def add(self, entries: Sequence[tuple[Key, Entry]]) -> None:
+        """Put finished blocks on disk; they survive the death of the process.
 
         A disk that is full costs the record and not the report.
         """
         if self._file is None:
             return
-        columns = {name: column.tolist() for name, column in entry.outcomes._asdict().items()}
-        work = {"forwards": entry.forwards, "backwards": entry.backwards}
-        place = {"run": self._run, "attack": key[0], "part": key[1], "start": key[2]}
         try:
-            self._file.write(_line({**place, **work, **columns}))
+            for (attack, part, start), entry in entries:
+                columns = {name: c.tolist() for name, c in entry.outcomes._asdict().items()}
+                work = {"forwards": entry.forwards, "backwards": entry.backwards}
+                place = {"run": self._run, "attack": attack, "part": part, "start": start}
+                self._file.write(_line({**place, **work, **columns}))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError:
