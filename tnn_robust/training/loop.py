@@ -217,7 +217,7 @@ def _train_epoch(
     for batch, places in enumerate(splits, start=1):
         x, y = train.take(places)
         streams = _streams(noise, places)
-        losses = _step(running.model, x, y, streams, settings, perturb, running.optimizer)
+        losses = train_step(running.model, x, y, streams, settings, perturb, running.optimizer)
         total += losses * places.shape[1]
         if batch % _PROGRESS_EVERY == 0:
             values = losses.tolist()
@@ -236,7 +236,7 @@ def _streams(seeds: Sequence[int], places: Tensor) -> Streams:
     return Streams(each, places.reshape(-1))
 
 
-def _step(
+def train_step(
     model: TNN,
     x: Tensor,
     y: Tensor,
