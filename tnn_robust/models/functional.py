@@ -40,7 +40,7 @@ def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: T
     matrix = None if transform.name == "identity" else transform.matrix
     lengths = [len(stacks) for stacks in layers]
     flat = [stack for stacks in layers for stack in stacks]
-    blocks = [x]
+    blocks: Sequence[Tensor] = [x]
     if head.ndim == 3 and x.device.type == "cpu":
         blocks = _in_cache(x, max(stack.shape[1] for stack in flat), (head, *flat))
     scores = [_Network.apply(block, matrix, head, lengths, *flat) for block in blocks]
