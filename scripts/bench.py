@@ -1,27 +1,45 @@
-"""Forward + input gradient of a 3-layer t-NN against its matrix products alone.
+"""What an attack and a training step cost, against their matrix products alone.
 
 Prints a table and writes bench.json. Both sides run in turn in one process, so
 that a machine that slows down slows both; times are medians.
 
-    python scripts/bench.py [--quick]
+    python scripts/bench.py [--quick] [--cpu-time]
+
+--cpu-time counts the process's CPU time instead of the clock's: for one thread
+on a machine that others load.
 """
 
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN, Architecture, new_model
+from tnn_robust.models.stacked import stack_models
+from tnn_robust.randomness import Streams
+from tnn_robust.training.loop import TrainSettings, train_step
+from tnn_robust.training.optimizers import make_optimizer
 
-CASES = ((28, 28, 28, 80), (28, 28, 128, 80), (28, 28, 128, 1024), (28, 28, 256, 80))
+CASES = (
+    (28, 28, 28, 80),
+    (28, 28, 28, 2048),
+    (28, 28, 128, 80),
+    (28, 28, 128, 1024),
+    (28, 28, 256, 80),
+    (204, 25, 64, 256),
+)
+A1, SEEDS = (28, 28, 28, 30), 20  # the paper's A.1: batches of 30, rank 4, 20 seeds
+TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2}
 LAYERS = 3
-TARGET = 1.8
 SECONDS = 4.0  # a case, both sides together
 OUTPUT = Path("bench.json")
 
@@ -38,22 +56,13 @@ def input_gradient(model: TNN, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def products_alone(model: TNN, n: int) -> Callable[[], None]:
-    """The same matrix products, forward and backward, into buffers allocated beforehand."""
-    matrix, calls = model.transform_matrix, []
-    c = matrix.shape[0]
-    for layer in model.t_layers:
-        (stack,) = layer.stacks
-        weight = stack.detach()
-        for side, width, other in (
-            (weight.mT, layer.d_in, layer.d_out),
-            (weight, layer.d_out, layer.d_in),
-        ):
-            tubes, mixed = torch.rand(c, n * width), torch.empty(c, n * width)
-            faces, out = torch.empty(c, n, other), torch.empty(c, n * other)
-            calls.append((torch.mm, matrix, tubes, mixed))
-            calls.append((torch.bmm, mixed.view(c, n, width), side, faces))
-            calls.append((torch.mm, matrix.T, faces.view(c, -1), out))
+def products_alone(model: TNN, n: int, *, training: bool = False) -> Callable[[], None]:
+    """The same matrix products, into buffers allocated beforehand: forward and input
+    gradient, or of a whole FGSM training step, with weight gradients in its second backward."""
+    calls: list[tuple] = []
+    for weights in (False, True)[: 1 + training]:
+        for number, layer in enumerate(model.t_layers):
+            calls += _layer_calls(model.transform_matrix, layer, n, number, weights)
 
     def run() -> None:
         for product, left, right, out in calls:
@@ -62,59 +71,125 @@ def products_alone(model: TNN, n: int) -> Callable[[], None]:
     return run
 
 
+def _layer_calls(matrix: Tensor, layer: TLayer, n: int, number: int, weights: bool) -> list[tuple]:
+    c, k = matrix.shape[0], len(layer.stacks[0])
+    rows = n * k // c  # of all networks of a stack
+
+    def mix(width: int, matrix: Tensor) -> tuple:
+        return torch.mm, matrix, torch.rand(c, rows * width), torch.empty(c, rows * width)
+
+    def faces(width: int) -> Tensor:
+        return torch.rand(k, n, width)
+
+    calls = [mix(layer.d_in, matrix), mix(layer.d_out, matrix.T)]  # and their adjoints
+    calls += [] if weights and not number else [mix(layer.d_in, matrix.T)]
+    calls.append(mix(layer.d_out, matrix))
+    for i, stack in enumerate(layer.stacks):
+        weight, (_, d_out, d_in) = stack.detach(), stack.shape
+        calls.append((torch.bmm, faces(d_in), weight.mT, faces(d_out)))
+        if not weights or number or i:
+            calls.append((torch.bmm, faces(d_out), weight, faces(d_in)))
+        if weights:
+            calls.append((torch.bmm, faces(d_out).mT, faces(d_in), torch.empty_like(weight)))
+    return calls
+
+
+def training_step(model: TNN, x: Tensor) -> Callable[[], None]:
+    """One FGSM step of Adam on all of x, as `fit` does it."""
+    settings = TrainSettings(batch_size=len(x), loss="logistic", epochs=1)
+    attack = attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic")
+    perturb, optimizer = make_perturb(attack, keep_best=False), make_optimizer(model, settings)
+    y, streams = torch.arange(len(x)) % 2, Streams(0, torch.arange(len(x)))
+
+    def run() -> None:
+        train_step(model, x, y, streams, settings, perturb, optimizer)
+
+    return run
+
+
 def interleaved(a: Callable, b: Callable, seconds: float) -> tuple[list[float], list[float]]:
     """Times of both in turn, after a warm-up."""
+    clock = time.process_time if "--cpu-time" in sys.argv[1:] else time.perf_counter
     times: tuple[list[float], list[float]] = ([], [])
     for run in (a, b) * 3:
         run()
     started = time.perf_counter()
     while time.perf_counter() - started < seconds or len(times[0]) < 5:
         for run, found in zip((a, b), times, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             run()
-            found.append(time.perf_counter() - begin)
+            found.append(clock() - begin)
     return times
 
 
-def measure(case: tuple[int, int, int, int], seconds: float) -> dict:
-    """One row: medians in milliseconds, their quartiles, and the ratio."""
-    c, d, width, n = case
-    model = new_model(Architecture(d, c, (width,) * LAYERS, (None,) * LAYERS, 1, "dct"), seed=0)
-    x = torch.rand(n, d, c, generator=torch.Generator().manual_seed(0))
-    with frozen(model), torch.no_grad():
-        products = products_alone(model, n)
-        with torch.enable_grad():
-            network = input_gradient(model, x)
-            ours, alone = interleaved(network, products, seconds)
-    ratio = statistics.median(ours) / statistics.median(alone)
+def measure(name: str, case: tuple, sides: tuple[Callable, Callable], target: float, seconds: float,
+            per: float = 1.0) -> dict:  # fmt: skip
+    """One row: medians in milliseconds, quartiles, and the ratio; `per` divides the first side."""
+    ours, against = interleaved(*sides, seconds)
+    ratio = statistics.median(ours) / per / statistics.median(against)
     return {
-        "case": {"c": c, "d": d, "D": width, "n": n},
-        "ms": 1e3 * statistics.median(ours),
-        "ms_quartiles": [1e3 * q for q in statistics.quantiles(ours, n=4)[::2]],
-        "products_ms": 1e3 * statistics.median(alone),
+        "what": name,
+        "case": dict(zip(("c", "d", "D", "n"), case, strict=True)),
+        "ms": 1e3 * statistics.median(ours) / per,
+        "ms_quartiles": [1e3 * q / per for q in statistics.quantiles(ours, n=4)[::2]],
+        "against_ms": 1e3 * statistics.median(against),
         "runs": len(ours),
         "ratio": ratio,
-        "target": TARGET,
-        "reached": ratio <= TARGET,
+        "target": target,
+        "reached": ratio <= target,
     }
+
+
+def network(case: tuple, rank: int | None = None, seed: int = 0) -> tuple[TNN, Tensor]:
+    c, d, width, n = case
+    model = new_model(Architecture(d, c, (width,) * LAYERS, (rank,) * LAYERS, 1, "dct"), seed)
+    return model, torch.rand(n, d, c, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(seconds: float) -> Iterator[dict]:
+    """Every case in turn."""
+    for rank, target in ((None, TARGETS["gradient"]), (4, TARGETS["low rank"])):
+        for case in CASES:
+            model, x = network(case, rank)
+            name = "gradient" if rank is None else f"gradient, rank {rank}"
+            with frozen(model):
+                sides = input_gradient(model, x), products_alone(model, len(x))
+                yield measure(name, case, sides, target, seconds)
+    for rank in (None, 4):
+        for case in CASES:
+            model, x = network(case, rank)
+            name = "FGSM step" if rank is None else f"FGSM step, rank {rank}"
+            sides = training_step(model, x), products_alone(model, len(x), training=True)
+            yield measure(name, case, sides, TARGETS["step"], seconds)
+    model, x = network(A1, 4)
+    stack = stack_models([network(A1, 4, seed)[0] for seed in range(SEEDS)])
+    sides = training_step(stack, x.repeat(SEEDS, 1, 1)), training_step(model, x)
+    row = measure(f"{SEEDS} seeds / 1", A1, sides, TARGETS["stacked"], seconds, per=SEEDS)
+    yield row
+    for name, ms, most in (("one", row["against_ms"], 4.0), ("stacked", row["ms"], 1.2)):
+        print(f"A.1 step, {name}: {ms:.2f} ms a model, target {most}: {verdict(ms <= most)}")
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "missed"
 
 
 def main() -> None:
     seconds = 0.3 if "--quick" in sys.argv[1:] else SECONDS
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {LAYERS} layers, dct")
-    print(f"{'(c, d, D, n)':>20} {'ms':>9} {'quartiles':>15} {'products':>9} {'ratio':>6}")
-    rows = []
-    for case in CASES:
-        row = measure(case, seconds)
+    print("  what, (c, d, D, n): ms [quartiles], ms of its products alone, ratio")
+    found = []
+    for row in rows(seconds):
         low, high = row["ms_quartiles"]
-        verdict = "reached" if row["reached"] else "missed"
+        case = tuple(row["case"].values())
         print(
-            f"{case!s:>20} {row['ms']:9.3f} {low:7.3f}-{high:7.3f} {row['products_ms']:9.3f} "
-            f"{row['ratio']:6.2f}  target {TARGET}: {verdict}",
+            f"{row['what']:>17} {case!s:>19} {row['ms']:9.3f} {low:8.3f}-{high:8.3f} "
+            f"{row['against_ms']:9.3f} {row['ratio']:6.2f}  "
+            f"target {row['target']}: {verdict(row['reached'])}",
             flush=True,
         )
-        rows.append(row)
-    OUTPUT.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+        found.append(row)
+    OUTPUT.write_text(json.dumps({"torch": torch.__version__, "rows": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tnn_robust.algebra.transforms import make_transform
+from tnn_robust.models import functional
 from tnn_robust.models.functional import t_network
 from tnn_robust.models.network import Architecture, new_model
 
@@ -198,3 +199,26 @@ def test_an_input_that_is_channel_first_already_is_left_as_it_was(name):
         before = x.clone()
         model(x.requires_grad_()).sum().backward()
         assert torch.equal(before, x.detach())
+
+
+@pytest.mark.parametrize("n", (63, 64, 131))
+@pytest.mark.parametrize("name", ("identity", "dct"))
+def test_blocks_change_nothing(name, n, monkeypatch):
+    """Large inputs go through frozen networks in blocks of examples that fit the cache."""
+    met = []
+    apply = functional._Network.apply
+    monkeypatch.setattr(functional, "_BLOCK_BYTES", 1)  # blocks of about 32
+    monkeypatch.setattr(functional._Network, "apply", lambda *a: met.append(len(a[0])) or apply(*a))
+    x, transform, layers, head = network_case(name, (None, 2), n=n)
+    weight = torch.from_numpy(ref.normal(n, 2))
+    whole = t_network(x, transform, layers, head)
+    (expected,) = torch.autograd.grad((whole * weight).sum(), x)
+    assert met == [n]  # a gradient of a weight is one sum
+    met.clear()
+    for leaf in leaves_of(x, transform, layers, head)[1:]:
+        leaf.requires_grad_(False)
+    scores = t_network(x, transform, layers, head)
+    (found,) = torch.autograd.grad((scores * weight).sum(), x)
+    torch.testing.assert_close(scores, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert met == {63: [63], 64: [32, 32], 131: [33, 33, 33, 32]}[n]

@@ -15,6 +15,8 @@ from tnn_robust.algebra.transforms import Transform
 
 Stacks = Sequence[Tensor]
 
+_BLOCK_BYTES = 5 * 2**18  # of the widest activations of a block: measured, docs/performance.md
+
 
 def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: Tensor) -> Tensor:
     """Scores (n, s) of a t-NN; ReLU in the original domain (arXiv 2303.00196, Eq. 4 and 5).
@@ -37,7 +39,24 @@ def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: T
         return _complex_network(x, transform, layers, head)
     matrix = None if transform.name == "identity" else transform.matrix
     lengths = [len(stacks) for stacks in layers]
-    return _Network.apply(x, matrix, head, lengths, *(s for stacks in layers for s in stacks))
+    flat = [stack for stacks in layers for stack in stacks]
+    blocks: Sequence[Tensor] = [x]
+    if head.ndim == 3 and x.device.type == "cpu":
+        blocks = _in_cache(x, max(stack.shape[1] for stack in flat), (head, *flat))
+    scores = [_Network.apply(block, matrix, head, lengths, *flat) for block in blocks]
+    return scores[0] if len(scores) == 1 else torch.cat(scores)
+
+
+def _in_cache(x: Tensor, widest: int, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """x in blocks whose activations stay in the cache from one product to the next.
+
+    Whole where weights want gradients, whose sums over blocks would cost more.
+    """
+    size = max(32, _BLOCK_BYTES // (widest * x.shape[2] * x.element_size()))
+    count = len(x) // size
+    if count < 2 or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
+        return [x]
+    return x.split(-(-len(x) // count))
 
 
 def _complex_network(

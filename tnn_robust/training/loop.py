@@ -222,7 +222,9 @@ def _train_epoch(
     for batch, places in enumerate(splits, start=1):
         x, y = train.take(places)
         streams = _streams(noise, places)
-        losses = _step(running.model, x, y, streams, settings, perturb, running.optimizer, extra)
+        losses = train_step(
+            running.model, x, y, streams, settings, perturb, running.optimizer, extra
+        )
         total += losses * places.shape[1]
         if batch % _PROGRESS_EVERY == 0:
             values = losses.tolist()
@@ -241,7 +243,7 @@ def _streams(seeds: Sequence[int], places: Tensor) -> Streams:
     return Streams(each, places.reshape(-1))
 
 
-def _step(
+def train_step(
     model: TNN,
     x: Tensor,
     y: Tensor,
@@ -249,7 +251,7 @@ def _step(
     settings: TrainSettings,
     perturb: Perturb | None,
     optimizer: torch.optim.Optimizer,
-    extra: Extra | None,
+    extra: Extra | None = None,
 ) -> Tensor:
     """One step of every network; their losses (S,) before it."""
     if perturb is not None:
