@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO := runs/demo
+TEN_CLASSES := --dataset mnist --n-train 10000 --width 28 --attack pgd --steps 7 --epochs 6 \
+	--batch-size 100 --seed 0
 
-.PHONY: help setup demo test test-slow lint bench check clean
+.PHONY: help setup demo test test-slow lint bench validate-suite check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -38,6 +40,13 @@ lint: $(STAMP) ## Check style and types
 
 bench: $(STAMP) ## Time forward + input gradient against its matrix products alone
 	$(BIN)/python scripts/bench.py
+
+validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point by point (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	$(BIN)/tnn-train $(TEN_CLASSES) --norm linf --eps 0.1 --overwrite --out runs/m10
+	$(BIN)/tnn-train $(TEN_CLASSES) --norm l2 --eps 1.0 --overwrite --out runs/m10-l2
+	$(BIN)/python scripts/validate_suite.py runs/m10 --norm linf --eps 0.1
+	$(BIN)/python scripts/validate_suite.py runs/m10-l2 --norm l2 --eps 1.5
 
 check: test lint demo ## All that CI runs
 
