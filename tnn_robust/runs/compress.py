@@ -1,5 +1,6 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,15 +171,14 @@ def _save(
             "ranks": list(ranks),
             "finetune_epochs": request.finetune,
             "parent_digest": parent.digest,
+            # Seen from here, so that both may be moved together.
+            "parent_path": os.path.relpath(parent.path, request.out),
             "parent": parent.header.compression,
         },
     )
     path = request.out / FILE_NAME
     with removed_on_error(request.out):
         digest = save_checkpoint(path, model, header)
-    # Of a run overwritten: they would belong to another network.
-    for stale in (STATE, METRICS):
-        (request.out / stale).unlink(missing_ok=True)
     # Of an overwritten run; resuming it would undo the compression.
     for stale in (STATE, METRICS):
         (request.out / stale).unlink(missing_ok=True)
