@@ -44,14 +44,12 @@ from tnn_robust.runs.common import (
     load_run_data,
     removed_on_error,
     resolve_device,
-    subset,
 )
 from tnn_robust.runs.report import check_attacks, model_info, training_attack
-from tnn_robust.runs.train import METRICS, STATE, training_perturb
-from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
+from tnn_robust.runs.train import METRICS, STATE, fit_dataset
+from tnn_robust.training.loop import TrainSettings, make_optimizer
 
 _BATCHES = (1, 256)
-_MONITOR = 512
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
     model = truncate(checkpoint.model, ranks)
     kept = kept_energy(model, checkpoint.model)
     if request.finetune:
-        yield from _finetune(model, checkpoint, dataset, request, device)
+        yield from _finetune(model, checkpoint, dataset, request)
     model = smallest_form(model)
     target = _save(model, checkpoint, ranks, request, describe_data(dataset, spec))
     rows: list[AttackRow] = []
@@ -116,32 +114,16 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
 
 
 def _finetune(
-    model: TNN,
-    checkpoint: Checkpoint,
-    dataset: Dataset,
-    request: CompressRequest,
-    device: torch.device,
+    model: TNN, checkpoint: Checkpoint, dataset: Dataset, request: CompressRequest
 ) -> Iterator[BatchProgress | EpochRecord]:
     """Continue the run's training on the factors, with its attack, eps and objective."""
-    settings, attack, seed = (
-        _settings_of(checkpoint),
-        training_attack(checkpoint),
-        checkpoint.header.seed,
-    )
+    settings, seed = _settings_of(checkpoint), checkpoint.header.seed
     lr = settings.lr if request.lr is None else request.lr
     settings = replace(settings, epochs=request.finetune, lr=lr)
-    monitor, _ = subset(dataset.test, _MONITOR, seed, device)
-    x, y = (tensor.to(device) for tensor in dataset.train)
-    return fit(
-        model,
-        x,
-        y,
-        monitor=(monitor.x, monitor.y),
-        settings=settings,
-        perturb=training_perturb(attack, model.transform),
-        optimizer=make_optimizer(model, settings),
-        # Not the streams that the weights were trained on.
-        seed=seed + 1,
+    optimizer, attack = make_optimizer(model, settings), training_attack(checkpoint)
+    # Not the streams that the weights were trained on.
+    return fit_dataset(
+        model, dataset, attack, settings, optimizer, monitor_seed=seed, seed=seed + 1
     )
 
 

@@ -119,7 +119,16 @@ def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | 
         _keep_metrics(request.out, done)
     architecture, count = model.architecture, model.parameter_count
     yield TrainStarted(dataset, architecture, count, str(device), done)
-    for record in _records(request, model, optimizer, dataset, device, done):
+    for record in fit_dataset(
+        model,
+        dataset,
+        request.attack,
+        request.settings,
+        optimizer,
+        monitor_seed=request.seed,
+        seed=request.seed,
+        first_epoch=done + 1,
+    ):
         if isinstance(record, EpochRecord):
             append_line(request.out / METRICS, json.dumps(record.to_json()))
             training = {**header.training, "epochs_done": record.epoch}
@@ -132,26 +141,34 @@ def training_perturb(attack: AttackSettings | None, transform: Transform | None 
     return None if attack is None else make_perturb(attack, transform=transform, keep_best=False)
 
 
-def _records(
-    request: TrainRequest,
+def fit_dataset(
     model: TNN,
-    optimizer: torch.optim.Optimizer,
     dataset: Dataset,
-    device: torch.device,
-    done: int,
+    attack: AttackSettings | None,
+    settings: TrainSettings,
+    optimizer: torch.optim.Optimizer,
+    *,
+    monitor_seed: int,
+    seed: int,
+    first_epoch: int = 1,
 ) -> Iterator[BatchProgress | EpochRecord]:
-    monitor, _ = subset(dataset.test, _MONITOR, request.seed, device)
+    """Train on the training part, on the model's device, and watch some test examples.
+
+    monitor_seed: of the examples watched; seed: of batches and attacks.
+    """
+    device = model.head.device
+    watched, _ = subset(dataset.test, _MONITOR, monitor_seed, device)
     x, y = (tensor.to(device) for tensor in dataset.train)
     return fit(
         model,
         x,
         y,
-        monitor=(monitor.x, monitor.y),
-        settings=request.settings,
-        perturb=training_perturb(request.attack, model.transform),
+        monitor=(watched.x, watched.y),
+        settings=settings,
+        perturb=training_perturb(attack, model.transform),
         optimizer=optimizer,
-        seed=request.seed,
-        first_epoch=done + 1,
+        seed=seed,
+        first_epoch=first_epoch,
     )
 
 
