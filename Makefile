@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO := runs/demo
+TEN_CLASSES := --dataset mnist --n-train 10000 --width 28 --attack pgd --steps 7 --epochs 6 \
+	--batch-size 100 --seed 0
 
-.PHONY: help setup demo test test-slow lint bench bench-peers check clean
+.PHONY: help setup demo test test-slow lint bench bench-peers validate-suite check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -45,6 +47,13 @@ bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
 		foolbox adversarial-robustness-toolbox pyautoattack
 	$(BIN)/python scripts/bench_peers.py
+
+validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point by point (an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt pyautoattack
+	$(BIN)/tnn-train $(TEN_CLASSES) --norm linf --eps 0.1 --overwrite --out runs/m10
+	$(BIN)/tnn-train $(TEN_CLASSES) --norm l2 --eps 1.0 --overwrite --out runs/m10-l2
+	$(BIN)/python scripts/validate_suite.py runs/m10 --norm linf --eps 0.1
+	$(BIN)/python scripts/validate_suite.py runs/m10-l2 --norm l2 --eps 1.5
 
 check: test lint demo ## All that CI runs
 

@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from data_files import write_ts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,3 +64,59 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def binary_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits 3 vs 7, with one score; read-only."""
     return train_digits(tmp_path_factory.mktemp("runs") / "binary", "--classes", "3,7")
+
+
+def loaded(run: Path):
+    """A trained network, frozen, and its test examples."""
+    from tnn_robust.models.checkpoint import load_checkpoint
+    from tnn_robust.runs.common import load_run_data
+
+    checkpoint = load_checkpoint(run)
+    part = load_run_data(checkpoint)[0].test
+    model = checkpoint.model
+    model.eval().requires_grad_(False)
+    return model, part.x, part.y
+
+
+@pytest.fixture(scope="session")
+def binary(binary_run):
+    """The network of that run, frozen, and its test examples x, y."""
+    return loaded(binary_run)
+
+
+@pytest.fixture(scope="session")
+def digits(digits_run):
+    """The network of that run, frozen, and its test examples x, y."""
+    return loaded(digits_run)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A writer of small npz sets: 12 training and 6 test examples of the classes 3, 5, 8."""
+
+    def write(**changes):
+        rng = np.random.default_rng(0)
+        content = {
+            "x_train": rng.random((12, 4, 2)),
+            "y_train": np.tile([3, 5, 8], 4),
+            "x_test": rng.random((6, 4, 2)),
+            "y_test": np.tile([3, 5, 8], 2),
+        } | changes
+        np.savez(tmp_path / "toy.npz", **content)
+        return f"npz:{tmp_path / 'toy.npz'}"
+
+    return write
+
+
+@pytest.fixture
+def toy_ts(tmp_path):
+    """A set whose scaling is fitted: sensor 0 in 0..10, sensor 1 constant in training."""
+    train = np.zeros((4, 3, 2))
+    train[:, :, 0] = np.arange(12).reshape(4, 3) * 10 / 11
+    train[:, :, 1] = 7
+    test = np.zeros((2, 3, 2))
+    test[0, :, 0] = [-5, 5, 20]
+    test[:, :, 1] = [[7, 7, 7], [7, 8, 1e6]]
+    write_ts(tmp_path / "a.ts", train, ["u", "v", "u", "v"])
+    write_ts(tmp_path / "b.ts", test, ["u", "v"])
+    return f"ts:{tmp_path / 'a.ts'},{tmp_path / 'b.ts'}"

@@ -6,6 +6,16 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
+from attack_cases import (
+    CASES,
+    NORMS,
+    RADII,
+    SHAPES,
+    box_points,
+    each_norm,
+    margin_at,
+    network,
+)
 from scipy.optimize import linprog, minimize
 
 from tnn_robust.attacks.ascent import frozen, verify
@@ -14,29 +24,8 @@ from tnn_robust.attacks.threat import BALLS
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.losses import margin, predict
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.randomness import Streams
 from tnn_robust.runs.common import load_run_data
-
-NORMS = ("linf", "l2", "l1")
-SHAPES = ((8, 8), (1, 20), (9, 4))
-CASES = tuple(zip(SHAPES, (torch.float32, torch.float64, torch.float32), strict=True))
-RADII = {"linf": 0.1, "l2": 0.7, "l1": 3.0}
-each_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-def network(s, shape=(5, 4), *, dtype=torch.float64):
-    return new_model(Architecture(*shape, (6, 5), (None, 2), s, "dct"), 0, dtype=dtype)
-
-
-def box_points(n, shape=(5, 4), *, dtype=torch.float64, seed=0):
-    """Points of the box, some entries on its faces."""
-    return torch.tensor(ref.normal(n, *shape, seed=seed) * 0.5 + 0.5).clamp(0, 1).to(dtype)
-
-
-def margin_at(model, x, y):
-    with torch.no_grad():
-        return margin(model(x), y)
 
 
 def run(model, x, y, *, first=0, seed=0, **options):

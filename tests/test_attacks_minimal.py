@@ -8,6 +8,7 @@ import torch
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.boundary import METHODS
+from tnn_robust.attacks.fab import FAB_NORMS, fab
 from tnn_robust.attacks.minimal import minimal, minimal_report, quantile, warm_pgd
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
@@ -137,7 +138,7 @@ def trained(request):
 @pytest.mark.parametrize("norm", ("linf", "l2", "l1"))
 def test_trained_networks_fall_no_later_than_to_pgd_and_no_earlier_than_certified(trained, norm):
     model, x, y = trained
-    found = search(model, x, y, norm)
+    found = search(model, x, y, norm, fab_steps=20)
     clean = margin(model(x), y) > 0
     assert torch.equal(found.norms > 0, clean)
     radii = certified_radii(model, x, y, norm)
@@ -150,15 +151,29 @@ def test_trained_networks_fall_no_later_than_to_pgd_and_no_earlier_than_certifie
         standing = float((margin(model(points), y) > 0).double().mean())
         assert found.accuracy(eps) <= standing + 0.01
     # Bisection and restarts only ever come nearer than the first search.
-    rough = search(model, x, y, norm, bisections=0)
+    rough = search(model, x, y, norm, bisections=0, fab_steps=20)
     assert bool((found.norms <= rough.norms * (1 + 1e-6)).all())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_finds_the_boundary_alone(trained, method):
     model, x, y = trained
-    both = [search(model, x, y, "l2", method=one, bisections=0) for one in (method, None)]
+    alone = {"bisections": 0, "fab_steps": 0}
+    both = [search(model, x, y, "l2", method=one, **alone) for one in (method, None)]
     assert float(both[0].norms.mean()) == pytest.approx(float(both[1].norms.mean()), rel=0.01)
+
+
+@pytest.mark.parametrize("norm", FAB_NORMS)
+def test_no_norm_is_above_that_of_fab(trained, norm):
+    """Also where the other searches are cut so short that FAB is ahead of them."""
+    model, x, y = (trained[0], *(part[:40] for part in trained[1:]))
+    _, theirs = fab(model, x, y, norm=norm, steps=20, streams=streams(40))
+    ahead = search(model, x, y, norm, steps=1, bisections=0, fab_steps=0).norms > theirs
+    assert int(ahead.sum()) > 10
+    for options in ({}, {"steps": 1, "bisections": 0}, {"steps": 1, "bisections": 1}):
+        found = search(model, x, y, norm, fab_steps=20, **options)
+        assert bool((found.norms <= theirs * (1 + 1e-6)).all())
+        assert bool((margin(model(found.x_adv), y) <= 0).all())
 
 
 def test_results_do_not_depend_on_blocks_and_order():
@@ -220,7 +235,13 @@ def test_scores_that_are_not_finite_are_refused(broken_at_x):
 def test_what_minimal_cannot_do_is_refused():
     model = linear(1)
     x, y = examples(model, 2)
-    for options in ({"method": "fab"}, {"steps": 0}, {"bisections": -1}, {"restarts": 0}):
+    for options in (
+        {"method": "fab"},
+        {"steps": 0},
+        {"bisections": -1},
+        {"restarts": 0},
+        {"fab_steps": -1},
+    ):
         with pytest.raises(InputError):
             search(model, x, y, "l2", **options)
     with pytest.raises(InputError, match="choose from linf"):
@@ -251,7 +272,7 @@ def test_an_ascent_goes_on_from_its_start_brought_into_the_ball():
 def test_the_nearest_classes_are_found_where_the_margin_leads_elsewhere():
     model = linear(3)
     x, y = examples(model)
-    many, one = (search(model, x, y, "linf", targets=count).norms for count in (3, 0))
+    many, one = (search(model, x, y, "linf", targets=count, fab_steps=0).norms for count in (3, 0))
     assert float(many.mean()) < 0.995 * float(one.mean())
 
 

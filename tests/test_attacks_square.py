@@ -2,55 +2,37 @@
 
 import math
 
+import attack_cases
 import pytest
 import reference as ref
 import torch
+from attack_cases import (
+    CASES,
+    NORMS,
+    RADII,
+    each_norm,
+    examples,
+    margin_at,
+    network,
+    robust,
+)
 
 from tnn_robust.attacks.apgd import apgd
-from tnn_robust.attacks.ascent import frozen, verify
+from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.square import share_at, square, window_of
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import margin, predict
+from tnn_robust.losses import predict
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.randomness import Streams
 from tnn_robust.runs.common import load_run_data
 
-NORMS = ("linf", "l2", "l1")
-SHAPES = ((8, 8), (1, 20), (9, 4))
-CASES = tuple(zip(SHAPES, (torch.float32, torch.float64, torch.float32), strict=True))
-RADII = {"linf": 0.1, "l2": 0.7, "l1": 3.0}
-each_norm = pytest.mark.parametrize("norm", NORMS)
 
-
-def network(s, shape=(5, 4), *, dtype=torch.float64):
-    return new_model(Architecture(*shape, (6, 5), (None, 2), s, "dct"), 0, dtype=dtype)
-
-
-def examples(model, n, shape=(5, 4), *, dtype=torch.float64):
-    """Points of the box, some entries on its faces, with the labels the model gives them."""
-    x = torch.tensor(ref.normal(n, *shape) * 0.5 + 0.5).clamp(0, 1).to(dtype)
-    with torch.no_grad():
-        return x, predict(model(x))
-
-
-def run(model, x, y, *, norm, eps, first=0, seed=0, **options):
+def run(model, x, y, **options):
     """Square, its points verified."""
-    streams = Streams(seed, torch.arange(first, first + len(x)))
-    found = square(model, x, y, norm=norm, eps=eps, streams=streams, **options)
-    assert found.x.dtype == x.dtype and not found.vanished.any()
-    verify(x, found.x, ball=BALLS[norm], eps=eps, name="square", indices=y)
+    found = attack_cases.run(square, model, x, y, **options)
+    assert not found.vanished.any()
     return found.x
-
-
-def margin_at(model, x, y):
-    with torch.no_grad():
-        return margin(model(x), y)
-
-
-def robust(model, x, y):
-    return float((margin_at(model, x, y) > 0).double().mean())
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)

@@ -9,7 +9,9 @@ from cli_checks import content, load_json, refused, save_npz, succeeded
 from conftest import run_cli
 
 from tnn_robust import choices
+from tnn_robust.attacks.ascent import Perturbed
 from tnn_robust.attacks.zoo_entries import ZOO
+from tnn_robust.runs import attack as attack_module
 
 DIGITS = ", ".join("0123456789")
 TINY = ("--epochs", 1, "--width", 4, "--layers", 2, "--attack", "none")
@@ -169,6 +171,47 @@ def test_attacks_that_make_no_sense_are_refused(case, tmp_path, binary_run):
     kept = ("--json", tmp_path / "r.json", "--out", tmp_path / "out")
     refused(run_cli("compress", binary_run, "--rank", 2, *options, *kept), *needed)
     assert content(tmp_path) == {} and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    (
+        (("--curve", "--eps", "0.2,0.1"), "0.2 before 0.1"),
+        (("--curve", "--eps", "0.1,0.1"), "0.1 before 0.1"),
+        (("--eps", "0.2:0.1:0.05"), "eps"),
+    ),
+)
+def test_eps_out_of_order_is_refused(options, text, tmp_path, digits_run):
+    refused(run_cli("attack", digits_run, *options, "--json", tmp_path / "r.json"), text)
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("attack", "point", "text"),
+    (
+        ("pgd", lambda x: x.where(x > 0.5, x + 0.3), "pgd left the ball at example 2: by 0.2"),
+        ("fgsm", lambda x: x - 0.05, "fgsm left the box at example 2: by 0.05"),
+        ("apgd", lambda x: x / 0, "apgd is not finite at example 2"),
+    ),
+)
+def test_nothing_is_reported_of_an_attack_that_leaves_its_ball(
+    attack, point, text, tmp_path, monkeypatch, digits_run
+):
+    """Planted at one example in the second of two attacks."""
+
+    def planted(settings, **options):
+        def perturb(model, x, y, streams):
+            bad = (streams.indices == 2) & (settings.name == attack)
+            return Perturbed(x.where(~bad[:, None, None], point(x)), y < 0)
+
+        return perturb
+
+    monkeypatch.setattr(attack_module, "make_perturb", planted)
+    kept = ("--json", tmp_path / "r.json", "--save-adv", tmp_path / "adv")
+    both = ("--attack", "square", "--attack", attack, "--eps", "0.1")
+    result = run_cli("attack", digits_run, *both, "--batch-size", 900, *kept)
+    refused(result, text)
+    assert result.stdout == "" and content(tmp_path) == {}
 
 
 BAD_COMPRESSIONS = {

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 
 import pytest
-from conftest import run_cli
+from cli_checks import refused
+from conftest import run_cli, train_digits
 
+from tnn_robust.models.checkpoint import FILE_NAME as CHECKPOINT
+from tnn_robust.runs import attack as attack_module
 from tnn_robust.runs import blocks
 from tnn_robust.runs.journal import FILE_NAME
 
@@ -106,17 +109,33 @@ def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> N
     assert result.exit_code == 2 and "was altered" in result.stderr
 
 
-def test_a_record_of_another_run_is_refused_naming_the_difference(whole) -> None:
+def test_a_record_of_another_run_is_refused_naming_the_difference(
+    whole, tmp_path, monkeypatch
+) -> None:
     run, _ = whole
     kill_after(run, 5)
-    for option, value, key in (
-        ("--seed", 1, "seed"),
-        ("--n", 50, "n"),
-        ("--eps", "0.1", "attacks"),
+    before = (run / FILE_NAME).read_bytes()
+
+    def refuses(*options: object, says: str) -> None:
+        result = run_cli("attack", run, *OPTIONS, *options, "--resume")
+        refused(result, f"{run / FILE_NAME} is of another run: {says}")
+
+    for option, value, difference in (
+        ("--seed", 1, "seed was 0, is 1"),
+        ("--n", 50, "n was 60, is 50"),
+        ("--eps", "0.1", "attacks.0.eps was 0.03, is 0.1"),
+        ("--suite", "standard", "attacks.0.steps was 20, is 100"),
+        ("--batch-size", 8, "batch_size was 7, is 8"),
     ):
-        result = run_cli("attack", run, *OPTIONS, option, value, "--resume")
-        assert result.exit_code == 2 and f"of another run: {key} was" in result.stderr
-    assert lines(run) >= 5, "a refusal keeps the record"
+        refuses(option, value, says=difference)
+    ours = attack_module.versions()
+    with monkeypatch.context() as patched:
+        patched.setattr(attack_module, "versions", lambda: {**ours, "torch": "1.0"})
+        refuses(says=f"versions.torch was {ours['torch']}, is 1.0")
+    other = train_digits(tmp_path / "other", "--epochs", 1, "--seed", 9)
+    copyfile(other / CHECKPOINT, run / CHECKPOINT)
+    refuses(says="checkpoint was ")
+    assert (run / FILE_NAME).read_bytes() == before, "a refusal keeps the record"
 
 
 def test_nothing_to_resume_is_an_error(whole) -> None:

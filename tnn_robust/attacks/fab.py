@@ -264,3 +264,4 @@ _MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "l2": _l2_move,
     "l1": _l1_move,
 }
+FAB_NORMS = tuple(_MOVES)

@@ -1,7 +1,7 @@
 """Each example's smallest perturbation found, and the attack an eps curve goes up with.
 
-`minimal` searches the boundary (`boundary`), then bisects the radius with the
-ascent loop started warm from what was found.
+`minimal` searches the boundary (`boundary`, `fab`), then bisects the radius with
+the ascent loop started warm from what was found.
 """
 
 import math
@@ -21,6 +21,7 @@ from tnn_robust.attacks.ascent import (
     verify,
 )
 from tnn_robust.attacks.boundary import METHODS, approach, targeted
+from tnn_robust.attacks.fab import FAB_NORMS, fab
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.threat import Ball, ball_of
@@ -133,6 +134,7 @@ def minimal(
     steps: int = 100,
     method: str | None = None,
     targets: int = 3,
+    fab_steps: int = 100,
     bisections: int = 10,
     bisection_steps: int = 20,
     restarts: int = 2,
@@ -147,6 +149,8 @@ def minimal(
         former in l2 and l1 and the latter elsewhere.
     targets: of three classes or more, how many of the nearest (by the gradients at
         x) are also searched for one by one: the margin alone follows the likeliest.
+    fab_steps: of FAB, where `norm` has it, whose points are kept where they are nearer;
+        0 leaves it out.
     bisections: halvings of the interval (0, norm found], each with ascents of
         `bisection_steps`, one from the nearest point found and restarts - 1 random ones.
 
@@ -157,11 +161,11 @@ def minimal(
     ball, name = ball_of(norm), method or ("ddn" if norm in _SPHERICAL else "fmn")
     if name not in METHODS:
         raise unknown_choice("method", name, METHODS)
-    if min(steps, bisection_steps, restarts) < 1 or min(bisections, targets) < 0:
+    if min(steps, bisection_steps, restarts) < 1 or min(bisections, targets, fab_steps) < 0:
         raise InputError(
-            "minimal needs at least 1 step, 1 restart, 0 bisections and 0 targets, got "
+            "minimal needs at least 1 step, 1 restart, 0 bisections, targets and fab steps, got "
             f"{steps} and {bisection_steps} steps, {restarts} restarts, {bisections} bisections, "
-            f"{targets} targets"
+            f"{targets} targets, {fab_steps} fab steps"
         )
     with frozen(model):
         near, distance = x, x.new_full((len(x),), torch.inf)
@@ -170,6 +174,8 @@ def minimal(
             near = torch.where((size < distance)[:, None, None], z, near)
             distance = torch.minimum(size, distance)
         state = _accepted(model, x, y, ball, near, distance)
+        if fab_steps and norm in FAB_NORMS:
+            state = _nearer(state, *fab(model, x, y, norm=norm, steps=fab_steps, streams=streams))
         for _ in range(bisections):
             state = _halve(model, x, y, ball, state, bisection_steps, restarts, streams)
         still = _value(model, state.x_adv, y, margin_loss) >= 0
@@ -206,6 +212,18 @@ def _accepted(
         near=near,
         low=torch.zeros_like(distance),
         high=torch.where(fooled, distance, above),
+    )
+
+
+def _nearer(state: _Bracket, x_adv: Tensor, norms: Tensor) -> _Bracket:
+    """The state with other fooled points (n, d, c), of `norms` (n,), where they are nearer."""
+    closer = norms < state.norms
+    there = closer[:, None, None]
+    return state._replace(
+        x_adv=torch.where(there, x_adv, state.x_adv),
+        norms=torch.where(closer, norms, state.norms),
+        near=torch.where(there, x_adv, state.near),
+        high=torch.where(closer, norms, state.high),
     )
 
 

@@ -84,6 +84,7 @@ def masking_checks(
     seed: int,
     chance: float,
     surrogate: Model | None = None,
+    surrogate_name: str = "another network",
     weight_norm: float | None = None,
     sample: int = 200,
 ) -> list[Check]:
@@ -92,8 +93,8 @@ def masking_checks(
     x (n, d, c), y (n,) and indices (n,), their places in the data set, lie on
     the model's device; the model is in evaluation mode. chance: accuracy that
     knowing nothing reaches; surrogate: another network for the same data, whose
-    adversarial points are tried on this one (None: not checked). A function of
-    the arguments alone: draws of a random model from torch's own generator are
+    adversarial points are tried on this one (None: not checked), and what it is called.
+    A function of the arguments alone: draws of a random model from torch's own generator are
     seeded, and that generator is left as it was.
 
     Raises InputError for an empty sample, AttackError for scores that are not
@@ -119,7 +120,7 @@ def masking_checks(
             *_work_checks(model, drawn, attacks),
             _huge_check(model, drawn, attacks, chance),
             *_trace_checks(model, drawn, attacks),
-            *_other_checks(model, drawn, attacks, surrogate),
+            *_other_checks(model, drawn, attacks, surrogate, surrogate_name),
             *repeat_checks(model, x, scores),
         ]
 
@@ -152,7 +153,13 @@ def _stands(model: Model, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rival(
-    model: Model, drawn: _Sample, attacks: Attacks, name: str, share: float, tries: list[Tensor]
+    model: Model,
+    drawn: _Sample,
+    attacks: Attacks,
+    name: str,
+    share: float,
+    tries: list[Tensor],
+    whose: str = "",
 ) -> Check:
     """Share of points where pgd fails and one of the points tried does not."""
     fooled = torch.zeros_like(drawn.standing)
@@ -164,7 +171,7 @@ def _rival(
         name,
         count / n,
         tolerated(share, n),
-        f"{count} of {n} points stand under PGD and fall to {_RIVALS[name]}",
+        f"{count} of {n} points stand under PGD and fall to {_RIVALS[name]}{whose}",
     )
 
 
@@ -173,7 +180,7 @@ _RIVALS = {
     "more steps": "ten times the steps",
     "restarts": "more restarts",
     "black box": "a black-box attack",
-    "transfer": "adversarial points of another network",
+    "transfer": "adversarial points of ",
     "noise": f"one of {NOISE_DRAWS} random points of the ball",
 }
 
@@ -192,15 +199,16 @@ def _work_checks(model: Model, drawn: _Sample, attacks: Attacks) -> list[Check]:
 
 
 def _other_checks(
-    model: Model, drawn: _Sample, attacks: Attacks, surrogate: Model | None
+    model: Model, drawn: _Sample, attacks: Attacks, surrogate: Model | None, called: str
 ) -> list[Check]:
     """Points found without this network: another's adversarial ones, and noise."""
     x, y, streams, _ = drawn
     noise = [attacks.noise(x, streams, _FIRST_DRAW + i) for i in range(NOISE_DRAWS)]
-    tries = {"noise": noise}
+    found = []
     if surrogate is not None:
-        tries = {"transfer": [attacks.pgd(surrogate, x, y, streams).x], **tries}
-    return [_rival(model, drawn, attacks, name, RIVAL_SHARE, tries[name]) for name in tries]
+        theirs = [attacks.pgd(surrogate, x, y, streams).x]
+        found.append(_rival(model, drawn, attacks, "transfer", RIVAL_SHARE, theirs, called))
+    return [*found, _rival(model, drawn, attacks, "noise", RIVAL_SHARE, noise)]
 
 
 def _huge_check(model: Model, drawn: _Sample, attacks: Attacks, chance: float) -> Check:

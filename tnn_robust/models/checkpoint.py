@@ -33,8 +33,8 @@ class Header:
     """What a checkpoint says of itself, JSON both ways.
 
     data: the data set's spec, digest, classes, layout and scaling; training:
-    the settings and the epochs done; compression: rule and parent digest of a
-    compressed network, else None.
+    the settings and the epochs done; compression: of a compressed network rule,
+    digest and relative path of its parent, else None.
     """
 
     architecture: Architecture

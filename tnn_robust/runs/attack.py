@@ -38,6 +38,7 @@ from tnn_robust.runs.report import (
     risk_loss,
     training_attack,
 )
+from tnn_robust.runs.twin import dense_twin
 
 PARTS = ("train", "test")
 
@@ -140,6 +141,7 @@ def attack_checkpoint(
 ) -> Iterator[AttackProgress | AttackFinished]:
     """The same for a checkpoint and data in memory."""
     model, loss = checkpoint.model, LOSSES[risk_loss(checkpoint)]
+    info = model_info(checkpoint)
     check_attacks(attacks, model)
     parts = targets_of(checkpoint, dataset, request)
     found: list[Attacked] = []
@@ -160,8 +162,8 @@ def attack_checkpoint(
     if request.checks:
         yield AttackProgress("masking checks", "test", 0, 1)
         held = (parts["test"].examples, parts["test"].indices)
-        checks = report_checks(model, dataset, held, attacks, request.seed)
-    info = model_info(checkpoint)
+        twin = dense_twin(info, model.head.device)
+        checks = report_checks(model, dataset, held, attacks, request.seed, twin)
     report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
     if journal is not None:
         journal.finish()

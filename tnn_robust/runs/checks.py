@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, feasible, frozen, verify
+from tnn_robust.attacks.frank_wolfe import best_of
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings, Eps, attack_settings
 from tnn_robust.data.dataset import Dataset, Part
@@ -33,12 +34,15 @@ def report_checks(
     held: tuple[Part, Tensor],
     attacks: Sequence[AttackSettings],
     seed: int,
+    twin: nn.Module | None = None,
 ) -> list[Check]:
     """Check the figures that `attacks` give on test examples `held` (and their indices).
 
     The white-box attack in question is the worst case of those attacks in the
-    norm and at the eps of the last of them; the rivals are new ones. None where
-    eps is 0: there is nothing to check.
+    norm and at the eps of the last of them; the rivals are new ones. twin: the dense
+    network that this one was compressed from, whose adversarial points are tried on it;
+    without one, those of a plain network freshly trained. None where eps is 0: there is
+    nothing to check.
     """
     like = attacks[-1]
     if like.eps_value == 0:
@@ -54,7 +58,8 @@ def report_checks(
             attacks=_adversaries(like, attacks, model.transform),
             seed=seed,
             chance=float(counts.max() / counts.sum()),
-            surrogate=_surrogate(model, dataset, seed),
+            surrogate=_surrogate(model, dataset, seed) if twin is None else twin,
+            surrogate_name="a plain network" if twin is None else "its dense twin",
             weight_norm=float(weight_norm(model)),
             sample=SAMPLE,
         )
@@ -89,7 +94,7 @@ def _adversaries(
 
     return Attacks(
         fgsm=make(replace(pgd, steps=1, step_size=eps.value)),
-        pgd=_worst(white) if white else make(pgd),
+        pgd=reduce(best_of, white) if white else make(pgd),
         pgd_long=make(long),
         pgd_restarts=make(replace(pgd, random_start=True, restarts=_RESTARTS)),
         black_box=_black_box(like, eps, noise),
@@ -102,22 +107,6 @@ def _adversaries(
 
 def _threat(a: AttackSettings) -> tuple[str, float, str | None, str | None]:
     return a.norm, a.eps_value, a.channels, a.faces
-
-
-def _worst(perturbs: Sequence[Perturb]) -> Perturb:
-    """For each example the attack that leaves the smallest margin."""
-
-    def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
-        best = perturbs[0](model, x, y, streams)
-        for other in perturbs[1:]:
-            new = other(model, x, y, streams)
-            with torch.no_grad():
-                lower = margin(model(new.x), y) < margin(model(best.x), y)
-            x_adv = torch.where(lower[:, None, None], new.x, best.x)
-            best = Perturbed(x_adv, best.vanished & new.vanished)
-        return best
-
-    return perturb
 
 
 def _black_box(like: AttackSettings, eps: Eps, noise: Noise) -> Perturb:

@@ -1,5 +1,6 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,6 +225,8 @@ def _header(
             "dtype": request.storage,
             "finetune_epochs": request.repair.epochs,
             "parent_digest": parent.digest,
+            # Seen from here, so that both may be moved together.
+            "parent_path": os.path.relpath(parent.path, request.out),
             "parent": parent.header.compression,
         },
     )

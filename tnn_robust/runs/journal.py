@@ -4,13 +4,12 @@ One JSON line a block, each with a checksum; the first says what is attacked
 and how. A report is a function of these lines, so a resumed one is the same.
 """
 
-import contextlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import torch
 
@@ -55,15 +54,15 @@ class Journal:
             for line in whole[1:]:
                 attack, part, start, entry = _decode(line)
                 self.known[attack, part, start] = entry
+        self._kept = True
         try:
             # What was torn goes, the rest is written again as it stood.
             text = "".join(_line(value) for value in (whole or [header]))
             path.write_text(text, encoding="utf-8")
-            self._file: TextIO | None = path.open("a", encoding="utf-8")
         except OSError as error:
             if resume:
                 raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-            self._file = None
+            self._kept = False
 
     def of(self, attack: int, part: str) -> dict[int, Entry]:
         """The finished blocks of one attack on one part, by their first row."""
@@ -74,27 +73,34 @@ class Journal:
 
         A disk that is full costs the record and not the report.
         """
-        if self._file is None:
+        if not self._kept:
             return
         try:
+            lines = []
             for (attack, part, start), entry in entries:
                 columns = {name: c.tolist() for name, c in entry.outcomes._asdict().items()}
                 work = {"forwards": entry.forwards, "backwards": entry.backwards}
                 place = {"run": self._run, "attack": attack, "part": part, "start": start}
-                self._file.write(_line({**place, **work, **columns}))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+                lines.append(_line({**place, **work, **columns}))
+            _append(self._path, "".join(lines))
         except OSError:
             self.finish()
 
     def finish(self) -> None:
         """Remove the record of a run that has its report."""
-        if self._file is None:
+        if not self._kept:
             return
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._file = None
+        self._kept = False
         self._path.unlink(missing_ok=True)
+
+
+def _append(path: Path, text: str) -> None:
+    """To the end of a file that is there: one that another run removed is not begun anew."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    with os.fdopen(descriptor, "ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(descriptor)
 
 
 def _line(value: dict[str, Any]) -> str:
@@ -119,11 +125,21 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, before, now in _differences(stored, wanted):
+        raise InputError(f"{path} is of another run: {name} was {before}, is {now}")
+
+
+def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two JSON values, by the innermost name: attacks.0.eps."""
+    if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
+        stored, wanted = (dict(enumerate(value)) for value in (stored, wanted))
+    if not (isinstance(stored, dict) and isinstance(wanted, dict)):
+        if stored != wanted:
+            yield name, stored, wanted
+        return
     for key in sorted(stored.keys() | wanted.keys()):
-        if stored.get(key) != wanted.get(key):
-            raise InputError(
-                f"{path} is of another run: {key} was {stored.get(key)}, is {wanted.get(key)}"
-            )
+        inner = f"{name}.{key}" if name else str(key)
+        yield from _differences(stored.get(key), wanted.get(key), inner)
 
 
 def _decode(value: dict[str, Any]) -> tuple[int, str, int, Entry]:
