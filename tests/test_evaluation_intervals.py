@@ -12,11 +12,16 @@ from tnn_robust.evaluation.intervals import (
     accuracy_gap_interval,
     accuracy_interval,
     bootstrap_means,
-    mean_interval,
     paired_accuracy_interval,
     paired_difference_interval,
-    risk_gap_interval,
+    resample,
 )
+
+
+def risk_gap_interval(train, test, seed):
+    """Of mean(test) - mean(train), as a report draws it."""
+    parts = [resample(part[None], (seed, i)) for i, part in enumerate((train, test))]
+    return parts[1].difference(parts[0], 0)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 7), (3, 7), (7, 7), (1, 1), (499, 500)])
@@ -130,9 +135,21 @@ def test_paired_interval_is_that_of_the_mean_difference():
     mean = float((a - b).mean())
     assert (low - mean, high - mean) == pytest.approx((-1.96 * error, 1.96 * error), rel=0.15)
     # What the two share has gone: unpaired, the difference could not be seen.
-    assert high - low < 0.2 * (mean_interval(b.numpy(), 0)[1] - mean_interval(b.numpy(), 0)[0])
+    alone = resample(b.numpy()[None], 0).interval(0)
+    assert high - low < 0.2 * (alone[1] - alone[0])
     assert paired_difference_interval(b, a, 0) == pytest.approx((-high, -low), rel=0.1)
     assert paired_difference_interval(a, a, 0) == (0.0, 0.0)
+
+
+def test_rows_of_one_bootstrap_are_paired():
+    base = np.random.default_rng(0).exponential(1.0, 300)
+    rows = np.stack([base, base + 0.5, base * 1.01])
+    found = resample(rows, (0, 1))
+    assert found.between(1, 0) == pytest.approx((0.5, 0.5), rel=1e-9)
+    low, high = found.between(2, 0)
+    wanted = paired_difference_interval(torch.tensor(rows[2]), torch.tensor(base), 0)
+    assert (low, high) == pytest.approx(wanted, rel=0.05) and 0 < low < high
+    assert found.interval(0)[1] - found.interval(0)[0] > 20 * (high - low)
 
 
 def test_paired_verdicts_that_agree_are_no_point():

@@ -1,6 +1,7 @@
 """Confidence intervals: exact for accuracies, bootstrap for risks."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -68,26 +69,34 @@ def paired_difference_interval(a: Tensor, b: Tensor, seed: int) -> Interval:
     """
     if a.dtype == b.dtype == torch.bool:
         return paired_accuracy_interval(a.cpu().numpy(), b.cpu().numpy())
-    return mean_interval((a.double() - b.double()).cpu().numpy(), seed)
+    difference = (a.double() - b.double()).cpu().numpy()
+    return resample(difference[None], seed).interval(0)
 
 
-def mean_interval(values: NDArray, seed: int) -> Interval:
-    """Percentile bootstrap of the mean of values (n,)."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    return percentiles(bootstrap_means(values[None], seed)[:, 0])
+class Resampled(NamedTuple):
+    """Rows (k, n) of values, and their means on the same resampled examples, (2000, k)."""
+
+    values: NDArray
+    means: NDArray
+
+    def interval(self, row: int) -> Interval:
+        """Percentile bootstrap interval of the mean of one row."""
+        return _percentiles(self.means[:, row], self.values[row])
+
+    def difference(self, other: "Resampled", row: int) -> Interval:
+        """The same for this mean minus that of the same row of another sample."""
+        rows = (self.values[row], other.values[row])
+        return _percentiles(self.means[:, row] - other.means[:, row], *rows)
+
+    def between(self, a: int, b: int) -> Interval:
+        """The same for the mean of row a minus that of row b: paired, on the same examples."""
+        difference = self.values[a] - self.values[b]
+        return _percentiles(self.means[:, a] - self.means[:, b], difference)
 
 
-def risk_gap_interval(train: NDArray, test: NDArray, seed: int) -> Interval:
-    """Percentile bootstrap of mean(test) - mean(train), both resampled over examples.
-
-    train (n,), test (m,): losses per example. A function of the seed alone.
-    """
-    if np.ptp(train) == 0 and np.ptp(test) == 0:
-        gap = float(test.mean() - train.mean())
-        return gap, gap
-    resampled = [bootstrap_means(part[None], (seed, i)) for i, part in enumerate((train, test))]
-    return percentiles((resampled[1] - resampled[0])[:, 0])
+def resample(values: NDArray, seed: int | tuple[int, int]) -> Resampled:
+    """Rows (k, n) with their bootstrap."""
+    return Resampled(values, bootstrap_means(values, seed))
 
 
 def bootstrap_means(values: NDArray, seed: int | tuple[int, int]) -> NDArray:
@@ -108,7 +117,10 @@ def bootstrap_means(values: NDArray, seed: int | tuple[int, int]) -> NDArray:
     return means
 
 
-def percentiles(resampled: NDArray) -> Interval:
-    """The central 95 % of resampled values (r,)."""
+def _percentiles(resampled: NDArray, *rows: NDArray) -> Interval:
+    """The central 95 % of resampled values (r,); a point, exactly, where the rows are constant."""
+    if all(np.ptp(row) == 0 for row in rows):
+        point = float(rows[0][0] - sum(row[0] for row in rows[1:]))
+        return point, point
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

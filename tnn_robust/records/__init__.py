@@ -1,6 +1,14 @@
 """Results as frozen dataclasses, by the command that gives them."""
 
-from tnn_robust.records.attack import AttackReport, AttackRow, Check, Gap, PartResult
+from tnn_robust.records.attack import (
+    AttackReport,
+    AttackRow,
+    Check,
+    Gap,
+    OverSeeds,
+    PartResult,
+    Spread,
+)
 from tnn_robust.records.base import Interval
 from tnn_robust.records.compression import CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
@@ -20,5 +28,7 @@ __all__ = [
     "LayerRecord",
     "MinimalReport",
     "ModelSummary",
+    "OverSeeds",
     "PartResult",
+    "Spread",
 ]
