@@ -15,6 +15,7 @@ from tnn_robust_cli import _options as shared
 @click.option("--finetune", type=int, default=0, help="Epochs of training on the factors.")
 @click.option("--lr", type=float, help="Of the fine-tuning.  [default: the run's]")
 @shared.attacking
+@click.option("--seed", type=shared.SEED, default=0)
 @click.option("--out", type=shared.OUT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")

@@ -1,5 +1,6 @@
 """Records to tables of text, narrow enough for a terminal of 80 columns."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tnn_robust.records import (
 )
 
 _SIZE_WIDTH = 11
+_KINDS = ("channels", "faces")  # of confinement
 
 
 class Table(NamedTuple):
@@ -25,8 +27,10 @@ class Table(NamedTuple):
 
 
 def attack_tables(report: AttackReport) -> list[Table]:
-    """The adversarial gap report: risks and accuracies, the gap, and what it rests on."""
-    tables = [_accuracy_table(report), _gap_table(report)]
+    """The adversarial gap report: accuracies, risks, the gap, and what they rest on."""
+    tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
+    if len(report.seeds) > 1:
+        tables.append(_seed_table(report))
     if report.suite is not None:
         tables.append(_work_table(report))
     if report.checks:
@@ -62,34 +66,57 @@ def _check_table(report: AttackReport) -> Table:
 
 
 def _accuracy_table(report: AttackReport) -> Table:
-    worst = report.worst_case
-    train, test = worst.train, worst.test
-    clean = (
-        "clean",
-        "",
-        f"{train.clean_risk:.4g}",
-        f"{test.clean_risk:.4g}",
-        _percent(train.clean_accuracy),
-        _percent(test.clean_accuracy),
-        "",
-    )
+    train, test = report.worst_case.train, report.worst_case.test
+    clean = ("clean", "", _percent(train.clean_accuracy), "", _percent(test.clean_accuracy), "")
     rows = [clean, *(_accuracy_row(row) for row in _rows(report))]
-    columns = ("attack", "eps", "risk train", "risk test", "acc. train", "acc. test", "95 % CI")
-    title = f"Accuracy (%) and risk, n = {train.n} train, {test.n} test"
-    return Table(title, columns, rows)
+    columns = ("attack", "eps", "train", "95 % CI", "test", "95 % CI")
+    return Table(f"Accuracy (%), n = {train.n} train, {test.n} test", columns, rows)
 
 
 def _accuracy_row(row: AttackRow) -> tuple[str, ...]:
-    low, high = row.test.accuracy_ci
-    return (
-        _name(row),
-        _narrow(_eps(row)),
-        f"{row.train.risk:.4g}",
-        f"{row.test.risk:.4g}",
-        _percent(row.train.accuracy),
-        _percent(row.test.accuracy),
-        f"{_percent(low)}-{_percent(high)}",
-    )
+    cells: list[str] = []
+    for part in (row.train, row.test):
+        low, high = part.accuracy_ci
+        cells += [_percent(part.accuracy), f"{_percent(low)}-{_percent(high)}"]
+    return _name(row), _narrow(_eps(row)), *cells
+
+
+def _risk_table(report: AttackReport) -> Table:
+    train, test = report.worst_case.train, report.worst_case.test
+    clean = ("clean", f"{train.clean_risk:.4g}", "", f"{test.clean_risk:.4g}", "")
+    rows = [clean, *(_risk_row(row) for row in _rows(report))]
+    columns = ("attack", "train", "95 % CI", "test", "95 % CI")
+    return Table("Risk: the mean loss, by the loss of training", columns, rows)
+
+
+def _risk_row(row: AttackRow) -> tuple[str, ...]:
+    cells: list[str] = []
+    for part in (row.train, row.test):
+        cells += [
+            f"{part.risk:.4g}",
+            "" if part.risk_ci is None else _interval(part.risk_ci, 1.0, ".3g"),
+        ]
+    return _name(row), *cells
+
+
+def _seed_table(report: AttackReport) -> Table:
+    """What varies with the seed; the verdict, over all seeds, is in the tables above."""
+    rows = []
+    for row in _rows(report):
+        if (spread := row.over_seeds) is not None:
+            rows.append(
+                (
+                    _name(row),
+                    _percent(spread.accuracy_test.mean),
+                    _interval(spread.accuracy_test.ci, 100.0, ".2f"),
+                    f"{spread.risk_test.mean:.4g}",
+                    _interval(spread.risk_test.ci, 1.0, ".3g"),
+                    f"{spread.agp_risk.mean:+.3g}",
+                    _interval(spread.agp_risk.ci, 1.0, ".2g"),
+                )
+            )
+    columns = ("attack", "acc. test", "95 % CI", "risk test", "95 % CI", "AGP", "95 % CI")
+    return Table(f"Mean over {len(report.seeds)} seeds, by Student's t", columns, rows)
 
 
 def _gap_table(report: AttackReport) -> Table:
@@ -115,7 +142,13 @@ def _rows(report: AttackReport) -> tuple[AttackRow, ...]:
 
 
 def _name(row: AttackRow) -> str:
-    return row.name.replace(":", ":\n")
+    confined = _confined(row)
+    return row.name.replace(":", ":\n") + (f"\n({confined})" if confined else "")
+
+
+def _confined(row: AttackRow) -> str:
+    """The channels or faces that a ball is confined to."""
+    return ", ".join(f"{kind} {row.settings[kind]}" for kind in _KINDS if kind in row.settings)
 
 
 def _eps(row: AttackRow) -> str:
@@ -154,6 +187,13 @@ def attack_notes(report: AttackReport) -> list[str]:
         "robust accuracy; the worst case is per example over the attacks above."
     )
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
+    if len(report.seeds) > 1:
+        notes.append(
+            f"Rows are the worst case of every example over {len(report.seeds)} seeds, which is "
+            "the verdict: more seeds are more restarts. The mean over seeds is none."
+        )
+    notes += _behind_notes(report)
+    notes += _halving_notes(report.worst_case)
     failed = [
         f"WARNING: {check.name}: {check.message}." for check in report.checks if not check.passed
     ]
@@ -170,16 +210,54 @@ def attack_notes(report: AttackReport) -> list[str]:
     return notes
 
 
+def _behind_notes(report: AttackReport) -> list[str]:
+    """How much risk an attack alone would have missed, if there are several."""
+    if len(report.attacks) < 2:
+        return []
+    found = [
+        f"{row.name} {row.behind:.2g} ({_interval(row.behind_ci, 1.0, '.2g')})"
+        for row in report.attacks
+    ]
+    return [f"Test risk below that of the worst case, paired: {', '.join(found)}."]
+
+
+def _halving_notes(worst: AttackRow) -> list[str]:
+    """How many examples would halve the interval of the AGP in risk."""
+    agp, n_train, n_test = worst.agp, worst.train.n, worst.test.n
+    if not agp.train_error or not agp.test_error:
+        return []
+    both = f"4 x both ({4 * n_train} and {4 * n_test})"
+    ways = [
+        f"{times:.3g} x the {part} examples ({math.ceil(times * n)})"
+        for part, times, n in (
+            ("test", agp.halving_test, n_test),
+            ("training", agp.halving_train, n_train),
+        )
+        if times is not None
+    ]
+    if ways:
+        return [f"The AGP's interval in risk would be halved by {ways[0]}, or by {both}."]
+    share = max(agp.train_error, agp.test_error) / math.hypot(agp.train_error, agp.test_error)
+    larger = "training" if agp.train_error > agp.test_error else "test"
+    return [
+        f"The AGP's interval in risk would be halved only by {both}: the {larger} part alone "
+        f"makes {100 * share:.0f} % of its width."
+    ]
+
+
 def _settings(settings: dict[str, Any]) -> str:
+    where = "".join(f", {kind} {settings[kind]}" for kind in _KINDS if kind in settings)
     if "step_size" not in settings:
         return ", ".join(f"{name} {value}" for name, value in settings.items())
     count, restarts = settings["steps"], settings["restarts"]
     steps = "1 step" if count == 1 else f"{count} steps"
     again = "1 restart" if restarts == 1 else f"{restarts} restarts"
     if settings["step_size"] == 0:
-        return f"{steps}, {again}, {settings['loss']} loss"
+        return f"{steps}, {again}, {settings['loss']} loss{where}"
     start = "random start" if settings["random_start"] else "starting at the example"
-    return f"{steps} of {settings['step_size']:.4g}, {again}, {start}, {settings['loss']} loss"
+    return (
+        f"{steps} of {settings['step_size']:.4g}, {again}, {start}, {settings['loss']} loss{where}"
+    )
 
 
 def compression_tables(report: CompressionReport) -> list[Table]:
