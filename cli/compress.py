@@ -38,7 +38,7 @@ def main(
     from tnn_robust.compression.truncate import make_rule
     from tnn_robust.files import require_writable, write_json
     from tnn_robust.records import BatchProgress, CompressionReport, EpochRecord
-    from tnn_robust.reporting.tables import compression_tables
+    from tnn_robust.reporting.compression import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
 
     request = CompressRequest(rule=make_rule(rank, energy, tolerance), choice=choice, **given)

@@ -23,7 +23,8 @@ from tnn_robust.records import (
     ModelSummary,
     PartResult,
 )
-from tnn_robust.reporting.tables import attack_notes, attack_tables, compression_tables
+from tnn_robust.reporting.compression import compression_tables
+from tnn_robust.reporting.tables import attack_notes, attack_tables
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTH = 80

@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 from tnn_robust.records import (
     AttackReport,
     AttackRow,
-    CompressionReport,
     Interval,
-    LayerRecord,
     MinimalReport,
-    ModelSummary,
 )
 
 _SIZE_WIDTH = 11
@@ -67,7 +64,7 @@ def _check_table(report: AttackReport) -> Table:
 
 def _accuracy_table(report: AttackReport) -> Table:
     train, test = report.worst_case.train, report.worst_case.test
-    clean = ("clean", "", _percent(train.clean_accuracy), "", _percent(test.clean_accuracy), "")
+    clean = ("clean", "", percent(train.clean_accuracy), "", percent(test.clean_accuracy), "")
     rows = [clean, *(_accuracy_row(row) for row in _rows(report))]
     columns = ("attack", "eps", "train", "95 % CI", "test", "95 % CI")
     return Table(f"Accuracy (%), n = {train.n} train, {test.n} test", columns, rows)
@@ -77,8 +74,8 @@ def _accuracy_row(row: AttackRow) -> tuple[str, ...]:
     cells: list[str] = []
     for part in (row.train, row.test):
         low, high = part.accuracy_ci
-        cells += [_percent(part.accuracy), f"{_percent(low)}-{_percent(high)}"]
-    return _name(row), _narrow(_eps(row)), *cells
+        cells += [percent(part.accuracy), f"{percent(low)}-{percent(high)}"]
+    return _name(row), _narrow(eps_text(row)), *cells
 
 
 def _risk_table(report: AttackReport) -> Table:
@@ -86,7 +83,7 @@ def _risk_table(report: AttackReport) -> Table:
     clean = ("clean", f"{train.clean_risk:.4g}", "", f"{test.clean_risk:.4g}", "")
     rows = [clean, *(_risk_row(row) for row in _rows(report))]
     columns = ("attack", "train", "95 % CI", "test", "95 % CI")
-    return Table("Risk: the mean loss, by the loss of training", columns, rows)
+    return Table("Risk (mean loss)", columns, rows)
 
 
 def _risk_row(row: AttackRow) -> tuple[str, ...]:
@@ -94,7 +91,7 @@ def _risk_row(row: AttackRow) -> tuple[str, ...]:
     for part in (row.train, row.test):
         cells += [
             f"{part.risk:.4g}",
-            "" if part.risk_ci is None else _interval(part.risk_ci, 1.0, ".3g"),
+            "" if part.risk_ci is None else interval_text(part.risk_ci, 1.0, ".3g"),
         ]
     return _name(row), *cells
 
@@ -107,12 +104,12 @@ def _seed_table(report: AttackReport) -> Table:
             rows.append(
                 (
                     _name(row),
-                    _percent(spread.accuracy_test.mean),
-                    _interval(spread.accuracy_test.ci, 100.0, ".2f"),
+                    percent(spread.accuracy_test.mean),
+                    interval_text(spread.accuracy_test.ci, 100.0, ".2f"),
                     f"{spread.risk_test.mean:.4g}",
-                    _interval(spread.risk_test.ci, 1.0, ".3g"),
+                    interval_text(spread.risk_test.ci, 1.0, ".3g"),
                     f"{spread.agp_risk.mean:+.3g}",
-                    _interval(spread.agp_risk.ci, 1.0, ".2g"),
+                    interval_text(spread.agp_risk.ci, 1.0, ".2g"),
                 )
             )
     columns = ("attack", "acc. test", "95 % CI", "risk test", "95 % CI", "AGP", "95 % CI")
@@ -124,9 +121,9 @@ def _gap_table(report: AttackReport) -> Table:
         (
             _name(row),
             f"{row.agp.risk:+.3g}",
-            _interval(row.agp.risk_ci, 1.0, ".2g"),
+            interval_text(row.agp.risk_ci, 1.0, ".2g"),
             f"{100 * row.agp.accuracy:+.2f}",
-            _interval(row.agp.accuracy_ci, 100.0, ".1f"),
+            interval_text(row.agp.accuracy_ci, 100.0, ".1f"),
             f"{100 * row.robustness_drop:.2f}",
             f"{row.max_perturbation:.4g}",
             f"{row.seconds:.1f}",
@@ -151,7 +148,7 @@ def _confined(row: AttackRow) -> str:
     return ", ".join(f"{kind} {row.settings[kind]}" for kind in _KINDS if kind in row.settings)
 
 
-def _eps(row: AttackRow) -> str:
+def eps_text(row: AttackRow) -> str:
     return "all" if "+" in row.norm else f"{row.norm} {row.eps}"
 
 
@@ -190,7 +187,7 @@ def attack_notes(report: AttackReport) -> list[str]:
     if len(report.seeds) > 1:
         notes.append(
             f"Rows are the worst case of every example over {len(report.seeds)} seeds, which is "
-            "the verdict: more seeds are more restarts. The mean over seeds is none."
+            "the verdict: more seeds are more restarts. The mean over seeds is not."
         )
     notes += _behind_notes(report)
     notes += _halving_notes(report.worst_case)
@@ -212,10 +209,10 @@ def attack_notes(report: AttackReport) -> list[str]:
 
 def _behind_notes(report: AttackReport) -> list[str]:
     """How much risk an attack alone would have missed, if there are several."""
-    if len(report.attacks) < 2:
+    if len(report.attacks) < 2 or report.suite is not None:  # whose rows are no single attacks
         return []
     found = [
-        f"{row.name} {row.behind:.2g} ({_interval(row.behind_ci, 1.0, '.2g')})"
+        f"{row.name} {row.behind:.2g} ({interval_text(row.behind_ci, 1.0, '.2g')})"
         for row in report.attacks
     ]
     return [f"Test risk below that of the worst case, paired: {', '.join(found)}."]
@@ -260,82 +257,10 @@ def _settings(settings: dict[str, Any]) -> str:
     )
 
 
-def compression_tables(report: CompressionReport) -> list[Table]:
-    """Layer by layer, then before and after."""
-    return [_layer_table(report), _summary_table(report)]
-
-
-def _layer_table(report: CompressionReport) -> Table:
-    rows: list[tuple[str, ...]] = []
-    for before, after in zip(report.layers_before, report.layers_after, strict=True):
-        rows += [_layer_row("before", before), _layer_row("after", after)]
-    columns = ("layer", "", "form", "rank", "multi", "stable", "kept %", "params", "bytes", "FLOPs")
-    return Table(f"Layers, {report.rule}", columns, rows)
-
-
-def _layer_row(side: str, layer: LayerRecord) -> tuple[str, ...]:
-    return (
-        f"{layer.layer}" if side == "before" else "",
-        side,
-        layer.form,
-        f"{layer.tubal_rank}",
-        f"{layer.multi_rank_low}-{layer.multi_rank_high}",
-        f"{layer.stable_rank:.1f}",
-        f"{100 * layer.kept_energy:.1f}",
-        f"{layer.parameters}",
-        f"{layer.bytes}",
-        _short(layer.flops),
-    )
-
-
-def _summary_table(report: CompressionReport) -> Table:
-    before, after = report.before, report.after
-    rows = [
-        (name, text_before, text_after, ratio)
-        for (name, text_before, value_before), (_, text_after, value_after) in zip(
-            _summary(before), _summary(after), strict=True
-        )
-        for ratio in [_ratio(value_before, value_after)]
-    ]
-    return Table("Before and after", ("", "before", "after", "after / before"), rows)
-
-
-def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
-    worst = one.worst_case
-    test, agp = worst.test, worst.agp
-    return [
-        ("parameters", f"{one.parameters}", one.parameters),
-        ("bytes on disk", f"{one.bytes}", one.bytes),
-        ("FLOPs per example", f"{one.flops}", one.flops),
-        ("latency, batch 1 (ms)", f"{one.latency_1_ms:.3f}", one.latency_1_ms),
-        ("latency, batch 256 (ms)", f"{one.latency_256_ms:.3f}", one.latency_256_ms),
-        ("clean test accuracy (%)", _percent(test.clean_accuracy), None),
-        (f"robust test accuracy (%), {_eps(worst)}", _percent(test.accuracy), None),
-        ("  its 95 % CI", _interval(test.accuracy_ci, 100.0, ".1f"), None),
-        ("adversarial risk, train", f"{worst.train.risk:.4g}", None),
-        ("adversarial risk, test", f"{test.risk:.4g}", None),
-        ("AGP, risk", f"{agp.risk:+.4g}", None),
-        ("  its 95 % CI", _interval(agp.risk_ci, 1.0, ".2g"), None),
-        ("AGP, 0-1 loss (points)", f"{100 * agp.accuracy:+.2f}", None),
-        ("  its 95 % CI", _interval(agp.accuracy_ci, 100.0, ".1f"), None),
-    ]
-
-
-def _ratio(before: float | None, after: float | None) -> str:
-    return f"{after / before:.3f}" if before and after is not None else ""
-
-
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _interval(interval: Interval, scale: float, form: str) -> str:
+def interval_text(interval: Interval, scale: float, form: str) -> str:
     low, high = (scale * end for end in interval)
     return f"{low:{form}}..{high:{form}}"
-
-
-def _short(count: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return f"{count:.0f}"
