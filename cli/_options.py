@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -11,7 +11,8 @@ from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
 from tnn_robust.errors import InputError, TnnError
 
 INTERRUPTED = 130
-_TOO_MANY = 10_000  # networks in one command
+LARGEST_SEED = 2**32 - 1  # what every generator takes
+_MOST_SEEDS = 1000
 
 
 class Command(click.Command):
@@ -81,26 +82,41 @@ def _one_eps(text: str) -> Eps:
     return found[0]
 
 
+class EpsGiven(NamedTuple):
+    """The eps typed, and whether a range START:STOP:STEP was among them."""
+
+    sizes: tuple[Eps, ...]
+    ranged: bool
+
+
+def _some_eps(text: str) -> EpsGiven:
+    return EpsGiven(parse_eps(text), ":" in text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """`0`, `0,1,2`, or `0:20`, which is twenty; the first draws subsets."""
+    found: list[int] = []
+    for item in text.split(","):
+        start, colon, stop = item.partition(":")
+        try:
+            first = int(start)
+            last = int(stop) if colon else first + 1
+        except ValueError as error:
+            raise InputError(f"needs seeds such as 0, 0,1,2 or 0:20, got {text!r}") from error
+        if not 0 <= first < last <= LARGEST_SEED + 1 or last - first > _MOST_SEEDS:
+            needed = f"at most {_MOST_SEEDS} seeds from 0 to {LARGEST_SEED}, START < STOP"
+            raise InputError(f"needs {needed}, got {item}")
+        found += range(first, last)
+    if len(set(found)) < len(found) or len(found) > _MOST_SEEDS:
+        raise InputError(f"needs at most {_MOST_SEEDS} different seeds, got {text}")
+    return tuple(found)
+
+
 def _whole_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(item) for item in text.split(","))
     except ValueError as error:
         raise InputError(f"needs whole numbers separated by commas, got {text!r}") from error
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    found: list[int] = []
-    try:
-        for item in text.split(","):
-            start, colon, stop = item.partition(":")
-            found += range(int(start), int(stop))[:_TOO_MANY] if colon else [int(start)]
-    except ValueError as error:
-        raise InputError(f"needs seeds such as 0:20 or 1,5,9, got {text!r}") from error
-    if len(found) >= _TOO_MANY:
-        raise InputError(f"takes fewer than {_TOO_MANY} seeds, got {text!r}")
-    if not found or len(set(found)) != len(found) or not 0 <= min(found) <= max(found) < 2**32:
-        raise InputError(f"needs different seeds from 0 to {2**32 - 1}, got {text!r}")
-    return tuple(found)
 
 
 def _amount(text: str) -> float:
@@ -118,13 +134,13 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 ONE_EPS = _Parsed("EPS", _one_eps)
-EPS_LIST = _Parsed("EPS", parse_eps)
+EPS_LIST = _Parsed("EPS", _some_eps)
 WHOLE_NUMBERS = _Parsed("R[,R...]", _whole_numbers)
 AMOUNT = _Parsed("SHARE|N[k|M]", _amount)
 NAMES = _Parsed("A,B,...", _names)
-SEEDS = _Parsed("A:B|A,B,...", _seeds)
 OUT = click.Path(path_type=Path)
-SEED = click.IntRange(min=0, max=2**32 - 1)  # what every generator takes
+SEED = click.IntRange(min=0, max=LARGEST_SEED)
+SEEDS = _Parsed("S[,S...]", _seeds)
 
 data_place = options(
     click.option(
@@ -146,21 +162,26 @@ attacking = options(
         help=f"{', '.join(choices.ATTACKS)} or torchattacks:NAME; repeatable. "
         "Default: one step and pgd in the norm of the training attack.",
     ),
-    click.option("--norm", metavar="NORM", help=f"Of pgd: {', '.join(choices.NORMS)}."),
+    click.option("--norm", metavar="NORM", help=f"{', '.join(choices.NORMS)}. Default: the run's."),
     click.option(
         "--eps",
         type=EPS_LIST,
-        help="8/255, 0.03, a list 0,0.1 or a range 0:0.3:0.05. Default: the training eps.",
+        help="8/255, 0.03 or a list 0,0.1; for tnn-attack a range 0:0.3:0.05 is a --curve. "
+        "Default: the training eps.",
     ),
     click.option("--channels", metavar="START:STOP", help="Perturb only these, counted from 0."),
     click.option(
         "--faces", metavar="START:STOP", help="Perturb only these of the network's transform."
     ),
-    click.option("--steps", type=int, help="Of pgd.  [default: 40]"),
-    click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
-    click.option("--restarts", type=int, default=1),
     click.option(
-        "--random-start/--no-random-start", default=None, help="Of pgd. [default: random]"
+        "--steps",
+        type=int,
+        help="Of all but fgsm and fgm.  [default: 40; apgd, apgd-t, fab 100; square 1000]",
+    ),
+    click.option("--step-size", type=float, help="Of pgd and fw.  [default: 2.5 eps / steps]"),
+    click.option("--restarts", type=int, default=1, help="Of all but square."),
+    click.option(
+        "--random-start/--no-random-start", default=None, help="Of pgd, fw.  [default: random]"
     ),
     click.option(
         "--stop-broken",
@@ -171,9 +192,8 @@ attacking = options(
     click.option(
         "--n",
         type=click.IntRange(min=1),
-        help="At most so many examples of each part, drawn by seed.",
+        help="At most so many examples of each part, drawn by the (first) seed.",
     ),
-    click.option("--seed", type=SEED, default=0),
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
@@ -189,7 +209,7 @@ def attack_choice(given: dict[str, Any]) -> AttackChoice:
     """Take the attack's options out of `given`."""
     return AttackChoice(
         names=given.pop("attacks"),
-        eps=given.pop("eps") or (),
+        eps=eps.sizes if (eps := given.pop("eps")) else (),
         **{
             name: given.pop(name)
             for name in (

@@ -14,6 +14,13 @@ from tnn_robust.errors import InputError
 @click.argument("run", type=shared.OUT, required=False)
 @shared.attacking
 @click.option(
+    "--seed",
+    "seeds",
+    type=shared.SEEDS,
+    default="0",
+    help="Of all randomness; a list 0,1,2 or range 0:20 gives one verdict and the spread.",
+)
+@click.option(
     "--suite",
     help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for published figures.",
 )
@@ -33,6 +40,7 @@ def main(
     curve: bool,
     minimal: bool,
     figure: Path | None,
+    seeds: tuple[int, ...],
     **given: Any,
 ) -> None:
     """Attack the network of a run directory on its training and its test part.
@@ -41,6 +49,7 @@ def main(
     generalization gap (test minus train) with 95 % intervals, and the
     per-example worst case. Every adversarial point is verified.
     """
+    ranged = given["eps"] is not None and given["eps"].ranged
     choice = shared.attack_choice(given)
     if verify is not None:
         _verify(verify, run, json_file, given)
@@ -48,12 +57,18 @@ def main(
     if run is None:
         raise InputError("tnn-attack needs a RUN directory (or --verify FILE)")
 
+    if ranged and not minimal:
+        if given["suite"] is not None or len(choice.names) > 1:
+            raise InputError("an eps range is one sweep of one --attack: for rows give a list")
+        curve = True
     if figure is not None and (not curve or figure.suffix not in (".png", ".svg")):
         raise InputError(f"--figure is a .png or .svg file of --curve, got {figure}")
     if curve and minimal:
         raise InputError("give one of --curve and --minimal")
     if save_adv is not None and (curve or minimal):
         raise InputError("--save-adv is of the report, not of --curve and --minimal")
+    if (curve or minimal) and (len(seeds) > 1 or given["resume"]):
+        raise InputError("--curve and --minimal take one --seed and no --resume")
 
     from tnn_robust.files import require_writable, write_json
     from tnn_robust.runs.attack import AttackRequest
@@ -62,7 +77,13 @@ def main(
         if path is not None:
             require_writable(path)
     request = AttackRequest(
-        run=run, choice=choice, keep_points=save_adv is not None, journal=True, **given
+        run=run,
+        choice=choice,
+        seed=seeds[0],
+        more_seeds=seeds[1:],
+        keep_points=save_adv is not None,
+        journal=True,
+        **given,
     )
     if curve:
         value = _curve(request, figure)

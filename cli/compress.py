@@ -52,6 +52,7 @@ LC = {"lc_steps": "steps", "lc_mu": "mu0", "lc_growth": "growth", "lc_tolerance"
 @click.option("--lc-tolerance", type=float, default=0.01, help="Distance at which it ends.")
 @click.option("--theta", type=float, default=0.0, help="Of dynamic: tails a face drops.")
 @shared.attacking
+@click.option("--seed", type=shared.SEED, default=0)
 @click.option("--out", type=shared.OUT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
@@ -77,7 +78,7 @@ def main(
     from tnn_robust.compression.rules import make_rule
     from tnn_robust.files import require_writable
     from tnn_robust.records import CompressionReport
-    from tnn_robust.reporting.tables import compression_tables
+    from tnn_robust.reporting.compression import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
     from tnn_robust.runs.repair import RepairSettings, Training
     from tnn_robust.training.learning_compression import LCSchedule

@@ -167,6 +167,38 @@ def test_steps_are_of_the_iterated_attacks_alone(option):
         AttackChoice(names=("fgsm",), **choice).resolve(None)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("torchattacks:FGSM", {"steps": 5}),
+        ("torchattacks:BIM", {"random_start": True}),
+        ("torchattacks:PGD", {"restarts": 2}),
+        ("torchattacks:PGD", {"loss": "logistic"}),
+        ("torchattacks:Square", {"steps": 5}),
+        ("apgd", {"step_size": 0.1}),
+        ("apgd-t", {"loss": "cross-entropy"}),
+        ("fab", {"random_start": True}),
+        ("square", {"restarts": 2}),
+    ],
+)
+def test_what_no_attack_takes_is_refused_and_not_dropped(name, option):
+    said = f"{name} takes no --{next(iter(option)).replace('_', '-')}: use pgd"
+    with pytest.raises(InputError, match=said):
+        attack_settings(name, TENTH, **option)
+    with pytest.raises(InputError, match=said):
+        resolved(names=(name,), eps=(TENTH,), **option)
+    # With one that takes it, it is of that one, and the other's row does not claim it.
+    found, pgd = AttackChoice((name, "pgd"), (TENTH,), **option).resolve(None)
+    assert found == attack_settings(name, TENTH) and pgd == attack_settings("pgd", TENTH, **option)
+
+
+def test_a_class_of_several_norms_follows_the_run():
+    assert resolved(names=("torchattacks:APGD",)) == [("torchattacks:APGD", "l2", 0.5)]
+    assert resolved(None, names=("torchattacks:APGD",)) == [("torchattacks:APGD", "linf", 8 / 255)]
+    with pytest.raises(InputError, match="is in linf and the run's eps 0.5 in l1: give --eps"):
+        resolved(replace(TRAINED, norm="l1"), names=("torchattacks:APGD",))
+
+
 def test_a_row_says_all_that_its_attack_depends_on():
     ours = attack_settings("pgd", TENTH, steps=5, restarts=2).to_json()
     assert ours == {

@@ -17,11 +17,12 @@ from tnn_robust.runs.verify import KIND
 
 PARTS = ("train", "test")
 KEYS = {"schema", "kind", "model", "dataset", "seed", "versions", "attacks", "worst_case"}
-KEYS |= {"suite", "checks"}
+KEYS |= {"suite", "checks", "seeds"}
 ROW = {"name", "norm", "eps", "eps_value", "settings", "train", "test", "agp"}
-ROW |= {"robustness_drop", "max_perturbation", "seconds"}
+ROW |= {"robustness_drop", "max_perturbation", "seconds", "behind", "behind_ci", "over_seeds"}
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
-GAP = {"risk", "risk_ci", "accuracy", "accuracy_ci"}
+GAP = {"risk", "risk_ci", "accuracy", "accuracy_ci", "train_error", "test_error"}
+GAP |= {"halving_test", "halving_train"}
 
 
 class Attacked:
@@ -150,12 +151,14 @@ def test_the_table_shows_the_figures_of_the_json(attacked):
     assert f"n = {worst['train']['n']} train, {worst['test']['n']} test" in attacked.printed
     for row in (*attacked.report["attacks"], worst):
         train, test, gap = row["train"], row["test"], row["agp"]
-        accuracies = [f"{100 * part['accuracy']:.2f}" for part in (train, test)]
-        risks = [f"{part['risk']:.4g}" for part in (train, test)]
-        assert any(
-            line.startswith(" ".join([row["name"], "linf 0.1", *risks, *accuracies]))
-            for line in lines
-        )
+        accuracies, risks = [row["name"], "linf 0.1"], [row["name"]]
+        for part in (train, test):
+            low, high = (f"{100 * end:.2f}" for end in part["accuracy_ci"])
+            accuracies += [f"{100 * part['accuracy']:.2f}", f"{low}-{high}"]
+            low, high = (f"{end:.3g}" for end in part["risk_ci"])
+            risks += [f"{part['risk']:.4g}", f"{low}..{high}"]
+            assert part["risk_ci"][0] < part["risk"] < part["risk_ci"][1]
+        assert " ".join(accuracies) in lines and " ".join(risks) in lines
         points, drop = f"{100 * gap['accuracy']:+.2f}", f"{100 * row['robustness_drop']:.2f}"
         start = f"{row['name']} {gap['risk']:+.3g} "
         (line,) = [line for line in lines if line.startswith(start)]
@@ -237,7 +240,7 @@ def test_verify_from_elsewhere_needs_the_run(tmp_path, digits_run, monkeypatch):
 def test_a_row_for_every_attack_and_eps(tmp_path, digits_run):
     names = ("fgsm", "pgd", "torchattacks:FGSM")
     options = [text for name in names for text in ("--attack", name)]
-    found = attack(digits_run, tmp_path / "r.json", *options, "--eps", "0,8/255,0.1:0.3:0.1")
+    found = attack(digits_run, tmp_path / "r.json", *options, "--eps", "0,8/255,0.1,0.2,0.3")
     sizes = ("0", "8/255", "0.1", "0.2", "0.3")
     threats = [(row["name"], row["eps"]) for row in found["attacks"]]
     assert threats == [(name, eps) for eps in sizes for name in names]

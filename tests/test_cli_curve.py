@@ -43,6 +43,18 @@ def test_a_curve_is_no_higher_than_the_attack_alone(tmp_path, digits_run) -> Non
         assert getattr(last, part).accuracy <= report[part]["accuracy"]
 
 
+def test_a_range_of_eps_is_a_curve_and_a_list_is_rows(tmp_path, binary_run) -> None:
+    options, found = ("--n", 20, "--steps", 3), []
+    for eps in (("--eps", "0:0.2:0.1"), ("--curve", "--eps", "0,0.1,0.2")):
+        path = tmp_path / "r.json"
+        done(binary_run, *options, *eps, "--json", path)
+        found.append(EpsCurve.from_json(json.loads(path.read_text())))
+    assert found[0] == found[1] and len(found[0].points) == 3
+    done(binary_run, *options, "--eps", "0,0.1", "--attack", "pgd", "--json", path)
+    report = json.loads(path.read_text())
+    assert report["kind"] == "attack-report" and len(report["attacks"]) == 2
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_smallest_eps_and_the_curve_tell_the_same_story(tmp_path, binary_run, norm) -> None:
     path, swept = tmp_path / "minimal.json", tmp_path / "swept.json"
@@ -65,6 +77,11 @@ def test_the_smallest_eps_and_the_curve_tell_the_same_story(tmp_path, binary_run
         (("--curve", "--minimal"), "one of --curve and --minimal"),
         (("--figure", "x.png"), "--figure is a .png or .svg file of --curve"),
         (("--curve", "--figure", "x.pdf"), "--figure is a .png or .svg file of --curve"),
+        (("--suite", "quick", "--eps", "0:0.2:0.1"), "an eps range is one sweep of one --attack"),
+        (("--attack", "pgd", "--attack", "fw", "--eps", "0:0.2:0.1"), "for rows give a list"),
+        (("--eps", "0.1,0:0.2:0.1"), "0.1 before 0"),
+        (("--eps", "0:0.2:0.1", "--save-adv", "x.safetensors"), "--save-adv is of the report"),
+        (("--minimal", "--eps", "0:0.2:0.1"), "it takes no --attack, --eps"),
         (("--minimal", "--eps", "0.1"), "it takes no --attack, --eps"),
         (("--minimal", "--norm", "nuclear"), "made for linf, l2, l1"),
         (("--curve", "--save-adv", "x.safetensors"), "--save-adv is of the report"),

@@ -33,7 +33,8 @@ from tnn_robust.records import (
     Premise,
 )
 from tnn_robust.reporting.bounds import bound_notes, bound_tables
-from tnn_robust.reporting.tables import attack_notes, attack_tables, compression_tables
+from tnn_robust.reporting.compression import compression_tables
+from tnn_robust.reporting.tables import attack_notes, attack_tables
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTH = 80
@@ -45,7 +46,8 @@ FGSM = {"steps": 1, "step_size": 0.0784314, "restarts": 1, "random_start": False
 def part(n: int, clean: int, correct: int, clean_risk: float, risk: float, vanished: int = 0):
     share = correct / n
     interval = (max(0.0, share - 0.0123), min(1.0, share + 0.0123))
-    return PartResult(n, clean_risk, clean, risk, correct, interval, vanished)
+    around = (0.9123 * risk, 1.0987 * risk)
+    return PartResult(n, clean_risk, clean, risk, correct, interval, vanished, risk_ci=around)
 
 
 def row(name: str, norm: str, eps: str, settings: dict, train: PartResult, test: PartResult):
@@ -55,6 +57,8 @@ def row(name: str, norm: str, eps: str, settings: dict, train: PartResult, test:
         risk_ci=(risk - 0.0234, risk + 0.0345),
         accuracy=accuracy,
         accuracy_ci=(accuracy - 0.011, accuracy + 0.012),
+        train_error=train.risk / 30,
+        test_error=test.risk / 20,
     )
     return AttackRow(name, norm, eps, 0.0784314, settings, train, test, gap, 0.0784314, 12.345)
 

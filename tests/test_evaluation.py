@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackChoice, Eps, attack_settings
 from tnn_robust.errors import AttackError, InputError
-from tnn_robust.evaluation.gap import Attacked, attack_row, gap, part_result, worst_case
+from tnn_robust.evaluation.gap import Attacked, attack_rows, measure_parts, worst_case
 from tnn_robust.evaluation.risk import Outcomes, attack_part, join, measure, worst_of
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.network import Architecture, new_model, to_dense
@@ -44,19 +44,19 @@ def attacked(train, test, name="pgd", norm="linf", eps="0.1", eps_value=0.1):
 def test_gap_is_test_minus_train_of_the_mean_loss():
     train = planted([1.0, 2.0, 3.0, 6.0], [True, True, True, False])
     test = planted([4.0, 6.0], [False, True])
-    found = gap(train, test, seed=0)
+    found = measure_parts([(train, test)], seed=0)[0].agp
     assert found.risk == 5.0 - 3.0
     # The 0-1 loss is 1/4 on training and 1/2 on test examples.
     assert found.accuracy == pytest.approx(1 / 2 - 1 / 4)
     assert found.risk_ci[0] < 2.0 < found.risk_ci[1]
     assert found.accuracy_ci[0] < 0.25 < found.accuracy_ci[1]
-    turned = gap(test, train, seed=0)
+    turned = measure_parts([(test, train)], seed=0)[0].agp
     assert (turned.risk, turned.accuracy) == (-2.0, -0.25)
 
 
 def test_part_result_counts():
     outcomes = planted([1.0, 2.0, 6.0], [True, False, False], [0.5, 0.5, 2.0], [True, True, False])
-    found = part_result(outcomes)
+    found = measure_parts([(outcomes, outcomes)], 0)[0].train
     assert (found.n, found.clean_correct, found.correct, found.vanished) == (3, 2, 1, 1)
     assert (found.clean_risk, found.risk) == (1.0, 3.0)
     assert (found.clean_accuracy, found.accuracy) == pytest.approx((2 / 3, 1 / 3))
@@ -66,7 +66,7 @@ def test_part_result_counts():
 def test_row_takes_the_largest_radius_and_the_drop_on_test_examples():
     train = planted([5.0, 1.0], [True, True])
     test = planted([1.0, 3.0, 1.0, 1.0], [True, False, True, False])
-    row = attack_row(attacked(train, test), seed=0)
+    (row,) = attack_rows([attacked(train, test)], seed=0)
     assert row.max_perturbation == 0.5
     assert row.robustness_drop == 0.5
     assert (row.name, row.norm, row.eps, row.eps_value, row.seconds) == (
@@ -175,7 +175,7 @@ def test_attacks_raise_the_risk_and_eps_0_changes_nothing(case):
     same = found[0]
     assert torch.equal(same.loss, same.clean_loss) and torch.equal(same.correct, same.clean_correct)
     assert float(same.radius.max()) == 0.0
-    row = attack_row(attacked(same, same), 0)
+    (row,) = attack_rows([attacked(same, same)], 0)
     assert row.robustness_drop == 0.0 and row.train.risk == row.train.clean_risk
     assert row.agp.risk == 0.0 and row.agp.accuracy == 0.0
 

@@ -5,13 +5,23 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from tnn_robust.evaluation.intervals import (
     accuracy_gap_interval,
     accuracy_interval,
-    risk_gap_interval,
+    bootstrap_means,
+    paired_accuracy_interval,
+    paired_difference_interval,
+    resample,
 )
+
+
+def risk_gap_interval(train, test, seed):
+    """Of mean(test) - mean(train), as a report draws it."""
+    parts = [resample(part[None], (seed, i)) for i, part in enumerate((train, test))]
+    return parts[1].difference(parts[0], 0)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 7), (3, 7), (7, 7), (1, 1), (499, 500)])
@@ -101,3 +111,67 @@ def test_bootstrap_of_few_and_of_equal_losses():
     assert risk_gap_interval(three, three, 0) == (0.0, 0.0)
     assert risk_gap_interval(one, two, 0) == (0.0, 2.0)
     assert risk_gap_interval(two, one, 0) == (-2.0, 0.0)
+
+
+def test_bootstrap_means_are_those_of_resampled_examples(monkeypatch):
+    values = np.random.default_rng(0).exponential(1.0, (3, 11))
+    found = bootstrap_means(values, 5)
+    draws = np.random.default_rng([5]).integers(0, 11, (2000, 11), dtype=np.int32)
+    slow = [[np.mean([row[i] for i in draw]) for row in values] for draw in draws[:50]]
+    assert found[:50] == pytest.approx(np.array(slow)) and found.shape == (2000, 3)
+    # Paired: a row alone meets the same examples, in blocks of memory of any size too.
+    assert (bootstrap_means(values[1:2], 5)[:, 0] == found[:, 1]).all()
+    monkeypatch.setattr("tnn_robust.evaluation.intervals._HELD", 100)
+    assert (bootstrap_means(values, 5) == found).all()
+    assert (bootstrap_means(values, 6) != found).any()
+
+
+def test_paired_interval_is_that_of_the_mean_difference():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(400, generator=generator) * 10
+    a, b = base + torch.rand(400, generator=generator), base
+    low, high = paired_difference_interval(a, b, 0)
+    error = float((a - b).std()) / 20
+    mean = float((a - b).mean())
+    assert (low - mean, high - mean) == pytest.approx((-1.96 * error, 1.96 * error), rel=0.15)
+    # What the two share has gone: unpaired, the difference could not be seen.
+    alone = resample(b.numpy()[None], 0).interval(0)
+    assert high - low < 0.2 * (alone[1] - alone[0])
+    assert paired_difference_interval(b, a, 0) == pytest.approx((-high, -low), rel=0.1)
+    assert paired_difference_interval(a, a, 0) == (0.0, 0.0)
+
+
+def test_rows_of_one_bootstrap_are_paired():
+    base = np.random.default_rng(0).exponential(1.0, 300)
+    rows = np.stack([base, base + 0.5, base * 1.01])
+    found = resample(rows, (0, 1))
+    assert found.between(1, 0) == pytest.approx((0.5, 0.5), rel=1e-9)
+    low, high = found.between(2, 0)
+    wanted = paired_difference_interval(torch.tensor(rows[2]), torch.tensor(base), 0)
+    assert (low, high) == pytest.approx(wanted, rel=0.05) and 0 < low < high
+    assert found.interval(0)[1] - found.interval(0)[0] > 20 * (high - low)
+
+
+def test_paired_verdicts_that_agree_are_no_point():
+    right = torch.ones(50, dtype=torch.bool)
+    low, high = paired_difference_interval(right, right, 0)
+    assert low < -0.05 and high > 0.05
+    assert paired_difference_interval(right, ~right, 0)[1] == 1.0
+
+
+def test_paired_accuracy_interval_covers():
+    n = 18
+    counts = [(i, j) for i in range(n + 1) for j in range(n + 1 - i)]
+
+    def verdicts(i, j):
+        a, b = np.zeros(n, bool), np.zeros(n, bool)
+        a[:i], b[i : i + j] = True, True
+        return a, b
+
+    intervals = [paired_accuracy_interval(*verdicts(i, j)) for i, j in counts]
+    for p, q in [(0.01, 0.01), (0.1, 0.02), (0.3, 0.3), (0.5, 0.4), (0.05, 0.6), (0.9, 0.05)]:
+        chances = [
+            stats.multinomial.pmf((i, j, n - i - j), n, (p, q, 1 - p - q)) for i, j in counts
+        ]
+        inside = [low <= p - q <= high for low, high in intervals]
+        assert np.dot(chances, inside) >= 0.95, (p, q)

@@ -66,6 +66,7 @@ def test_only_the_named_channels_move(run, norm, eps, name, tmp_path):
     assert not found.moved[..., :2].any() and not found.moved[..., 5:].any()
     assert found.moved[..., 2:5].any()
     assert found.report["attacks"][0]["settings"]["channels"] == "2:5"
+    assert "(channels 2:5)" in found.printed.split("Risk")[0], "the table says it"
     for confined, free in zip(
         found.correct(), Attacked(run, whole, *options).correct(), strict=True
     ):

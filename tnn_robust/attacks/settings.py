@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -12,6 +13,15 @@ from tnn_robust.errors import InputError, unknown_choice
 
 _ZOO = "torchattacks:"
 _LP = ("linf", "l2", "l1")
+# What a user may set of how hard an attack tries, with the value that says nothing was set.
+SETTINGS: dict[str, Any] = {
+    "steps": None,
+    "step_size": None,
+    "random_start": None,
+    "restarts": 1,
+    "loss": "margin",
+}
+_ZOO_SETTINGS = {"alpha": "step_size", "n_restarts": "restarts"}
 _ZOO_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 _MAX_RANGE = 10_000
 _LARGEST_EPS = 1e6  # the box is [0, 1]; far beyond it float32 would overflow
@@ -29,7 +39,7 @@ class Eps(NamedTuple):
 class Preset(NamedTuple):
     """What makes a name an attack: norm (None: the user's) and the loop's defaults.
 
-    own_step: the attack chooses its step sizes; norms: those it is made for
+    takes: which of a user's SETTINGS change what it does; norms: those it is made for
     (None: all); whole: it is made for whole balls, not for their channels or faces;
     stops: it can stop at an example that is broken.
     """
@@ -38,7 +48,7 @@ class Preset(NamedTuple):
     steps: int
     random_start: bool
     skip_blocked: bool
-    own_step: bool = False
+    takes: frozenset[str] = frozenset({"restarts", "loss"})
     norms: tuple[str, ...] | None = None
     whole: bool = False
     stops: bool = False
@@ -50,13 +60,14 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {
     "fgsm": Preset("linf", 1, random_start=False, skip_blocked=False, stops=True),
     "fgm": Preset("l2", 1, random_start=False, skip_blocked=False, stops=True),
-    "pgd": Preset(None, 40, random_start=True, skip_blocked=True, stops=True),
-    "apgd": Preset(None, 100, False, False, own_step=True),
-    "apgd-t": Preset(None, 100, False, False, own_step=True),
-    "fab": Preset(None, 100, False, False, own_step=True, norms=_LP, whole=True),
-    "square": Preset(None, 1000, True, False, own_step=True, norms=_LP, whole=True),
-    "fw": Preset(None, 40, random_start=True, skip_blocked=True, own_step=True),
+    "pgd": Preset(None, 40, True, True, takes=frozenset(SETTINGS), stops=True),
+    "apgd": Preset(None, 100, False, False, frozenset({"steps", "restarts", "loss"})),
+    "apgd-t": Preset(None, 100, False, False, frozenset({"steps", "restarts"})),
+    "fab": Preset(None, 100, False, False, frozenset({"steps", "restarts"}), _LP, whole=True),
+    "square": Preset(None, 1000, True, False, frozenset({"steps"}), _LP, whole=True),
+    "fw": Preset(None, 40, random_start=True, skip_blocked=True, takes=frozenset(SETTINGS)),
 }
+_OWN_STEP = ("apgd", "apgd-t", "fab", "square", "fw")  # which choose their step sizes
 
 
 @dataclass(frozen=True)
@@ -142,9 +153,17 @@ def attack_settings(
         raise InputError(f"--stop-broken is made for {stop}, got {name}")
     if preset.steps == 1 and steps not in (None, 1):
         raise InputError(f"{name} takes one step, got --steps {steps}: use pgd")
+    given = {
+        "steps": steps,
+        "step_size": step_size,
+        "random_start": random_start,
+        "restarts": restarts,
+        "loss": loss,
+    }
+    _check_taken([name], {k: v for k, v in given.items() if k != "steps" or preset.steps > 1})
     count = steps or preset.steps
     default = eps.value if count == 1 else 2.5 * eps.value / count
-    default = 0.0 if preset.own_step else default
+    default = 0.0 if name in _OWN_STEP else default
     return AttackSettings(
         name=name,
         norm=preset.norm or norm or "linf",
@@ -198,12 +217,12 @@ class AttackChoice:
             own_norm, own_eps = trained.norm, Eps(trained.eps, trained.eps_value)
         norm = self.norm or own_norm
         names = self.names or (*_ONE_STEP.get(norm, ()), "pgd")
-        iterated = [name for name in names if not _is_one_step(name)]
-        if not iterated and not self._untouched():
+        if all(_is_one_step(name) for name in names) and not self._untouched():
             raise InputError(f"{', '.join(names)} takes one step: steps are settings of pgd")
+        _check_taken(names, {key: getattr(self, key) for key in SETTINGS})
         found = tuple(
             # The run's norm is only a default of the attacks that have none of their own.
-            self._settings(name, eps, self.norm or (norm if _follows(name) else None))
+            self._settings(name, eps, self.norm or (norm if _follows(name, norm) else None))
             for eps in self.eps or (own_eps,)
             for name in names
         )
@@ -219,31 +238,44 @@ class AttackChoice:
         return (self.steps, self.step_size, self.random_start) == (None, None, None)
 
     def _settings(self, name: str, eps: Eps, norm: str | None) -> AttackSettings:
-        steps: dict[str, Any] = {}
-        if not _is_one_step(name):
-            steps = {
-                "steps": self.steps,
-                "step_size": self.step_size,
-                "random_start": self.random_start,
-            }
+        """Of what was set, an attack gets what it takes: its row says no more than it did."""
+        taken = {key: getattr(self, key) for key in _taken(name)}
         return attack_settings(
             name,
             eps,
             norm=norm,
-            restarts=self.restarts,
-            loss=self.loss,
             channels=self.channels,
             faces=self.faces,
             stop_broken=self.stop_broken,
-            **steps,
+            **taken,
         )
 
 
 _ONE_STEP = {"linf": ("fgsm",), "l2": ("fgm",)}
 
 
-def _follows(name: str) -> bool:
+def _follows(name: str, norm: str) -> bool:
+    """Whether an attack is of the run's norm unless told otherwise: it has none of its own."""
+    if name.startswith(_ZOO):
+        norms = zoo_entry(name.removeprefix(_ZOO)).norms
+        return len(norms) > 1 and norm in norms
     return name in PRESETS and PRESETS[name].norm is None
+
+
+def _taken(name: str) -> frozenset[str]:
+    """Those of SETTINGS that change what an attack does."""
+    if not name.startswith(_ZOO):
+        return _preset(name, None).takes
+    arguments = zoo_entry(name.removeprefix(_ZOO)).arguments
+    return frozenset(_ZOO_SETTINGS.get(one, one) for one in arguments) & SETTINGS.keys()
+
+
+def _check_taken(names: Sequence[str], given: dict[str, Any]) -> None:
+    """Refuse what was set and none of the attacks takes: it would be dropped without a word."""
+    taken = frozenset[str]().union(*(_taken(name) for name in names))
+    for key in SETTINGS:
+        if key in given and given[key] != SETTINGS[key] and key not in taken:
+            raise InputError(f"{', '.join(names)} takes no --{key.replace('_', '-')}: use pgd")
 
 
 def _is_one_step(name: str) -> bool:

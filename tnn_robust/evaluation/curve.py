@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.errors import AttackError, InputError
-from tnn_robust.evaluation.gap import gap, part_result
+from tnn_robust.evaluation.gap import measure_parts
 from tnn_robust.evaluation.risk import (
     Check,
     Model,
@@ -193,15 +193,16 @@ def curve(
     """
     require_rising(sizes)
     points = []
-    for size, a, b in zip(sizes, train, test, strict=True):
+    # One bootstrap for all eps: intervals move along the curve with the data, not the draw.
+    measured = measure_parts(list(zip(train, test, strict=True)), seed)
+    for size, a, b, found in zip(sizes, train, test, measured, strict=True):
         counts: list[int] = []
         for radii, outcomes, part in zip(
             certified or (), (a, b), ("training", "test"), strict=False
         ):
             _require_sound(size, outcomes, radii, part)
             counts.append(int((radii > size).sum()))
-        # One seed for all eps: the intervals move along the curve with the data, not with the draw.
-        points.append(CurvePoint(size, part_result(a), part_result(b), gap(a, b, seed), *counts))
+        points.append(CurvePoint(size, *found, *counts))
     return EpsCurve(
         norm=norm,
         settings=settings,

@@ -1,14 +1,21 @@
 """Outcomes to rows of the adversarial gap report."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from torch import Tensor
+
 from tnn_robust.evaluation.intervals import (
+    Resampled,
     accuracy_gap_interval,
     accuracy_interval,
-    risk_gap_interval,
+    resample,
 )
 from tnn_robust.evaluation.risk import Outcomes, worst_of
-from tnn_robust.records import AttackRow, Gap, PartResult
+from tnn_robust.evaluation.seeds import SeedOutcomes, over_seeds, worst_by_seed
+from tnn_robust.records import AttackRow, Gap, Interval, PartResult
 
 
 class Work(NamedTuple):
@@ -24,7 +31,10 @@ NO_WORK = Work(0, 0, 0, 0)
 
 
 class Attacked(NamedTuple):
-    """An attack's name, threat model and settings, what it did to both parts, and its work."""
+    """An attack's name, threat model and settings, what it did to both parts, and its work.
+
+    by_seed: where there were several seeds, of which train and test are the worst.
+    """
 
     name: str
     norm: str
@@ -36,9 +46,52 @@ class Attacked(NamedTuple):
     seconds: float
     train_work: Work = NO_WORK
     test_work: Work = NO_WORK
+    by_seed: tuple[SeedOutcomes, ...] = ()
 
 
-def part_result(outcomes: Outcomes, work: Work = NO_WORK) -> PartResult:
+class Measured(NamedTuple):
+    """Both parts of one attack and the gap between them."""
+
+    train: PartResult
+    test: PartResult
+    agp: Gap
+
+
+def measure_parts(pairs: Sequence[tuple[Outcomes, Outcomes]], seed: int) -> list[Measured]:
+    """Risks, counts, gaps and their intervals for several (train, test) of the same examples.
+
+    `seed` drives the bootstrap, whose resampled examples are the same for all.
+    """
+    works = [(NO_WORK, NO_WORK)] * len(pairs)
+    return _measured(pairs, works, *_resampled(pairs, seed))
+
+
+def _resampled(
+    pairs: Sequence[tuple[Outcomes, Outcomes]], seed: int
+) -> tuple[Resampled, Resampled]:
+    columns = ([pair[side].loss.numpy() for pair in pairs] for side in (0, 1))
+    # The parts are independent samples: so are their draws.
+    train, test = (resample(np.stack(column), (seed, i)) for i, column in enumerate(columns))
+    return train, test
+
+
+def _measured(
+    pairs: Sequence[tuple[Outcomes, Outcomes]],
+    works: Sequence[tuple[Work, Work]],
+    train: Resampled,
+    test: Resampled,
+) -> list[Measured]:
+    return [
+        Measured(
+            part_result(a, train.interval(i), work[0]),
+            part_result(b, test.interval(i), work[1]),
+            gap(a, b, test.difference(train, i)),
+        )
+        for i, ((a, b), work) in enumerate(zip(pairs, works, strict=True))
+    ]
+
+
+def part_result(outcomes: Outcomes, risk_ci: Interval, work: Work = NO_WORK) -> PartResult:
     """Risks as means over examples, counts, and passes per example attacked."""
     n, correct = len(outcomes.loss), int(outcomes.correct.sum())
     return PartResult(
@@ -46,6 +99,7 @@ def part_result(outcomes: Outcomes, work: Work = NO_WORK) -> PartResult:
         clean_risk=float(outcomes.clean_loss.mean()),
         clean_correct=int(outcomes.clean_correct.sum()),
         risk=float(outcomes.loss.mean()),
+        risk_ci=risk_ci,
         correct=correct,
         accuracy_ci=accuracy_interval(correct, n),
         vanished=int(outcomes.vanished.sum()),
@@ -56,32 +110,52 @@ def part_result(outcomes: Outcomes, work: Work = NO_WORK) -> PartResult:
     )
 
 
-def gap(train: Outcomes, test: Outcomes, seed: int) -> Gap:
+def gap(train: Outcomes, test: Outcomes, risk_ci: Interval) -> Gap:
     """The adversarial generalization gap of one attack, in risk and in 0-1 loss."""
     counts = [(int(part.correct.sum()), len(part.correct)) for part in (train, test)]
     return Gap(
         risk=float(test.loss.mean() - train.loss.mean()),
-        risk_ci=risk_gap_interval(train.loss.numpy(), test.loss.numpy(), seed),
+        risk_ci=risk_ci,
         accuracy=counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1],
         accuracy_ci=accuracy_gap_interval(counts[0], counts[1]),
+        train_error=_standard_error(train.loss),
+        test_error=_standard_error(test.loss),
     )
 
 
-def attack_row(attacked: Attacked, seed: int) -> AttackRow:
-    """One row of the report; `seed` drives the bootstrap."""
-    train, test = attacked.train, attacked.test
-    return AttackRow(
-        name=attacked.name,
-        norm=attacked.norm,
-        eps=attacked.eps,
-        eps_value=attacked.eps_value,
-        settings=attacked.settings,
-        train=part_result(train, attacked.train_work),
-        test=part_result(test, attacked.test_work),
-        agp=gap(train, test, seed),
-        max_perturbation=max(float(train.radius.max()), float(test.radius.max())),
-        seconds=attacked.seconds,
-    )
+def _standard_error(losses: Tensor) -> float | None:
+    n = len(losses)
+    return float(losses.std()) / math.sqrt(n) if n > 1 else None
+
+
+def attack_rows(attacks: Sequence[Attacked], seed: int) -> list[AttackRow]:
+    """Rows of the report, each compared with the last of them, the worst case.
+
+    `seed` drives the bootstrap, paired over the rows.
+    """
+    pairs = [(one.train, one.test) for one in attacks]
+    train_means, test_means = _resampled(pairs, seed)
+    works = [(one.train_work, one.test_work) for one in attacks]
+    measured = _measured(pairs, works, train_means, test_means)
+    worst = attacks[-1].test.loss
+    return [
+        AttackRow(
+            name=one.name,
+            norm=one.norm,
+            eps=one.eps,
+            eps_value=one.eps_value,
+            settings=one.settings,
+            train=train,
+            test=test,
+            agp=agp,
+            max_perturbation=max(float(one.train.radius.max()), float(one.test.radius.max())),
+            seconds=one.seconds,
+            behind=float((worst - one.test.loss).mean()),
+            behind_ci=test_means.between(len(attacks) - 1, i),
+            over_seeds=over_seeds(one.by_seed),
+        )
+        for i, (one, (train, test, agp)) in enumerate(zip(attacks, measured, strict=True))
+    ]
 
 
 def worst_case(attacks: list[Attacked]) -> Attacked:
@@ -104,6 +178,7 @@ def worst_case(attacks: list[Attacked]) -> Attacked:
         seconds=sum(attacked.seconds for attacked in attacks),
         train_work=_total([attacked.train_work for attacked in attacks]),
         test_work=_total([attacked.test_work for attacked in attacks]),
+        by_seed=worst_by_seed([attacked.by_seed for attacked in attacks]),
     )
 
 

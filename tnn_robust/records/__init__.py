@@ -1,6 +1,14 @@
 """Results as frozen dataclasses, by the command that gives them."""
 
-from tnn_robust.records.attack import AttackReport, AttackRow, Check, Gap, PartResult
+from tnn_robust.records.attack import (
+    AttackReport,
+    AttackRow,
+    Check,
+    Gap,
+    OverSeeds,
+    PartResult,
+    Spread,
+)
 from tnn_robust.records.base import Interval
 from tnn_robust.records.bound import (
     BoundFacts,
@@ -38,7 +46,9 @@ __all__ = [
     "MeasuredGap",
     "MinimalReport",
     "ModelSummary",
+    "OverSeeds",
     "PartResult",
     "Premise",
+    "Spread",
     "StackedEpoch",
 ]

@@ -1,6 +1,6 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from tnn_robust.records.base import Interval, Record, part, require_schema
@@ -17,7 +17,7 @@ class PartResult(Record):
     every input gradient the attack met was zero or not finite. attacked: examples
     this attack ran on, in a suite those that still stood; broken: of these, the
     correctly classified it was the first to break; forwards, backwards: passes
-    per example attacked.
+    per example attacked. Intervals are over examples.
     """
 
     n: int
@@ -31,6 +31,7 @@ class PartResult(Record):
     broken: int = 0
     forwards: float = 0.0
     backwards: float = 0.0
+    risk_ci: Interval | None = None
 
     @property
     def clean_accuracy(self) -> float:
@@ -50,13 +51,85 @@ class Gap(Record):
     """Adversarial generalization gap: test minus train, same weights, same attack.
 
     risk: difference of adversarial risks; accuracy: difference of adversarial
-    0-1 losses, which is training minus test robust accuracy.
+    0-1 losses, which is training minus test robust accuracy. train_error,
+    test_error: standard errors of the two risks, whose squares add up to the
+    gap's; None where one example says nothing of them.
     """
 
     risk: float
     risk_ci: Interval
     accuracy: float
     accuracy_ci: Interval
+    train_error: float | None = None
+    test_error: float | None = None
+
+    @property
+    def halving_test(self) -> float | None:
+        """How many times the test examples would halve the risk's interval, training ones fixed.
+
+        The width goes with the root of s_train^2 / n_train + s_test^2 / n_test,
+        which must fall to a quarter; None where the first term alone is more.
+        """
+        return _halving(self.test_error, self.train_error)
+
+    @property
+    def halving_train(self) -> float | None:
+        """The same for the training examples, test ones fixed."""
+        return _halving(self.train_error, self.test_error)
+
+    def to_json(self) -> dict[str, Any]:
+        more = {"halving_test": self.halving_test, "halving_train": self.halving_train}
+        return {**asdict(self), **more}
+
+
+def _halving(grown: float | None, fixed: float | None) -> float | None:
+    if grown is None or fixed is None or grown**2 <= 3 * fixed**2:
+        return None
+    return 4 * grown**2 / (grown**2 - 3 * fixed**2)
+
+
+@dataclass(frozen=True)
+class Spread(Record):
+    """A figure under every seed, in their order, and Student's 95 % interval of its mean."""
+
+    values: tuple[float, ...]
+    ci: Interval
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "mean": self.mean}
+
+
+@dataclass(frozen=True)
+class OverSeeds(Record):
+    """How the figures of one row vary with the seed, on the same examples.
+
+    Their means are no verdict: more seeds are more restarts, and the row itself
+    is the per-example worst case over all of them.
+    """
+
+    seeds: tuple[int, ...]
+    risk_train: Spread
+    risk_test: Spread
+    accuracy_train: Spread
+    accuracy_test: Spread
+    agp_risk: Spread
+    agp_accuracy: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        spreads = {name: getattr(self, name).to_json() for name in _SPREADS}
+        return {"seeds": self.seeds, **spreads}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        spreads = {name: Spread.from_json(part(value, name)) for name in _SPREADS}
+        return super().from_json({**value, **spreads})
+
+
+_SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "seeds")
 
 
 def both_parts(value: dict[str, Any]) -> dict[str, Record]:
@@ -71,6 +144,8 @@ class AttackRow(Record):
 
     eps is the text the user typed, eps_value its number; max_perturbation is
     the largest norm found, in float64; seconds is wall time for both parts.
+    behind: how far the test risk lies below that of the report's worst case, with
+    its paired interval; over_seeds: where there were several.
     """
 
     name: str
@@ -83,6 +158,9 @@ class AttackRow(Record):
     agp: Gap
     max_perturbation: float
     seconds: float
+    behind: float = 0.0
+    behind_ci: Interval = (0.0, 0.0)
+    over_seeds: OverSeeds | None = None
 
     @property
     def robustness_drop(self) -> float:
@@ -96,11 +174,14 @@ class AttackRow(Record):
             "test": self.test.to_json(),
             "agp": self.agp.to_json(),
             "robustness_drop": self.robustness_drop,
+            "over_seeds": None if self.over_seeds is None else self.over_seeds.to_json(),
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        return super().from_json({**value, **both_parts(value)})
+        seeds = part(value, "over_seeds")
+        found = {"over_seeds": None if seeds is None else OverSeeds.from_json(seeds)}
+        return super().from_json({**value, **both_parts(value), **found})
 
 
 @dataclass(frozen=True)
@@ -133,7 +214,7 @@ class AttackReport(Record):
 
     model: path, digest, architecture; dataset: name, sizes, digest, notes;
     suite: its name where the attacks were one, each row then the worst case so
-    far; checks: for gradient masking.
+    far; checks: for gradient masking; seeds: all of them, the first being `seed`.
     """
 
     model: dict[str, Any]
@@ -144,6 +225,7 @@ class AttackReport(Record):
     worst_case: AttackRow
     suite: str | None = None
     checks: tuple[Check, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,19 +1,18 @@
 """Records to tables of text, narrow enough for a terminal of 80 columns."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tnn_robust.records import (
     AttackReport,
     AttackRow,
-    CompressionReport,
     Interval,
-    LayerRecord,
     MinimalReport,
-    ModelSummary,
 )
 
 _SIZE_WIDTH = 11
+_KINDS = ("channels", "faces")  # of confinement
 
 
 class Table(NamedTuple):
@@ -25,8 +24,10 @@ class Table(NamedTuple):
 
 
 def attack_tables(report: AttackReport) -> list[Table]:
-    """The adversarial gap report: risks and accuracies, the gap, and what it rests on."""
-    tables = [_accuracy_table(report), _gap_table(report)]
+    """The adversarial gap report: accuracies, risks, the gap, and what they rest on."""
+    tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
+    if len(report.seeds) > 1:
+        tables.append(_seed_table(report))
     if report.suite is not None:
         tables.append(_work_table(report))
     if report.checks:
@@ -62,34 +63,57 @@ def _check_table(report: AttackReport) -> Table:
 
 
 def _accuracy_table(report: AttackReport) -> Table:
-    worst = report.worst_case
-    train, test = worst.train, worst.test
-    clean = (
-        "clean",
-        "",
-        f"{train.clean_risk:.4g}",
-        f"{test.clean_risk:.4g}",
-        _percent(train.clean_accuracy),
-        _percent(test.clean_accuracy),
-        "",
-    )
+    train, test = report.worst_case.train, report.worst_case.test
+    clean = ("clean", "", percent(train.clean_accuracy), "", percent(test.clean_accuracy), "")
     rows = [clean, *(_accuracy_row(row) for row in _rows(report))]
-    columns = ("attack", "eps", "risk train", "risk test", "acc. train", "acc. test", "95 % CI")
-    title = f"Accuracy (%) and risk, n = {train.n} train, {test.n} test"
-    return Table(title, columns, rows)
+    columns = ("attack", "eps", "train", "95 % CI", "test", "95 % CI")
+    return Table(f"Accuracy (%), n = {train.n} train, {test.n} test", columns, rows)
 
 
 def _accuracy_row(row: AttackRow) -> tuple[str, ...]:
-    low, high = row.test.accuracy_ci
-    return (
-        _name(row),
-        _narrow(_eps(row)),
-        f"{row.train.risk:.4g}",
-        f"{row.test.risk:.4g}",
-        _percent(row.train.accuracy),
-        _percent(row.test.accuracy),
-        f"{_percent(low)}-{_percent(high)}",
-    )
+    cells: list[str] = []
+    for part in (row.train, row.test):
+        low, high = part.accuracy_ci
+        cells += [percent(part.accuracy), f"{percent(low)}-{percent(high)}"]
+    return _name(row), _narrow(eps_text(row)), *cells
+
+
+def _risk_table(report: AttackReport) -> Table:
+    train, test = report.worst_case.train, report.worst_case.test
+    clean = ("clean", f"{train.clean_risk:.4g}", "", f"{test.clean_risk:.4g}", "")
+    rows = [clean, *(_risk_row(row) for row in _rows(report))]
+    columns = ("attack", "train", "95 % CI", "test", "95 % CI")
+    return Table("Risk (mean loss)", columns, rows)
+
+
+def _risk_row(row: AttackRow) -> tuple[str, ...]:
+    cells: list[str] = []
+    for part in (row.train, row.test):
+        cells += [
+            f"{part.risk:.4g}",
+            "" if part.risk_ci is None else interval_text(part.risk_ci, 1.0, ".3g"),
+        ]
+    return _name(row), *cells
+
+
+def _seed_table(report: AttackReport) -> Table:
+    """What varies with the seed; the verdict, over all seeds, is in the tables above."""
+    rows = []
+    for row in _rows(report):
+        if (spread := row.over_seeds) is not None:
+            rows.append(
+                (
+                    _name(row),
+                    percent(spread.accuracy_test.mean),
+                    interval_text(spread.accuracy_test.ci, 100.0, ".2f"),
+                    f"{spread.risk_test.mean:.4g}",
+                    interval_text(spread.risk_test.ci, 1.0, ".3g"),
+                    f"{spread.agp_risk.mean:+.3g}",
+                    interval_text(spread.agp_risk.ci, 1.0, ".2g"),
+                )
+            )
+    columns = ("attack", "acc. test", "95 % CI", "risk test", "95 % CI", "AGP", "95 % CI")
+    return Table(f"Mean over {len(report.seeds)} seeds, by Student's t", columns, rows)
 
 
 def _gap_table(report: AttackReport) -> Table:
@@ -115,10 +139,16 @@ def _rows(report: AttackReport) -> tuple[AttackRow, ...]:
 
 
 def _name(row: AttackRow) -> str:
-    return row.name.replace(":", ":\n")
+    confined = _confined(row)
+    return row.name.replace(":", ":\n") + (f"\n({confined})" if confined else "")
 
 
-def _eps(row: AttackRow) -> str:
+def _confined(row: AttackRow) -> str:
+    """The channels or faces that a ball is confined to."""
+    return ", ".join(f"{kind} {row.settings[kind]}" for kind in _KINDS if kind in row.settings)
+
+
+def eps_text(row: AttackRow) -> str:
     return "all" if "+" in row.norm else f"{row.norm} {row.eps}"
 
 
@@ -159,6 +189,13 @@ def attack_notes(report: AttackReport) -> list[str]:
             "risks and AGPs of losses rest on what broke each, and so bound the risk from below."
         )
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
+    if len(report.seeds) > 1:
+        notes.append(
+            f"Rows are the worst case of every example over {len(report.seeds)} seeds, which is "
+            "the verdict: more seeds are more restarts. The mean over seeds is not."
+        )
+    notes += _behind_notes(report)
+    notes += _halving_notes(report.worst_case)
     failed = [
         f"WARNING: {check.name}: {check.message}." for check in report.checks if not check.passed
     ]
@@ -175,107 +212,60 @@ def attack_notes(report: AttackReport) -> list[str]:
     return notes
 
 
+def _behind_notes(report: AttackReport) -> list[str]:
+    """How much risk an attack alone would have missed, if there are several."""
+    if len(report.attacks) < 2 or report.suite is not None:  # whose rows are no single attacks
+        return []
+    found = [
+        f"{row.name} {row.behind:.2g} ({interval_text(row.behind_ci, 1.0, '.2g')})"
+        for row in report.attacks
+    ]
+    return [f"Test risk below that of the worst case, paired: {', '.join(found)}."]
+
+
+def _halving_notes(worst: AttackRow) -> list[str]:
+    """How many examples would halve the interval of the AGP in risk."""
+    agp, n_train, n_test = worst.agp, worst.train.n, worst.test.n
+    if not agp.train_error or not agp.test_error:
+        return []
+    both = f"4 x both ({4 * n_train} and {4 * n_test})"
+    ways = [
+        f"{times:.3g} x the {part} examples ({math.ceil(times * n)})"
+        for part, times, n in (
+            ("test", agp.halving_test, n_test),
+            ("training", agp.halving_train, n_train),
+        )
+        if times is not None
+    ]
+    if ways:
+        return [f"The AGP's interval in risk would be halved by {ways[0]}, or by {both}."]
+    share = max(agp.train_error, agp.test_error) / math.hypot(agp.train_error, agp.test_error)
+    larger = "training" if agp.train_error > agp.test_error else "test"
+    return [
+        f"The AGP's interval in risk would be halved only by {both}: the {larger} part alone "
+        f"makes {100 * share:.0f} % of its width."
+    ]
+
+
 def _settings(settings: dict[str, Any]) -> str:
+    where = "".join(f", {kind} {settings[kind]}" for kind in _KINDS if kind in settings)
     if "step_size" not in settings:
         return ", ".join(f"{name} {value}" for name, value in settings.items())
     count, restarts = settings["steps"], settings["restarts"]
     steps = "1 step" if count == 1 else f"{count} steps"
     again = "1 restart" if restarts == 1 else f"{restarts} restarts"
     if settings["step_size"] == 0:
-        return f"{steps}, {again}, {settings['loss']} loss"
+        return f"{steps}, {again}, {settings['loss']} loss{where}"
     start = "random start" if settings["random_start"] else "starting at the example"
-    return f"{steps} of {settings['step_size']:.4g}, {again}, {start}, {settings['loss']} loss"
-
-
-def compression_tables(report: CompressionReport) -> list[Table]:
-    """Layer by layer, what is proved of the truncation, then before and after."""
-    return [_layer_table(report), _bound_table(report), _summary_table(report)]
-
-
-def _layer_table(report: CompressionReport) -> Table:
-    rows: list[tuple[str, ...]] = []
-    for before, after in zip(report.layers_before, report.layers_after, strict=True):
-        rows += [_layer_row("before", before), _layer_row("after", after)]
-    columns = ("layer", "", "form", "rank", "multi", "stable", "kept %", "params", "bytes", "FLOPs")
-    return Table(f"Layers, {report.rule}", columns, rows)
-
-
-def _layer_row(side: str, layer: LayerRecord) -> tuple[str, ...]:
     return (
-        f"{layer.layer}" if side == "before" else "",
-        side,
-        layer.form,
-        f"{layer.tubal_rank}",
-        f"{layer.multi_rank_low}-{layer.multi_rank_high}",
-        f"{layer.stable_rank:.1f}",
-        f"{100 * layer.kept_energy:.1f}",
-        f"{layer.parameters}",
-        f"{layer.bytes}",
-        _short(layer.flops),
+        f"{steps} of {settings['step_size']:.4g}, {again}, {start}, {settings['loss']} loss{where}"
     )
 
 
-def _bound_table(report: CompressionReport) -> Table:
-    found = report.certificate
-    rows = [
-        (f"{layer.layer}", f"{layer.dropped_norm:.4g}", f"{layer.bound:.4g}", "")
-        for layer in report.layers_after
-    ]
-    proved = f"{found.certified}/{found.n} ({_percent(found.share)} %)"
-    rows.append(("all", "", f"{found.bound:.4g}", proved))
-    title = f"Certified, ||x||_F <= {found.data_norm:.4g}"
-    return Table(title, ("layer", "delta_l(r)", "|f - g| at most", "test decisions kept"), rows)
-
-
-def _summary_table(report: CompressionReport) -> Table:
-    before, after = report.before, report.after
-    rows = [
-        (name, text_before, text_after, ratio)
-        for (name, text_before, value_before), (_, text_after, value_after) in zip(
-            _summary(before), _summary(after), strict=True
-        )
-        for ratio in [_ratio(value_before, value_after)]
-    ]
-    return Table("Before and after", ("", "before", "after", "after / before"), rows)
-
-
-def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
-    worst = one.worst_case
-    test, agp = worst.test, worst.agp
-    return [
-        ("parameters", f"{one.parameters}", one.parameters),
-        ("bytes on disk", f"{one.bytes}", one.bytes),
-        ("FLOPs per example", f"{one.flops}", one.flops),
-        ("  of them transforms", f"{one.transform_flops}", one.transform_flops),
-        ("latency, batch 1 (ms)", f"{one.latency_1_ms:.3f}", one.latency_1_ms),
-        ("latency, batch 256 (ms)", f"{one.latency_256_ms:.3f}", one.latency_256_ms),
-        ("clean test accuracy (%)", _percent(test.clean_accuracy), None),
-        (f"robust test accuracy (%), {_eps(worst)}", _percent(test.accuracy), None),
-        ("  its 95 % CI", interval_text(test.accuracy_ci, 100.0, ".1f"), None),
-        ("adversarial risk, train", f"{worst.train.risk:.4g}", None),
-        ("adversarial risk, test", f"{test.risk:.4g}", None),
-        ("AGP, risk", f"{agp.risk:+.4g}", None),
-        ("  its 95 % CI", interval_text(agp.risk_ci, 1.0, ".2g"), None),
-        ("AGP, 0-1 loss (points)", f"{100 * agp.accuracy:+.2f}", None),
-        ("  its 95 % CI", interval_text(agp.accuracy_ci, 100.0, ".1f"), None),
-    ]
-
-
-def _ratio(before: float | None, after: float | None) -> str:
-    return f"{after / before:.3f}" if before and after is not None else ""
-
-
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
 def interval_text(interval: Interval, scale: float, form: str) -> str:
     low, high = (scale * end for end in interval)
     return f"{low:{form}}..{high:{form}}"
-
-
-def _short(count: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{count / limit:.3g}{unit}"
-    return f"{count:.0f}"

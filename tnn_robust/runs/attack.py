@@ -22,6 +22,7 @@ from tnn_robust.losses import LOSSES, Loss
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_robust.models.network import TNN
 from tnn_robust.records import AttackReport, Check
+from tnn_robust.runs.attack_seeds import merge_seeds
 from tnn_robust.runs.blocks import compute_block
 from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device, subset
@@ -47,17 +48,19 @@ PARTS = ("train", "test")
 class AttackRequest:
     """All that `tnn-attack` was asked.
 
-    choice: the attacks, filled in from the run's training where left open; n: at
-    most so many examples of each part; batch_size: examples between two
-    records of progress, rounded up to whole blocks of `compute_block`, so that no
-    digit depends on it; suite: its name, in place of the attacks' names; checks: for
-    gradient masking; journal: keep a record of finished blocks in the run directory,
-    removed with the report; resume: go on from one.
+    choice: the attacks, filled in from the run's training where left open; seed: of
+    the examples and all noise; more_seeds: repeat the attacks on the same examples
+    with other noise; n: at most so many examples of each part; batch_size: examples
+    between two records of progress, rounded up to whole blocks of `compute_block`, so
+    that no digit depends on it; suite: its name, in place of the attacks' names;
+    checks: for gradient masking; journal: keep a record of finished blocks in the run
+    directory, removed with the report; resume: go on from one.
     """
 
     run: Path
     choice: AttackChoice = AttackChoice()
     seed: int = 0
+    more_seeds: tuple[int, ...] = ()
     device: str = "auto"
     n: int | None = None
     batch_size: int = 256
@@ -68,6 +71,11 @@ class AttackRequest:
     checks: bool = True
     journal: bool = False
     resume: bool = False
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds, the first of which draws the examples."""
+        return (self.seed, *self.more_seeds)
 
     @property
     def sequential(self) -> bool:
@@ -140,24 +148,20 @@ def attack_checkpoint(
     request: AttackRequest,
 ) -> Iterator[AttackProgress | AttackFinished]:
     """The same for a checkpoint and data in memory."""
+    if request.keep_points and request.more_seeds:
+        raise InputError("--save-adv keeps one point of an example: it takes one --seed")
     model, loss = checkpoint.model, LOSSES[risk_loss(checkpoint)]
     info = model_info(checkpoint)
     check_attacks(attacks, model)
     parts = targets_of(checkpoint, dataset, request)
-    found: list[Attacked] = []
-    points: list[dict[str, Points]] = []
     journal = _journal(checkpoint, dataset_info, attacks, request)
-    for number, settings in enumerate(attacks):
-        started, results = time.perf_counter(), {}
-        for part, target in parts.items():
-            results[part] = yield from _attack_target(
-                model, settings, number, target, loss, request, journal
-            )
-        found.append(attacked(settings, results, time.perf_counter() - started))
-        if request.keep_points:
-            points.append({part: _points(results[part], parts[part]) for part in PARTS})
-        if request.sequential:
-            parts = {part: parts[part]._replace(so_far=results[part]) for part in PARTS}
+    runs: list[list[Attacked]] = []
+    for turn, seed in enumerate(request.seeds):
+        found, points = yield from _attack_all(
+            model, attacks, turn, _reseeded(parts, seed), loss, request, journal
+        )
+        runs.append(found)
+    found = merge_seeds(request.seeds, runs, sequential=request.sequential)
     checks: list[Check] = []
     if request.checks:
         yield AttackProgress("masking checks", "test", 0, 1)
@@ -188,7 +192,7 @@ def _journal(
         "data": dataset_info["digest"],
         "attacks": [asdict(settings) for settings in attacks],
         "suite": request.suite,
-        "seed": request.seed,
+        "seed": list(request.seeds),
         "n": request.n,
         "device": str(checkpoint.model.head.device),
         "versions": versions(),
@@ -211,12 +215,43 @@ def targets_of(
 ) -> dict[str, Target]:
     """Both parts, cut to the request's n, on the model's device."""
     device = checkpoint.model.head.device
-    targets = {}
-    for number, part in enumerate(PARTS):
-        held = subset(getattr(dataset, part), request.n, request.seed, device)
-        # The two parts count their examples from 0: keep their noise apart.
-        targets[part] = Target(part, *held, seed=2 * request.seed + number)
-    return targets
+    held = {part: subset(getattr(dataset, part), request.n, request.seed, device) for part in PARTS}
+    return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, request.seed)
+
+
+def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
+    """The same examples with the noise of another seed."""
+    # The two parts count their examples from 0: keep their noise apart.
+    return {
+        part: targets[part]._replace(seed=2 * seed + number) for number, part in enumerate(PARTS)
+    }
+
+
+def _attack_all(
+    model: TNN,
+    attacks: tuple[AttackSettings, ...],
+    turn: int,
+    parts: dict[str, Target],
+    loss: Loss,
+    request: AttackRequest,
+    journal: Journal | None,
+) -> Generator[AttackProgress, None, tuple[list[Attacked], list[dict[str, Points]]]]:
+    """Every attack on both parts under one seed, whose turn it is."""
+    found: list[Attacked] = []
+    points: list[dict[str, Points]] = []
+    for number, settings in enumerate(attacks):
+        started, results = time.perf_counter(), {}
+        place = turn * len(attacks) + number  # in the journal: every seed has its own entries
+        for part, target in parts.items():
+            results[part] = yield from _attack_target(
+                model, settings, place, target, loss, request, journal
+            )
+        found.append(attacked(settings, results, time.perf_counter() - started))
+        if request.keep_points:
+            points.append({part: _points(results[part], parts[part]) for part in PARTS})
+        if request.sequential:
+            parts = {part: parts[part]._replace(so_far=results[part]) for part in PARTS}
+    return found, points
 
 
 def _attack_target(

@@ -13,7 +13,7 @@ from tnn_robust.attacks.structured import parse_range
 from tnn_robust.certification.lipschitz import worst_scores
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.errors import InputError
-from tnn_robust.evaluation.intervals import risk_gap_interval
+from tnn_robust.evaluation.intervals import resample
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.models.network import TNN
@@ -220,13 +220,15 @@ def _measured_gap(
         part: float(_losses(checkpoint, targets[part], radius, request.batch_size).mean())
         for part in PARTS
     }
+    # The parts are drawn apart, as for the adversarial risks.
+    resampled = [resample(one.numpy()[None], (request.seed, k)) for k, one in enumerate(clean)]
     return MeasuredGap(
         attack=", ".join(one.name for one in attacks),
         n_train=worst.train.n,
         n_test=worst.test.n,
         train_risk=worst.train.risk,
         standard=worst.test.clean_risk - worst.train.clean_risk,
-        standard_ci=risk_gap_interval(clean[0].numpy(), clean[1].numpy(), request.seed),
+        standard_ci=resampled[1].difference(resampled[0], 0),
         adversarial=worst.agp.risk,
         adversarial_ci=worst.agp.risk_ci,
         bracket=(

@@ -11,7 +11,7 @@ from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape
 from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.evaluation.gap import Attacked, Work, attack_row, worst_case
+from tnn_robust.evaluation.gap import Attacked, Work, attack_rows, worst_case
 from tnn_robust.evaluation.risk import Check as Verify
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.losses import LOSSES
@@ -52,16 +52,18 @@ def make_report(
     suite: str | None = None,
     checks: Sequence[Check] = (),
 ) -> AttackReport:
-    """Rows, worst case and where they came from."""
+    """Rows, worst case and where they came from; the first seed is the bootstrap's."""
+    *rows, worst = attack_rows([*found, worst_case(found)], seed)
     return AttackReport(
         model=model,
         dataset=dataset,
         seed=seed,
         versions=versions(),
-        attacks=tuple(attack_row(one, seed) for one in found),
-        worst_case=attack_row(worst_case(found), seed),
+        attacks=tuple(rows),
+        worst_case=worst,
         suite=suite,
         checks=tuple(checks),
+        seeds=tuple(run.seed for run in found[0].by_seed) or (seed,),
     )
 
 
