@@ -116,13 +116,18 @@ class TNN(nn.Module):
     @property
     def parameter_count(self) -> int:
         """Real numbers held; the DFT's complex ones count as two."""
-        return sum(p.numel() * (2 if p.is_complex() else 1) for p in self.parameters())
+        return count_parameters(self)
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one example's scores (see `layer_flops`)."""
         transform = self.transform
         return sum(layer_flops(layer, transform) for layer in self.t_layers) + 2 * self.head.numel()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Real numbers held by a module; a complex one counts as two."""
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in module.parameters())
 
 
 def to_dense(model: TNN) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from tnn_robust.records.attack import AttackReport, AttackRow, Check, Gap, PartResult
 from tnn_robust.records.base import Interval
+from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
 from tnn_robust.records.training import BatchProgress, EpochRecord
@@ -11,6 +12,8 @@ __all__ = [
     "AttackRow",
     "BatchProgress",
     "Check",
+    "ComparisonReport",
+    "ComparisonRow",
     "CompressionReport",
     "CurvePoint",
     "EpochRecord",

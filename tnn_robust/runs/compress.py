@@ -36,7 +36,7 @@ from tnn_robust.records import (
     LayerRecord,
     ModelSummary,
 )
-from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_checkpoint
+from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_subject
 from tnn_robust.runs.common import (
     claim_directory,
     describe_data,
@@ -45,7 +45,8 @@ from tnn_robust.runs.common import (
     resolve_device,
     subset,
 )
-from tnn_robust.runs.report import check_attacks, model_info, training_attack
+from tnn_robust.runs.report import check_attacks
+from tnn_robust.runs.subject import model_info, subject_of, training_attack
 from tnn_robust.runs.train import METRICS, STATE, training_perturb
 from tnn_robust.training.loop import TrainSettings, fit, make_optimizer
 
@@ -95,7 +96,8 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
     ranks = choose_ranks(checkpoint.model, request.rule)
     layers_before = layer_records(checkpoint.model, (1.0,) * len(ranks))
     # Refused before anything is written.
-    check_attacks(request.choice.resolve(training_attack(checkpoint)), checkpoint.model)
+    subject = subject_of(checkpoint)
+    check_attacks(request.choice.resolve(subject.trained), subject)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     model = truncate(checkpoint.model, ranks)
     kept = kept_energy(model, checkpoint.model)
@@ -188,11 +190,12 @@ def _save(
 def _attacked(
     checkpoint: Checkpoint, dataset: Dataset, request: CompressRequest
 ) -> Iterator[AttackProgress | AttackFinished]:
-    return attack_checkpoint(
-        checkpoint,
+    subject = subject_of(checkpoint)
+    return attack_subject(
+        subject,
         dataset,
         checkpoint.header.data,
-        request.choice.resolve(training_attack(checkpoint)),
+        request.choice.resolve(subject.trained),
         AttackRequest(
             run=checkpoint.path,
             seed=request.seed,
