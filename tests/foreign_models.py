@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.data.catalogue import load_dataset
+from tnn_robust.data.dataset import Part
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.network import TNN, Architecture, new_model
 
@@ -50,11 +51,12 @@ class NewmanTNN(nn.Module):
 
 
 def trained(net: nn.Module, classes: tuple[str, ...] | None = None, *, image: bool = False):
-    """A few hundred full-batch steps on digits; left in training mode, as a user may do."""
+    """A few steps on digits; left in training mode, as a user may do."""
     train = load_dataset(DataSpec(classes=classes)).train
+    train = Part(train.x[:400], train.y[:400])
     x = train.x[:, None] if image else train.x
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         scores = net.train()(x)
         if scores.shape[1] == 1:

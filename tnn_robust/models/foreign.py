@@ -55,6 +55,10 @@ class Foreign(nn.Module):
         floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         return FORMS[self.form](x, self.pixels).to(next(floats, x.dtype)).clone()
 
+    def shape(self, x: Tensor) -> str:
+        """The form's name and the shape that examples like x have in it."""
+        return f"{self.form} (n, {', '.join(str(size) for size in self.put(x[:1]).shape[1:])})"
+
     def forward(self, x: Tensor) -> Tensor:
         try:
             scores = self.module(self.put(x))
@@ -123,15 +127,14 @@ def adapt(
     failures: list[str] = []
     for key in FORMS if form == "auto" else (form,):
         model = Foreign(module, name, key, pixels=pixels, scores=1)
-        shape = tuple(model.put(x[:1]).shape[1:])
         try:
-            scores = module(model.put(x))
-            model.scores = _count(scores, len(x), classes)
-            fitting[key] = (model, model(x))
+            model.scores = _count(module(model.put(x)), len(x), classes)
+            with seeded(0, x.device):  # a random network must not look like two
+                fitting[key] = (model, model(x))
         except _WrongClasses as error:
-            failures.insert(0, f"{key} {shape} gives {error}")
+            raise InputError(f"{name} gives {error}") from error
         except Exception as error:  # whatever a user's code raises
-            failures.append(f"{key} {shape} gives {_line(error)}")
+            failures.append(f"{model.shape(x)} gives {_line(error)}")
     if not fitting:
         raise InputError(f"{name} does not fit the data: {'; '.join(failures)}")
     (chosen, scores), *others = fitting.values()

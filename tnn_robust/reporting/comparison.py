@@ -11,6 +11,8 @@ from tnn_robust.reporting.tables import (
     warnings,
 )
 
+_WARNING = "WARNING: "
+
 
 def comparison_table(report: ComparisonReport) -> Table:
     """Figures on the test part, intervals below them; the gap is test minus train."""
@@ -51,9 +53,12 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
         f"risk and AGP are of the {first.model['loss']} loss in all rows; drop = clean minus "
         "robust accuracy; warn = masking checks that failed.",
     ]
+    advice: dict[str, None] = {}  # once for all rows
     for row in report.rows:
         notes += network_notes(row.report.model)
-        notes += [
-            line.replace("WARNING: ", f"WARNING: {row.name}: ") for line in warnings(row.report)
-        ]
-    return notes
+        for line in warnings(row.report):
+            if line.startswith(_WARNING):
+                notes.append(f"{_WARNING}{row.name}: {line.removeprefix(_WARNING)}")
+            else:
+                advice[line] = None
+    return [*notes, *advice]

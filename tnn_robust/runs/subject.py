@@ -148,9 +148,8 @@ def _foreign(
             pixels=dataset.pixels,
         )
         model, note = without_head(adapted, x, name)
-    shape = tuple(adapted.put(x[:1]).shape[1:])
     scores = adapted.scores
-    notes = [f"{name} takes {adapted.form} input {shape} and gives {scores} score(s)."]
+    notes = [f"{name} takes {adapted.shape(x)} and gives {scores} score{'s' * (scores > 1)}."]
     if note is not None:
         notes.append(f"{name}: {note}.")
     loss = "cross-entropy" if like is None else risk_loss(like)
