@@ -13,7 +13,7 @@ from tnn_robust.records import ComparisonReport
 
 MLP = ("--model", "foreign_models:mlp")
 FOREIGN = (*MLP, "--model", "foreign_models:conv", "--model", "foreign_models:newman")
-N = ("--n", 80)
+N = ("--n", 50)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tnn_robust.errors import InputError
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.foreign import Foreign, adapt, as_image, load_module, module_digest
 
-DIGITS = ("--dataset", "digits", "--n", 40)
+DIGITS = ("--dataset", "digits", "--n", 30)
 BINARY = (*DIGITS, "--classes", "3,7")
 X = torch.rand(30, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -220,7 +220,7 @@ def test_data_are_those_of_the_run_or_of_the_options_not_both(digits_run):
 
 def test_a_random_network_is_warned_of(tmp_path):
     report = tmp_path / "r.json"
-    options = ("--dataset", "digits", "--n", 12, "--checks", "--json", report)
+    options = ("--dataset", "digits", "--n", 5, "--checks", "--json", report)
     printed = succeeded(run_cli("attack", *of("noisy"), *options))
     checks = {check["name"]: check["verdict"] for check in load_json(report)["checks"]}
     assert len(checks) == 15  # all of them, the transfer from a t-NN and ||W||_F too
@@ -241,6 +241,6 @@ def test_saved_points_are_verified_with_the_network_named_and_not_without(tmp_pa
 @pytest.mark.parametrize("mode", [("--curve", "--eps", "0:0.1:0.05", "--steps", 3), ("--minimal",)])
 def test_curves_and_smallest_eps_take_a_foreign_network_too(mode, tmp_path):
     report: Path = tmp_path / "r.json"
-    few = ("--dataset", "digits", "--n", 6)
+    few = ("--dataset", "digits", "--n", 2)
     succeeded(run_cli("attack", *of("mlp"), *few, *mode, "--json", report))
     assert load_json(report)["kind"] in ("eps-curve", "minimal-report")
