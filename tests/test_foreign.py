@@ -238,7 +238,13 @@ def test_saved_points_are_verified_with_the_network_named_and_not_without(tmp_pa
     assert worst[0]["correct"] == worst[1]["correct"]
 
 
-@pytest.mark.parametrize("mode", [("--curve", "--eps", "0:0.1:0.05", "--steps", 3), ("--minimal",)])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ("--curve", "--eps", "0:0.1:0.05", "--steps", 3),
+        pytest.param(("--minimal",), marks=pytest.mark.slow),
+    ],
+)
 def test_curves_and_smallest_eps_take_a_foreign_network_too(mode, tmp_path):
     report: Path = tmp_path / "r.json"
     few = ("--dataset", "digits", "--n", 2)
