@@ -28,10 +28,11 @@ from tnn_robust.runs.attack import (
     AttackFinished,
     AttackRequest,
     Target,
-    attack_checkpoint,
+    attack_subject,
     targets_of,
 )
 from tnn_robust.runs.common import load_run_data
+from tnn_robust.runs.subject import subject_of
 
 TARGET = 0.2  # points of accuracy that the suite may leave more than the peer
 BATCH = 250
@@ -63,7 +64,9 @@ def ours(
     )
     # The peer attacks test examples only: of the training part one is enough.
     data = replace(dataset, train=Part(dataset.train.x[:1], dataset.train.y[:1]))
-    for record in attack_checkpoint(checkpoint, data, {"digest": data.digest}, attacks, request):
+    for record in attack_subject(
+        subject_of(checkpoint), data, {"digest": data.digest}, attacks, request
+    ):
         if isinstance(record, AttackFinished):
             return record.points[-1]["test"].x_adv
     raise SystemExit("the suite gave no report")
@@ -136,7 +139,7 @@ def main() -> int:
         suite="standard",
         checks=False,
     )
-    target = targets_of(checkpoint, dataset, request)["test"]
+    target = targets_of(subject_of(checkpoint), dataset, request)["test"]
     x, y = target.examples
     with frozen(checkpoint.model):
         clean = margin(checkpoint.model(x), y) > 0

@@ -12,7 +12,7 @@ from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import TNN
 from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import load_run_data, subset
-from tnn_robust.runs.report import model_info
+from tnn_robust.runs.subject import model_info
 from tnn_robust.runs.twin import dense_twin
 
 CPU = torch.device("cpu")
