@@ -1,0 +1,1 @@
+"""The paper's theorems as pure functions, and what they need to know of a network."""
