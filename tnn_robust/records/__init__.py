@@ -5,6 +5,7 @@ from tnn_robust.records.base import Interval
 from tnn_robust.records.compression import CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
 from tnn_robust.records.training import BatchProgress, EpochRecord
+from tnn_robust.records.trajectory import FlowRecord, Residuals, TrajectoryRecord
 
 __all__ = [
     "AttackReport",
@@ -15,10 +16,13 @@ __all__ = [
     "CurvePoint",
     "EpochRecord",
     "EpsCurve",
+    "FlowRecord",
     "Gap",
     "Interval",
     "LayerRecord",
     "MinimalReport",
     "ModelSummary",
     "PartResult",
+    "Residuals",
+    "TrajectoryRecord",
 ]
