@@ -202,10 +202,10 @@ def targets_of(
     checkpoint: Checkpoint, dataset: Dataset, request: AttackRequest
 ) -> dict[str, Target]:
     """Both parts, cut to the request's n, on the model's device."""
-    device = checkpoint.model.head.device
+    head = checkpoint.model.head
     targets = {}
     for number, part in enumerate(PARTS):
-        held = subset(getattr(dataset, part), request.n, request.seed, device)
+        held = subset(getattr(dataset, part), request.n, request.seed, head.device, head.dtype)
         # The two parts count their examples from 0: keep their noise apart.
         targets[part] = Target(part, *held, seed=2 * request.seed + number)
     return targets

@@ -129,8 +129,9 @@ def _finetune(
     )
     lr = settings.lr if request.lr is None else request.lr
     settings = replace(settings, epochs=request.finetune, lr=lr)
-    monitor, _ = subset(dataset.test, _MONITOR, seed, device)
-    x, y = (tensor.to(device) for tensor in dataset.train)
+    dtype = model.head.dtype
+    monitor, _ = subset(dataset.test, _MONITOR, seed, device, dtype)
+    (x, y), _ = subset(dataset.train, None, seed, device, dtype)
     return fit(
         model,
         x,
@@ -146,6 +147,8 @@ def _finetune(
 
 def _settings_of(checkpoint: Checkpoint) -> TrainSettings:
     stored: dict[str, Any] = checkpoint.header.training
+    if stored.get("gradient_flow"):  # which has no batches to go on with
+        return TrainSettings(loss=stored["loss"])
     try:
         names = TrainSettings.__dataclass_fields__
         return TrainSettings(**{name: stored[name] for name in names})
@@ -240,4 +243,4 @@ def _batch(dataset: Dataset, n: int, model: TNN) -> Tensor:
     """n examples, repeated where the set has fewer: a latency needs a full batch."""
     x = dataset.train.x
     rows = torch.arange(n) % len(x)
-    return cast(Tensor, x[rows].to(model.head.device))
+    return cast(Tensor, x[rows].to(model.head))

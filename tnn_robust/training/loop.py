@@ -122,13 +122,15 @@ def fit(
     optimizer: torch.optim.Optimizer,
     seed: int,
     first_epoch: int = 1,
+    watch: Callable[[int], None] | None = None,
 ) -> Iterator[BatchProgress | EpochRecord]:
     """Train in place from `first_epoch` to `settings.epochs`; yields where it stands.
 
     x (n, d, c) and y (n,) on the model's device; perturb None trains on clean
     examples. Data order and perturbation noise are functions of (seed, epoch,
     example), so that a resumed run equals an uninterrupted one. After an
-    EpochRecord the weights are finite.
+    EpochRecord the weights are finite. watch is called after every step with its number,
+    from 1 on over all epochs.
 
     Raises TrainingError naming the epoch when loss or weights are not finite,
     or when all ReLUs are dead.
@@ -145,6 +147,8 @@ def fit(
                 _finite(_finite_share(model), epoch)  # norms refuse NaN weights: say it our way
                 raise
             total += loss * len(rows)
+            if watch is not None:
+                watch((epoch - 1) * batches + batch)
             if batch % _PROGRESS_EVERY == 0:
                 yield BatchProgress(epoch, batch, batches, _finite(float(loss), epoch))
         mean = _finite(float(total) / len(x), epoch)
