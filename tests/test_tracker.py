@@ -63,13 +63,7 @@ CASES = {
 def test_a_record_is_what_a_loop_over_examples_finds(case):
     model = network(**CASES[case])
     x, y = separable()
-    rate = 0.002
-    for _ in range(300):  # to positive margins, whatever the transform
-        loss = torch.logsumexp(-margin(model(x), y), 0)
-        grads = torch.autograd.grad(loss, list(model.parameters()))
-        with torch.no_grad():
-            for p, g in zip(model.parameters(), grads, strict=True):
-                p.sub_(rate * g)
+    y = (model(x)[:, 0] > 0).long()  # labels that it gets right: multipliers need that
     record = tracker(model, x, y).record(7)
     theta = coordinates(model, [(p, 0.5) for p in model.parameters()])
     q, rows = [], []
