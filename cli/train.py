@@ -38,15 +38,42 @@ _TRAINING = shared.options(
     click.option("--optimizer", default="adam", help=f"{_lists(choices.OPTIMIZERS)}."),
     click.option("--momentum", type=float, default=0.0, help="Of sgd."),
     click.option("--weight-decay", type=float, default=0.0),
-    click.option("--loss", default="cross-entropy", help="cross-entropy or logistic."),
+    click.option("--loss", default="cross-entropy", help="cross-entropy, logistic, exponential."),
     click.option("--norm-bound", type=float, help="Keep every ||W_l||_F and ||w|| at most so."),
     click.option("--norm-penalty", type=float, default=0.0, help="Softly, with this weight."),
     click.option("--nuclear", type=float, default=0.0, help="Weight of the tubal nuclear norm."),
 )
 
+_FLOW = shared.options(
+    click.option("--gradient-flow", is_flag=True, help="Full batch, float64, of log-risk."),
+    click.option("--flow-steps", type=int, default=10_000, help="Of gradient flow, at most."),
+    click.option("--until-log-risk", type=float, default=-500.0, help="Where the flow ends."),
+    click.option("--ode", help=f"Solve the flow: {_lists(choices.ODE_SOLVERS)}."),
+    click.option(
+        "--track",
+        type=int,
+        is_flag=False,
+        flag_value=100,
+        metavar="[EVERY]",
+        help="Write trajectory.jsonl, a line every so many steps (without a number 100).",
+    ),
+)
+# What a flow has none of, and what is its alone.
+_OF_BATCHES = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "norm_bound",
+    "norm_penalty",
+    "nuclear",
+)
+_OF_FLOW = ("flow_steps", "until_log_risk", "ode")
+
 
 @shared.command("tnn-train")
-@shared.options(shared.data_set, shared.data_place, _NETWORK, _ATTACK, _TRAINING)
+@shared.options(shared.data_set, shared.data_place, _NETWORK, _ATTACK, _TRAINING, _FLOW)
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option(
     "--seeds",
@@ -61,10 +88,71 @@ def main(out: Path, **given: Any) -> None:
     """Train a t-NN, on clean or adversarial examples, into a run directory.
 
     The directory gets model.safetensors (usable after every epoch),
-    training.safetensors (to resume from) and metrics.jsonl (a line an epoch).
+    training.safetensors (to resume from) and metrics.jsonl (a line an epoch, of
+    gradient flow one every 100 steps).
     """
     seeds = _seeds(given)
+    flow = given["gradient_flow"]
+    _refuse_given(_OF_BATCHES if flow else _OF_FLOW, flow)
+    if seeds is not None and (flow or given["track"] is not None):
+        raise InputError("--seeds trains side by side: it takes no --gradient-flow and --track")
     request = _request(out, given)
+    if flow:
+        _flow(request, out)
+    else:
+        _epochs(request, out, seeds)
+
+
+def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is {'not' if flow else 'only'} for --gradient-flow")
+
+
+def _flow(request: Any, out: Path) -> None:
+    from tnn_robust_cli import _render
+
+    from tnn_robust.records import FlowRecord
+    from tnn_robust.runs.flow import flow_run
+
+    steps, last = request.settings.steps, None
+    try:
+        with _render.progress_bar() as bar:
+            for record in flow_run(request):
+                if isinstance(record, FlowRecord):
+                    last = record
+                    text = f"step {record.step}/{steps}  log-risk {record.log_risk:.6g}"
+                    bar.update(text, record.step, steps)
+                    bar.log(text, record.step, steps)
+                else:
+                    _render.show_lines(_start_lines(record, request, None))
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. {out} holds the last saved step; go on with --resume.", err=True)
+        raise SystemExit(shared.INTERRUPTED) from None
+    _render.show_lines([*_flow_lines(last, request), f"Saved in {out}."])
+
+
+def _flow_lines(last: Any, request: Any) -> list[str]:
+    if last is None:
+        return ["Nothing left to train."]
+    why = {
+        "log-risk": "reached",
+        "steps": "the steps are used up",
+        "stalled": "no step lowers the risk any more",
+    }[last.ended]
+    lines = [
+        f"step {last.step}/{request.settings.steps}  log-risk {last.log_risk:.6g} ({why})  "
+        f"separated {last.correct} of {last.n}, least margin {last.q_min:.4g}, ||W|| "
+        f"{last.weight_norm:.4g}; {last.rejected} steps rolled back, {last.jumps} jumps",
+    ]
+    met = "is met" if last.separable else "is not met: the perturbed examples are not separated"
+    sign = "<=" if last.separable else ">"
+    return [*lines, f"Assumption 14 {met} (N L {sign} l(b_f))."]
+
+
+def _epochs(request: Any, out: Path, seeds: tuple[int, ...] | None) -> None:
     from tnn_robust_cli import _render
 
     from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
@@ -109,21 +197,34 @@ def _request(out: Path, given: dict[str, Any]):
     for name in MACHINE_SPECIFIC:
         del given[name]
     rest = {
-        name: given.pop(name) for name in ("transform", "seed", "device", "overwrite", "resume")
+        name: given.pop(name)
+        for name in ("transform", "seed", "device", "overwrite", "resume", "track")
     }
     ranks = given.pop("rank")
 
     from tnn_robust.runs.train import TrainRequest
-    from tnn_robust.training.loop import TrainSettings
 
     return TrainRequest(
         data=data,
         out=out,
         widths=widths * layers if len(widths) == 1 else widths,
         ranks=ranks,
-        settings=TrainSettings(**given),
+        settings=_settings(given),
         attack=attack,
         **rest,
+    )
+
+
+def _settings(given: dict[str, Any]):
+    from tnn_robust.training.gradient_flow import FlowSettings
+    from tnn_robust.training.loop import TrainSettings
+
+    flow, steps = given.pop("gradient_flow"), given.pop("flow_steps")
+    until, ode = given.pop("until_log_risk"), given.pop("ode")
+    if not flow:
+        return TrainSettings(**given)
+    return FlowSettings(
+        steps=steps, until_log_risk=until, ode=ode, lr=given["lr"], loss=given["loss"]
     )
 
 
@@ -136,7 +237,8 @@ def _attack(given: dict[str, Any]):
         raise unknown_choice("training attack", name, ("none", *choices.TRAINING_ATTACKS))
     if name == "pgd" and steps is None:
         steps = 10
-    loss = given["loss"]
+    # A flow attacks the margin: the same direction, and its gradient never underflows.
+    loss = "margin" if given["gradient_flow"] else given["loss"]
     return attack_settings(name, Eps(*eps), norm=norm, steps=steps, step_size=step_size, loss=loss)
 
 
@@ -177,13 +279,28 @@ def _start_lines(started: Any, request: Any, seeds: tuple[int, ...] | None) -> l
         *(f"      {note}" for note in data.notes),
         f"Network: {len(a.widths)} t-layers of width {','.join(map(str, a.widths))}, {ranks}, "
         f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {started.parameters} parameters",
-        f"Training: {against}; {settings.optimizer} lr {settings.lr:g}, batches of "
-        f"{settings.batch_size}, {settings.epochs} epochs, {settings.loss}, {seed}, "
-        f"on {started.device}",
+        f"Training: {against}; {_manner(settings)}, {settings.loss}, {seed}, on {started.device}",
     ]
-    if started.epochs_done:
-        lines.append(f"Resuming after epoch {started.epochs_done}.")
+    if started.tracked:
+        n = len(data.train.y)
+        which = f"all {n}" if started.tracked == n else f"{started.tracked} of {n}, drawn by seed,"
+        lines.append(f"Tracking: {which} training examples, every {request.track} steps")
+    if started.done:
+        unit = "epoch" if hasattr(settings, "epochs") else "step"
+        lines.append(f"Resuming after {unit} {started.done}.")
     return lines
+
+
+def _manner(settings: Any) -> str:
+    if hasattr(settings, "epochs"):
+        return (
+            f"{settings.optimizer} lr {settings.lr:g}, batches of {settings.batch_size}, "
+            f"{settings.epochs} epochs"
+        )
+    return (
+        f"gradient flow ({settings.ode or 'Lyu-Li controller'}), first step {settings.lr:g}, at "
+        f"most {settings.steps} steps, until log-risk {settings.until_log_risk:g}"
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "compression": {"models"},
     "evaluation": set(),
     "certification": {"models"},
-    "theory": {"models", "certification"},
+    "theory": {"models", "training", "certification"},
     "reporting": set(),
     "runs": {
         "models",

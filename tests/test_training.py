@@ -143,7 +143,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, epoch):
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write('{"epoch": 9, "loss"')  # a line torn by the interruption
     started, *_ = train_run(request(tmp_path, **options, resume=True))
-    assert started.epochs_done == epoch - 1
+    assert started.done == epoch - 1
     assert equal(weights(tmp_path), weights(out))
     assert metrics(tmp_path) == metrics(out)
 
@@ -155,7 +155,7 @@ def test_resuming_twice_and_for_more_epochs(whole, tmp_path):
     list(train_run(request(tmp_path, **options, resume=True)))
     assert equal(weights(tmp_path), weights(out)) and metrics(tmp_path) == metrics(out)
     records = list(train_run(request(tmp_path, **options, resume=True)))
-    assert len(records) == 1 and records[0].epochs_done == 3  # nothing left to do
+    assert len(records) == 1 and records[0].done == 3  # nothing left to do
     assert equal(weights(tmp_path), weights(out)) and metrics(tmp_path) == metrics(out)
 
 

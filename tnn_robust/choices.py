@@ -33,8 +33,9 @@ TRAINING_ATTACKS = ("fgsm", "fgm", "pgd")
 ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")
 SUITES = ("standard", "quick", "paper")
 MODEL_INPUTS = ("auto", "tvector", "image", "flat")
-LOSSES = ("margin", "logistic", "cross-entropy")
+LOSSES = ("margin", "logistic", "cross-entropy", "exponential")
 OPTIMIZERS = ("adam", "sgd")
+ODE_SOLVERS = ("dopri5",)
 COMPRESSIONS = (
     "rank",
     "energy",

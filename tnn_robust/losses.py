@@ -6,6 +6,7 @@ margin q, never on probabilities: float32 sigmoids are exactly 0 or 1 from
 |q| ~ 17 on, which hides both the risk and the gradient (theory.md).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,8 +50,52 @@ def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(scores, y, reduction="none")
 
 
+def exponential(scores: Tensor, y: Tensor) -> Tensor:
+    """e^-q, float64: float32 would overflow from q = -88 on."""
+    return torch.exp(-margin(scores, y).double())
+
+
 LOSSES: dict[str, Loss] = {
     "margin": margin_loss,
     "logistic": logistic,
     "cross-entropy": cross_entropy,
+    "exponential": exponential,
 }
+
+# Beyond it log(log(1 + e^-q)) + q is -e^-q / 2, less than half a rounding error of q.
+_LOGISTIC_IS_EXPONENTIAL = 36.0
+
+
+def log_logistic(q: Tensor) -> Tensor:
+    """log l = log log(1 + e^-q) of float64 margins, value and gradient finite for all q."""
+    near = torch.log(-F.logsigmoid(q.clamp(max=_LOGISTIC_IS_EXPONENTIAL)))
+    return torch.where(q > _LOGISTIC_IS_EXPONENTIAL, -q, near)
+
+
+def log_exponential(q: Tensor) -> Tensor:
+    """log l = -q."""
+    return -q
+
+
+# -f(q) of Assumption 6, l = exp(-f(q)), for one score, and log l(b_f) of Assumption 14,
+# b_f being 0 for both (Lyu & Li 2020).
+LOG_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": log_logistic,
+    "cross-entropy": log_logistic,
+    "exponential": log_exponential,
+}
+LOG_SEPARABLE = {
+    "logistic": math.log(math.log(2.0)),
+    "cross-entropy": math.log(math.log(2.0)),
+    "exponential": 0.0,
+}
+
+
+def log_risk_and_weights(q: Tensor, loss: str) -> tuple[float, Tensor]:
+    """log L = log(mean l(q_i)) and its gradient in q, (n,) float64, sum_i w_i grad q_i being
+    grad L / L. Neither under- nor overflows: the risk may be e^-500 and far below."""
+    leaf = q.detach().double().requires_grad_()
+    with torch.enable_grad():
+        value = torch.logsumexp(LOG_LOSSES[loss](leaf), 0) - math.log(len(q))
+        (weights,) = torch.autograd.grad(value, leaf)
+    return float(value.detach()), weights

@@ -96,7 +96,11 @@ def stable_rank(faces: Tensor, multiplicity: Tensor | None = None) -> Tensor:
     Raises InputError for a zero tensor.
     """
     counts = face_counts("stable_rank", faces, multiplicity).double()
-    s = singular_values(faces)
+    return stable_rank_of(singular_values(faces), counts)
+
+
+def stable_rank_of(s: Tensor, counts: Tensor) -> Tensor:
+    """`stable_rank` from singular values (k, m) and how many faces each row stands for (k,)."""
     return (counts @ (s / _largest("stable rank", s)).square()).sum()
 
 
@@ -107,7 +111,11 @@ def entropy_rank(faces: Tensor, multiplicity: Tensor | None = None) -> Tensor:
     Raises InputError for a zero tensor.
     """
     counts = face_counts("entropy_rank", faces, multiplicity).double()
-    s = singular_values(faces)
+    return entropy_rank_of(singular_values(faces), counts)
+
+
+def entropy_rank_of(s: Tensor, counts: Tensor) -> Tensor:
+    """`entropy_rank` from singular values (k, m) and how many faces each row stands for (k,)."""
     scaled = s / _largest("entropy rank", s)
     shares = scaled / (counts @ scaled).sum()
     return (counts @ torch.special.entr(shares)).sum().exp()

@@ -24,6 +24,7 @@ from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
+from tnn_robust.records.trajectory import FlowRecord, Residuals, TrajectoryRecord
 
 __all__ = [
     "AttackReport",
@@ -42,6 +43,7 @@ __all__ = [
     "CutRecord",
     "EpochRecord",
     "EpsCurve",
+    "FlowRecord",
     "Gap",
     "ImplicitRecord",
     "Interval",
@@ -52,6 +54,8 @@ __all__ = [
     "OverSeeds",
     "PartResult",
     "Premise",
+    "Residuals",
     "Spread",
     "StackedEpoch",
+    "TrajectoryRecord",
 ]

@@ -219,8 +219,8 @@ class Target(NamedTuple):
 
 def targets_of(subject: Subject, dataset: Dataset, request: AttackRequest) -> dict[str, Target]:
     """Both parts, cut to the request's n, on the model's device."""
-    device = subject.device
-    held = {part: subset(getattr(dataset, part), request.n, request.seed, device) for part in PARTS}
+    place = (subject.device, subject.dtype)
+    held = {part: subset(getattr(dataset, part), request.n, request.seed, *place) for part in PARTS}
     return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, request.seed)
 
 

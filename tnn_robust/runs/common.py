@@ -1,6 +1,7 @@
 """What the commands share: devices, seeds, the data a run was trained on."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import CheckpointError, DataError, InputError
+from tnn_robust.files import write_bytes
 from tnn_robust.models.checkpoint import Checkpoint
 
 
@@ -68,7 +70,13 @@ def load_run_data(
     return dataset, spec
 
 
-def subset(part: Part, n: int | None, seed: int, device: torch.device) -> tuple[Part, Tensor]:
+def subset(
+    part: Part,
+    n: int | None,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Part, Tensor]:
     """At most n examples, drawn by seed, on `device`, with their places in the part.
 
     Drawn rather than the first n, which in a spatial split are all of one field.
@@ -79,7 +87,7 @@ def subset(part: Part, n: int | None, seed: int, device: torch.device) -> tuple[
     if n is not None and n < len(part.y):
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(part.y), generator=generator)[:n].sort().values
-    rows = Part(part.x[indices].to(device), part.y[indices].to(device))
+    rows = Part(part.x[indices].to(device, dtype), part.y[indices].to(device))
     return rows, indices.to(device)
 
 
@@ -101,3 +109,17 @@ def removed_on_error(out: Path) -> Iterator[None]:
         if not existed:
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def keep_lines(path: Path, counter: str, done: int) -> None:
+    """Drop the lines of a log whose `counter` is after what is saved: that is done again."""
+    lines = path.read_text().splitlines() if done and path.is_file() else []
+    kept = [f"{line}\n" for line in lines if _count(line, counter) <= done]
+    write_bytes(path, "".join(kept).encode())
+
+
+def _count(line: str, counter: str) -> float:
+    try:
+        return float(json.loads(line)[counter])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line torn by the interruption

@@ -192,8 +192,9 @@ def _common(
     """The run's settings, and what every training here takes besides."""
     settings, device = _settings_of(checkpoint), checkpoint.model.head.device
     lr = settings.lr if asked.lr is None else asked.lr
-    monitor, _ = subset(dataset.test, _MONITOR, checkpoint.header.seed, device)
-    x, y = (tensor.to(device) for tensor in dataset.train)
+    dtype = checkpoint.model.head.dtype
+    monitor, _ = subset(dataset.test, _MONITOR, checkpoint.header.seed, device, dtype)
+    x, y = dataset.train.x.to(device, dtype), dataset.train.y.to(device)
     perturb = training_perturb(training_attack(checkpoint), checkpoint.model.transform)
     common = {
         "x": x,
@@ -221,6 +222,8 @@ def _training(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Tr
 
 def _settings_of(checkpoint: Checkpoint) -> TrainSettings:
     stored: dict[str, Any] = checkpoint.header.training
+    if stored.get("gradient_flow"):  # which has no batches to go on with
+        return TrainSettings(loss=stored["loss"])
     try:
         names = TrainSettings.__dataclass_fields__
         return TrainSettings(**{name: stored[name] for name in names})

@@ -20,7 +20,7 @@ from tnn_robust.runs.train import (
     open_run,
     training_perturb,
 )
-from tnn_robust.training.loop import Examples, fit_stacked
+from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
 from tnn_robust.training.optimizers import (
     make_optimizer,
     optimizer_tensors,
@@ -44,6 +44,9 @@ def train_seeds(
     TrainingError at the end where a network diverged or died: its directory holds
     its last good epoch, the others are whole.
     """
+    settings = request.settings
+    if not isinstance(settings, TrainSettings):
+        raise InputError("--seeds trains in batches: it takes no gradient flow")
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"--seeds needs at least one seed, each once, got {list(seeds)}")
     device = resolve_device(request.device)
@@ -58,9 +61,9 @@ def train_seeds(
     done = min(run.done for run in runs)
     yield TrainStarted(dataset, first.architecture, first.parameter_count, str(device), done)
     failures: dict[int, str] = {}
-    while group := _behind(runs, request.settings.epochs):
-        until = min([request.settings.epochs, *(r.done for r in runs if r.done > group[0].done)])
-        for record in _train_together(group, until, dataset, device):
+    while group := _behind(runs, settings.epochs):
+        until = min([settings.epochs, *(r.done for r in runs if r.done > group[0].done)])
+        for record in _train_together(group, replace(settings, epochs=until), dataset, device):
             if isinstance(record, StackedEpoch):
                 failures |= record.failures
             yield record
@@ -90,11 +93,10 @@ def _behind(runs: Sequence[Run], epochs: int) -> list[Run]:
 
 
 def _train_together(
-    group: Sequence[Run], until: int, dataset: Dataset, device: torch.device
+    group: Sequence[Run], settings: TrainSettings, dataset: Dataset, device: torch.device
 ) -> Iterator[BatchProgress | StackedEpoch]:
-    """Train runs with as many epochs done up to epoch `until`, writing each after each epoch."""
+    """Train runs with as many epochs done up to the epochs of `settings`, writing each after each epoch."""
     request = group[0].request
-    settings = replace(request.settings, epochs=until)
     seeds = [run.request.seed for run in group]
     stack = stack_models([run.model for run in group]).to(device)
     optimizer = make_optimizer(stack, settings)

@@ -19,7 +19,7 @@ from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.models.foreign import adapt, load_module, module_digest
 from tnn_robust.models.heads import without_head
-from tnn_robust.models.network import count_parameters, weight_norm
+from tnn_robust.models.network import TNN, count_parameters, weight_norm
 from tnn_robust.runs.common import load_run_data, resolve_device
 
 # Examples a user's network is tried on; unlike any number of channels that are in use.
@@ -54,6 +54,11 @@ class Subject:
         if loss not in LOSSES:
             raise unknown_choice("loss", loss, LOSSES)
         return replace(self, loss=loss, info={**self.info, "loss": loss})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the examples it takes: that of its weights, for a user's own float32."""
+        return self.model.head.dtype if isinstance(self.model, TNN) else torch.float32
 
     @property
     def digest(self) -> str:

@@ -1,7 +1,8 @@
 """tnn-train: data -> network -> training -> run directory."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.files import append_line, read_tensors, write_bytes, write_tensors
+from tnn_robust.files import append_line, read_tensors, write_tensors
 from tnn_robust.models.checkpoint import FILE_NAME, Header, save_checkpoint
 from tnn_robust.models.network import (
     TNN,
@@ -29,16 +30,19 @@ from tnn_robust.records import BatchProgress, EpochRecord
 from tnn_robust.runs.common import (
     claim_directory,
     describe_data,
+    keep_lines,
     removed_on_error,
     resolve_device,
     subset,
 )
+from tnn_robust.runs.trajectory import Recorder, make_recorder, tracked_examples
+from tnn_robust.training.gradient_flow import FlowSettings
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 
 METRICS = "metrics.jsonl"
 STATE = "training.safetensors"
-_STATE_KIND = "training-state"
+STATE_KIND = "training-state"
 MONITOR = 512  # test examples watched during training; nothing is chosen by them
 
 
@@ -47,7 +51,8 @@ class TrainRequest:
     """All that `tnn-train` was asked: data, network, training, where to.
 
     widths: d_1 .. d_L; ranks: None for dense layers, one tubal rank for all, or
-    one a layer; attack: None trains on clean examples.
+    one a layer; attack: None trains on clean examples; track: steps from one record of
+    trajectory.jsonl to the next, None for no records.
     """
 
     data: DataSpec
@@ -55,12 +60,17 @@ class TrainRequest:
     widths: tuple[int, ...]
     ranks: tuple[int, ...] | None
     transform: str
-    settings: TrainSettings
+    settings: TrainSettings | FlowSettings
     attack: AttackSettings | None
     seed: int = 0
     device: str = "auto"
     overwrite: bool = False
     resume: bool = False
+    track: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.track is not None and self.track < 1:
+            raise InputError(f"track needs at least 1 step from record to record, got {self.track}")
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights: stored, and compared when a run is resumed."""
@@ -77,13 +87,17 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainStarted:
-    """What is about to be trained; epochs_done is above 0 when resumed."""
+    """What is about to be trained; done, epochs or steps of the flow, is above 0 when resumed.
+
+    tracked: training examples that the tracker looks at, 0 without it.
+    """
 
     dataset: Dataset
     architecture: Architecture
     parameters: int
     device: str
-    epochs_done: int
+    done: int
+    tracked: int = 0
 
 
 def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | EpochRecord]:
@@ -95,19 +109,25 @@ def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | 
 
     Raises TnnError for what cannot be done, before anything is written.
     """
+    settings = request.settings
+    if not isinstance(settings, TrainSettings):
+        raise InputError("train_run needs TrainSettings: gradient flow is flow_run's")
     device = resolve_device(request.device)
     if not request.resume:
         claim_directory(request.out, overwrite=request.overwrite)
     dataset = load_dataset(request.data)
     run = open_run(request, dataset)
     run.model.to(device)
-    optimizer = make_optimizer(run.model, request.settings)
+    optimizer = make_optimizer(run.model, settings)
     restore_optimizer(optimizer, run.state)
     with removed_on_error(request.out):
         run.prepare()
+        recorder = _recorder(request, settings, run.model, dataset, run.done)
     architecture, count = run.model.architecture, run.model.parameter_count
-    yield TrainStarted(dataset, architecture, count, str(device), run.done)
-    for record in _records(request, run.model, optimizer, dataset, device, run.done):
+    tracked = 0 if recorder is None else recorder.n
+    yield TrainStarted(dataset, architecture, count, str(device), run.done, tracked)
+    records = _records(request, settings, run.model, optimizer, dataset, device, run.done, recorder)
+    for record in records:
         if isinstance(record, EpochRecord):
             run.keep(record, run.model, optimizer_tensors(optimizer))
         yield record
@@ -127,7 +147,7 @@ class Run:
         """Write a fresh run's first checkpoint; drop the metrics of epochs run again."""
         if self.done == 0:
             self._save()
-        _keep_metrics(self.request.out, self.done)
+        keep_lines(self.request.out / METRICS, "epoch", self.done)
 
     def keep(self, record: EpochRecord, model: TNN, state: dict[str, Tensor]) -> None:
         """Write what the network is after an epoch."""
@@ -152,7 +172,7 @@ class Run:
         }
         # The state last: torn between the two, a resumed run repeats the epoch and writes both.
         save_checkpoint(self.request.out / FILE_NAME, self.model, header)
-        write_tensors(self.request.out / STATE, tensors, kind=_STATE_KIND, header=state)
+        write_tensors(self.request.out / STATE, tensors, kind=STATE_KIND, header=state)
 
 
 def training_perturb(attack: AttackSettings | None, transform: Transform | None = None):
@@ -160,13 +180,35 @@ def training_perturb(attack: AttackSettings | None, transform: Transform | None 
     return None if attack is None else make_perturb(attack, transform=transform, keep_best=False)
 
 
+def _recorder(
+    request: TrainRequest, settings: TrainSettings, model: TNN, dataset: Dataset, done: int
+) -> Recorder | None:
+    if request.track is None:
+        return None
+    n = len(dataset.train.y)
+    return make_recorder(
+        request.out,
+        model,
+        dataset,
+        every=request.track,
+        n=tracked_examples(n, request.track, settings.batch_size),
+        loss=settings.loss,
+        attack=request.attack,
+        perturb=training_perturb(request.attack, model.transform),
+        seed=request.seed,
+        done=done * math.ceil(n / settings.batch_size),
+    )
+
+
 def _records(
     request: TrainRequest,
+    settings: TrainSettings,
     model: TNN,
     optimizer: torch.optim.Optimizer,
     dataset: Dataset,
     device: torch.device,
     done: int,
+    watch: Callable[[int], None] | None,
 ) -> Iterator[BatchProgress | EpochRecord]:
     monitor, _ = subset(dataset.test, MONITOR, request.seed, device)
     x, y = (tensor.to(device) for tensor in dataset.train)
@@ -175,11 +217,12 @@ def _records(
         x,
         y,
         monitor=(monitor.x, monitor.y),
-        settings=request.settings,
+        settings=settings,
         perturb=training_perturb(request.attack, model.transform),
         optimizer=optimizer,
         seed=request.seed,
         first_epoch=done + 1,
+        watch=watch,
     )
 
 
@@ -208,34 +251,22 @@ def open_run(request: TrainRequest, dataset: Dataset) -> Run:
         model = new_model(architecture, request.seed, data=dataset.train.x)
         return Run(request, model, {}, 0, data)
     path = request.out / STATE
-    tensors, header, _ = read_tensors(path, kind=_STATE_KIND)
-    _require_same(header, request, dataset, path)
+    tensors, header, _ = read_tensors(path, kind=STATE_KIND)
+    # More epochs than at first is what resuming is for.
+    require_same(header, request, dataset, path, ("epochs",))
     weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
     state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
     model = model_from_tensors(architecture, weights)
     return Run(request, model, state, int(header["epochs_done"]), data)
 
 
-def _require_same(header: dict, request: TrainRequest, dataset: Dataset, path: Path) -> None:
-    wanted = request.to_json()
-    for key, value in wanted.items():
+def require_same(
+    header: dict, request: TrainRequest, dataset: Dataset, path: Path, free: tuple[str, ...]
+) -> None:
+    """Refuse to resume with other settings than those stored, save the `free`, or other data."""
+    for key, value in request.to_json().items():
         stored = header["request"].get(key)
-        # More epochs than at first is what resuming is for.
-        if key != "epochs" and stored != json.loads(json.dumps(value)):
+        if key not in free and stored != json.loads(json.dumps(value)):
             raise InputError(f"{path} was trained with {key} = {stored}, got {value}")
     if header["data_digest"] != dataset.digest:
         raise CheckpointError(f"{path} was trained on other data of the same name")
-
-
-def _keep_metrics(out: Path, epochs: int) -> None:
-    """Drop the lines after the last saved epoch: those epochs are run again."""
-    path = out / METRICS
-    lines = path.read_text().splitlines() if epochs and path.is_file() else []
-    write_bytes(path, "".join(f"{line}\n" for line in lines if _epoch(line) <= epochs).encode())
-
-
-def _epoch(line: str) -> float:
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line torn by the interruption

@@ -47,6 +47,17 @@ def rhs_16(*, layers: int, channels: int, teacher: Teacher) -> float:
     return 1 / denominator if denominator > 0 else math.inf
 
 
+def least_teacher_norm(largest_input: float, layers: int) -> float:
+    """The smallest B a teacher of J = `layers` can have: (1 / ||x + delta||)^(1/(J+1)).
+
+    largest_input: a bound of ||x + delta||_F over the ball of the example of least norm.
+    From 1 <= y g(x + delta) <= ||x + delta|| B^(J+1). Nothing below it can be a premise.
+    """
+    if not largest_input > 0:
+        raise InputError(f"a teacher needs an input that is not zero, got norm {largest_input}")
+    return math.exp(-math.log(largest_input) / (layers + 1))
+
+
 def harmonic_mean_of_roots(stable_ranks: Sequence[float]) -> float:
     """The left side of (16): L / sum_l r_stb(W_l)^(-1/2). Raises InputError for ranks <= 0."""
     if not stable_ranks or not all(rank > 0 for rank in stable_ranks):

@@ -113,13 +113,15 @@ def fit(
     seed: int,
     first_epoch: int = 1,
     extra: Extra | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> Iterator[BatchProgress | EpochRecord]:
     """Train in place from `first_epoch` to `settings.epochs`; yields where it stands.
 
     x (n, d, c) and y (n,) on the model's device; perturb None trains on clean
     examples. Data order and perturbation noise are functions of (seed, epoch,
     example), so that a resumed run equals an uninterrupted one. After an
-    EpochRecord the weights are finite. extra: a term added to the objective.
+    EpochRecord the weights are finite. extra: a term added to the objective. watch is
+    called after every step with its number, from 1 on over all epochs.
 
     Raises TrainingError naming the epoch when loss or weights are not finite,
     or when all ReLUs are dead.
@@ -134,6 +136,7 @@ def fit(
         seeds=(seed,),
         first_epoch=first_epoch,
         extra=extra,
+        watch=watch,
     )
     for record in records:
         if isinstance(record, BatchProgress):
@@ -155,6 +158,7 @@ def fit_stacked(
     seeds: Sequence[int],
     first_epoch: int = 1,
     extra: Extra | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> Iterator[BatchProgress | StackedEpoch]:
     """Train the S networks of a stack (`models.stacked.stack_models`), or one, in place.
 
@@ -170,7 +174,7 @@ def fit_stacked(
     running = _Running(model, optimizer, seeds)
     for epoch in range(first_epoch, settings.epochs + 1):
         started, running.failures = time.perf_counter(), {}
-        losses = yield from _train_epoch(running, train, settings, perturb, epoch, extra)
+        losses = yield from _train_epoch(running, train, settings, perturb, epoch, extra, watch)
         norms = torch.linalg.vector_norm(layer_norms(model).detach(), dim=0).tolist()
         # Weights of 1e30 have no finite norm either.
         finite = [math.isfinite(loss + norm) for loss, norm in zip(losses, norms, strict=True)]
@@ -213,6 +217,7 @@ def _train_epoch(
     perturb: Perturb | None,
     epoch: int,
     extra: Extra | None,
+    watch: Callable[[int], None] | None,
 ) -> Generator[BatchProgress, None, list[float]]:
     """One pass over the examples; returns each network's mean loss."""
     device, total = train.x.device, torch.zeros(len(running.seeds), device=train.x.device)
@@ -226,6 +231,8 @@ def _train_epoch(
             running.model, x, y, streams, settings, perturb, running.optimizer, extra
         )
         total += losses * places.shape[1]
+        if watch is not None:
+            watch((epoch - 1) * len(splits) + batch)
         if batch % _PROGRESS_EVERY == 0:
             values = losses.tolist()
             running.stop([math.isfinite(value) for value in values], _NOT_FINITE.format(epoch))
