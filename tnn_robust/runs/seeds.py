@@ -95,7 +95,7 @@ def _behind(runs: Sequence[Run], epochs: int) -> list[Run]:
 def _train_together(
     group: Sequence[Run], settings: TrainSettings, dataset: Dataset, device: torch.device
 ) -> Iterator[BatchProgress | StackedEpoch]:
-    """Train runs with as many epochs done up to the epochs of `settings`, writing each after each epoch."""
+    """Train runs with as many epochs done to the last of `settings`, writing each every epoch."""
     request = group[0].request
     seeds = [run.request.seed for run in group]
     stack = stack_models([run.model for run in group]).to(device)
