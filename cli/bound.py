@@ -6,6 +6,8 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
+from tnn_robust.errors import InputError
+
 
 @shared.command("tnn-bound")
 @click.argument("run", type=shared.OUT)
@@ -17,8 +19,11 @@ from tnn_robust_cli import _options as shared
 )
 @click.option("--teacher-norm", type=float, default=1.0, help="Its B, at least 1.")
 @shared.attacking
+@click.option("--seed", type=shared.SEED, default=0)
+@click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
+@click.option("--figure", type=shared.OUT, help="Of the trajectory: a .png or .svg file.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
-def main(json_file: Path | None, **given: Any) -> None:
+def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given: Any) -> None:
     """Evaluate the paper's theorems on the network of a run directory and its data.
 
     Prints constants, premises, every bound in two forms ("paper shape" with its
@@ -27,6 +32,11 @@ def main(json_file: Path | None, **given: Any) -> None:
     attack is PGD of 20 steps on 1000 examples of each part unless you say more.
     """
     choice = shared.attack_choice(given)
+    if figure is not None and (not trajectory or figure.suffix not in (".png", ".svg")):
+        raise InputError(f"--figure is a .png or .svg file of --trajectory, got {figure}")
+    if trajectory:
+        _trajectory(given["run"], figure, json_file)
+        return
 
     from tnn_robust_cli import _render
 
@@ -46,6 +56,25 @@ def main(json_file: Path | None, **given: Any) -> None:
                 bar.update(f"{record.attack}, {record.part}", record.done, record.total)
     assert report is not None
     _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
+
+
+def _trajectory(run: Path, figure: Path | None, json_file: Path | None) -> None:
+    from tnn_robust_cli import _render
+
+    from tnn_robust.files import require_writable, write_json
+    from tnn_robust.reporting.trajectory import trajectory_figure, trajectory_lines
+    from tnn_robust.runs.trajectory import read_trajectory
+
+    for path in (figure, json_file):
+        if path is not None:
+            require_writable(path)
+    records = read_trajectory(run)
+    _render.show_chart(trajectory_lines(records))
+    if figure is not None:
+        trajectory_figure(records, figure)
+    if json_file is not None:
+        found = [record.to_json() for record in records]
+        write_json(json_file, {"kind": "trajectory", "records": found})
 
 
 if __name__ == "__main__":
