@@ -125,7 +125,7 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
     kept, dropped = kept_energy(model, checkpoint.model), dropped_norms(model, checkpoint.model)
     if request.repaired:
         model, _ = yield from repair(model, checkpoint, dataset, request.repair)
-    ranks = _ranks(model)
+    ranks = None if request.rule is None else _ranks(model)
     model = _formed(model, request)
     target = _save(model, _header(model, checkpoint, request, data, ranks), request)
     rows: list[AttackRow] = []
@@ -214,7 +214,7 @@ def _header(
     parent: Checkpoint,
     request: CompressRequest,
     data: dict[str, Any],
-    ranks: list[int],
+    ranks: list[int] | None,
 ) -> Header:
     return Header(
         architecture=model.architecture,
