@@ -8,6 +8,7 @@ import click
 
 from tnn_robust import __version__, choices
 from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
+from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 from tnn_robust.errors import InputError, TnnError
 
 INTERRUPTED = 130
@@ -126,6 +127,15 @@ SEEDS = _Parsed("A:B|A,B,...", _seeds)
 OUT = click.Path(path_type=Path)
 SEED = click.IntRange(min=0, max=2**32 - 1)  # what every generator takes
 
+data_set = options(
+    click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
+    click.option("--classes", type=NAMES, help="Use these, in this order, e.g. 3,7."),
+    click.option("--n-train", type=int, help="A random subset of the training part."),
+    click.option("--split-seed", type=int, default=0, help="Of subsets and unofficial splits."),
+    click.option("--split", default="blocked", help=f"Of a cube: {', '.join(choices.SPLITS)}."),
+    click.option("--patch", type=int, default=1, help="Of a cube: k x k pixels, k odd."),
+    click.option("--resample", type=int, help="Of time series: to so many steps."),
+)
 data_place = options(
     click.option(
         "--data-dir",
@@ -173,6 +183,13 @@ attacking = options(
     device,
     data_place,
 )
+
+
+def data_spec(given: dict[str, Any]) -> DataSpec:
+    """Take the options of `data_set` out of `given`; those of `data_place` stay in it."""
+    place = {name: given[name] for name in MACHINE_SPECIFIC}
+    names = DataSpec.__dataclass_fields__.keys() - place.keys()
+    return DataSpec(**place, **{name: given.pop(name) for name in names})
 
 
 def attack_choice(given: dict[str, Any]) -> AttackChoice:

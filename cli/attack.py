@@ -5,13 +5,14 @@ from typing import Any
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _subjects
 
 from tnn_robust import choices
 from tnn_robust.errors import InputError
 
 
 @shared.command("tnn-attack")
-@click.argument("run", type=shared.OUT, required=False)
+@_subjects.subjects
 @shared.attacking
 @click.option(
     "--suite",
@@ -26,7 +27,6 @@ from tnn_robust.errors import InputError
 @click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there.")
 @click.option("--verify", type=shared.OUT, help="Recompute the report of such a file instead.")
 def main(
-    run: Path | None,
     json_file: Path | None,
     save_adv: Path | None,
     verify: Path | None,
@@ -35,19 +35,20 @@ def main(
     figure: Path | None,
     **given: Any,
 ) -> None:
-    """Attack the network of a run directory on its training and its test part.
+    """Attack the network of a run directory, or any torch module, on training and test part.
 
     Prints risk and accuracy, clean and under each attack, the adversarial
     generalization gap (test minus train) with 95 % intervals, and the
     per-example worst case. Every adversarial point is verified.
     """
+    compare = given["compare"]
     choice = shared.attack_choice(given)
+    who = _subjects.take(given, recorded=verify is not None)
     if verify is not None:
-        _verify(verify, run, json_file, given)
+        _verify(verify, who[0], json_file, given)
         return
-    if run is None:
-        raise InputError("tnn-attack needs a RUN directory (or --verify FILE)")
-
+    if compare and (curve or minimal or save_adv is not None or given["resume"]):
+        raise InputError("--compare takes no --curve, --minimal, --save-adv and --resume")
     if figure is not None and (not curve or figure.suffix not in (".png", ".svg")):
         raise InputError(f"--figure is a .png or .svg file of --curve, got {figure}")
     if curve and minimal:
@@ -61,10 +62,12 @@ def main(
     for path in (json_file, save_adv, figure):
         if path is not None:
             require_writable(path)
-    request = AttackRequest(
-        run=run, choice=choice, keep_points=save_adv is not None, journal=True, **given
-    )
-    if curve:
+    settings = {"choice": choice, "keep_points": save_adv is not None, "journal": not compare}
+    requests = [AttackRequest(**one, **settings, **given) for one in who]
+    request = requests[0]
+    if compare:
+        value = _compare(requests)
+    elif curve:
         value = _curve(request, figure)
     elif minimal:
         value = _minimal(request)
@@ -90,16 +93,29 @@ def _report(request: Any, save_adv: Path | None) -> dict[str, Any]:
     return finished.report.to_json()
 
 
+def _compare(requests: list[Any]) -> dict[str, Any]:
+    from tnn_robust_cli import _render
+
+    from tnn_robust.reporting.comparison import comparison_notes, comparison_table
+    from tnn_robust.runs.compare import compare_run
+
+    found = _last(compare_run(requests))
+    _render.show_tables([comparison_table(found)])
+    _render.show_lines(comparison_notes(found))
+    return found.to_json()
+
+
 def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
     from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
+    from tnn_robust.reporting.tables import network_notes
     from tnn_robust.runs.curve import curve_run
 
     found = _last(curve_run(request))
     _render.show_tables([curve_table(found)])
     _render.show_chart(curve_lines(found))
-    _render.show_lines(["", f"The curve: {found.verdict}."])
+    _render.show_lines(["", *network_notes(found.model), f"The curve: {found.verdict}."])
     if figure is not None:
         curve_figure(found, figure)
     return found.to_json()
@@ -135,15 +151,16 @@ def _last(records: Any, see: Any = None) -> Any:
     return last
 
 
-def _verify(path: Path, run: Path | None, json_file: Path | None, given: dict[str, Any]) -> None:
+def _verify(path: Path, who: dict[str, Any], json_file: Path | None, given: dict[str, Any]) -> None:
     from tnn_robust_cli import _render
 
     from tnn_robust.files import write_json
     from tnn_robust.reporting.tables import attack_tables
+    from tnn_robust.runs.subject import Source
     from tnn_robust.runs.verify import verify_file
 
     place = {name: given[name] for name in ("device", "data_dir", "download")}
-    found = verify_file(path, run=run, **place)
+    found = verify_file(path, Source(**who, **place))
     if json_file is not None:
         write_json(json_file, found.report.to_json())
     _render.show_tables(attack_tables(found.report))

@@ -8,24 +8,13 @@ from tnn_robust_cli import _options as shared
 
 from tnn_robust import choices
 from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.data.spec import DataSpec
+from tnn_robust.data.spec import MACHINE_SPECIFIC
 from tnn_robust.errors import InputError, unknown_choice
 
 
 def _lists(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
-
-_DATA = shared.options(
-    click.option("--dataset", default="digits", help=_lists(choices.DATASETS) + "."),
-    shared.data_place,
-    click.option("--classes", type=shared.NAMES, help="Use these, in this order, e.g. 3,7."),
-    click.option("--n-train", type=int, help="A random subset of the training part."),
-    click.option("--split-seed", type=int, default=0, help="Of subsets and unofficial splits."),
-    click.option("--split", default="blocked", help=f"Of a cube: {_lists(choices.SPLITS)}."),
-    click.option("--patch", type=int, default=1, help="Of a cube: k x k pixels, k odd."),
-    click.option("--resample", type=int, help="Of time series: to so many steps."),
-)
 
 _NETWORK = shared.options(
     click.option("--layers", type=click.IntRange(min=1), default=3, help="Number of t-layers."),
@@ -57,7 +46,7 @@ _TRAINING = shared.options(
 
 
 @shared.command("tnn-train")
-@shared.options(_DATA, _NETWORK, _ATTACK, _TRAINING)
+@shared.options(shared.data_set, shared.data_place, _NETWORK, _ATTACK, _TRAINING)
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option(
     "--seeds",
@@ -116,8 +105,9 @@ def _request(out: Path, given: dict[str, Any]):
     layers = given.pop("layers")
     if len(widths) not in (1, layers):
         raise InputError(f"--width needs 1 value or {layers}, one a layer, got {len(widths)}")
-    names = DataSpec.__dataclass_fields__
-    data = DataSpec(**{name: given.pop(name) for name in names})
+    data = shared.data_spec(given)
+    for name in MACHINE_SPECIFIC:
+        del given[name]
     rest = {
         name: given.pop(name) for name in ("transform", "seed", "device", "overwrite", "resume")
     }

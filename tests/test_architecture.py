@@ -106,6 +106,11 @@ def test_the_command_line_imports_nothing_heavy_at_its_top(path: Path) -> None:
     assert heavy <= ({"rich"} if path.name == "_render.py" else set())
 
 
+def test_code_of_a_user_is_imported_in_one_place() -> None:
+    users = {path.name for path in SOURCES if "importlib" in imports(path)}
+    assert users == {"foreign.py"}
+
+
 def test_only_render_knows_rich() -> None:
     users = {
         path.name
@@ -133,6 +138,7 @@ def test_the_choices_are_the_registries() -> None:
     from tnn_robust.compression.rules import NEEDS
     from tnn_robust.data.catalogue import LOADERS
     from tnn_robust.losses import LOSSES
+    from tnn_robust.models.foreign import FORMS
     from tnn_robust.models.storage import HALF
     from tnn_robust.training.optimizers import OPTIMIZERS
 
@@ -143,6 +149,7 @@ def test_the_choices_are_the_registries() -> None:
     assert kinds(choices.DATASETS) == list(LOADERS)
     assert list(choices.NORMS) == [*BALLS, TUBAL_NUCLEAR]
     assert list(choices.ATTACKS) == list(RUNS)
+    assert list(choices.MODEL_INPUTS) == ["auto", *FORMS]
     assert list(choices.LOSSES) == list(LOSSES)
     assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)
     assert list(choices.COMPRESSIONS) == list(NEEDS)

@@ -32,6 +32,7 @@ NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")
 TRAINING_ATTACKS = ("fgsm", "fgm", "pgd")
 ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")
 SUITES = ("standard", "quick", "paper")
+MODEL_INPUTS = ("auto", "tvector", "image", "flat")
 LOSSES = ("margin", "logistic", "cross-entropy")
 OPTIMIZERS = ("adam", "sgd")
 COMPRESSIONS = (

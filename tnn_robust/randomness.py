@@ -4,7 +4,9 @@ Every number is a hash of (seed, draw, example index, position), so an example
 gets the same noise whatever batch, order, process or device it is met in.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,6 +55,14 @@ def normal(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor
     """(n, size) standard normal numbers, by Box and Muller from two draws."""
     radius = (-2.0 * uniform(streams, size, 2 * draw, dtype).log()).sqrt()
     return radius * (2.0 * math.pi * uniform(streams, size, 2 * draw + 1, dtype)).cos()
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators seeded inside and as they were afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed % 2**63)
+        yield
 
 
 def _signed(value: int) -> int:

@@ -84,6 +84,14 @@ class Dataset:
         return self.train.x.shape[2]
 
     @property
+    def pixels(self) -> bool:
+        """Whether features are the pixels of a square image, row by row, and channels its planes.
+
+        Where they are not, the d x c matrix itself is an image of one plane.
+        """
+        return self.layout.startswith("pixels")
+
+    @property
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)

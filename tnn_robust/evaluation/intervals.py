@@ -20,6 +20,23 @@ def accuracy_interval(correct: int, n: int) -> Interval:
     return float(found.low), float(found.high)
 
 
+def paired_difference_interval(gained: int, lost: int, n: int, seed: int) -> Interval:
+    """Interval of an accuracy minus another on the same n examples, (gained - lost) / n.
+
+    gained, lost: examples only the one, only the other is right on. Percentile
+    bootstrap over examples, whose three outcomes are drawn as counts. Where no
+    example differs it would be a point; there the exact limits of 0 in n stand.
+    """
+    if gained + lost == 0:
+        _, high = accuracy_interval(0, n)
+        return -high, high
+    shares = np.array([gained, lost, n - gained - lost]) / n
+    drawn = np.random.default_rng(seed % 2**64).multinomial(n, shares, size=_RESAMPLES)
+    ends = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, ends)
+    return float(low), float(high)
+
+
 def accuracy_gap_interval(train: tuple[int, int], test: tuple[int, int]) -> Interval:
     """Interval of p_train - p_test for two (correct, n), independent samples.
 

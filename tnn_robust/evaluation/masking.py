@@ -4,8 +4,7 @@ After Athalye et al. 2018 and Carlini et al. 2019. The attacks come as callables
 so nothing here knows how they work.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from tnn_robust.evaluation.masking_model import (
 from tnn_robust.evaluation.risk import Check as Verify
 from tnn_robust.evaluation.risk import Model, Perturb
 from tnn_robust.losses import margin
-from tnn_robust.randomness import Streams
+from tnn_robust.randomness import Streams, seeded
 from tnn_robust.records import Check
 
 # A weaker or gradient-free adversary must not win anywhere. One point in a hundred is
@@ -107,7 +106,7 @@ def masking_checks(
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed % 2**63))
     rows = order[:sample].sort().values.to(x.device)
     x, y, streams = x[rows], y[rows], Streams(seed, indices[rows])
-    with _seeded(seed, x.device):
+    with seeded(seed, x.device):
         scores = scores_of(model, x)
         fgsm, pgd = attacks.fgsm(model, x, y, streams), attacks.pgd(model, x, y, streams)
         attacks.verify(x, pgd.x, streams.indices)
@@ -233,11 +232,3 @@ def _trace_checks(model: Model, drawn: _Sample, attacks: Attacks) -> list[Check]
             f"rise in {len(change)} steps",
         )
     ]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators seeded inside and as they were afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed % 2**63)
-        yield

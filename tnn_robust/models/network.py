@@ -134,6 +134,11 @@ class TNN(nn.Module):
         return sum(layer_flops(layer, transform) for layer in self.t_layers) + 2 * self.head.numel()
 
 
+def count_parameters(module: nn.Module) -> int:
+    """Real numbers held by a module; a complex one counts as two."""
+    return sum(p.numel() * (2 if p.is_complex() else 1) for p in module.parameters())
+
+
 def to_dense(model: TNN) -> nn.Sequential:
     """The same function as plain linear layers: each t-layer merged into one matrix.
 

@@ -12,6 +12,7 @@ from tnn_robust.records.bound import (
     MeasuredGap,
     Premise,
 )
+from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
@@ -26,6 +27,8 @@ __all__ = [
     "BoundRow",
     "Certificate",
     "Check",
+    "ComparisonReport",
+    "ComparisonRow",
     "CompressionReport",
     "CurvePoint",
     "CutRecord",

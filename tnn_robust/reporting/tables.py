@@ -154,11 +154,20 @@ def attack_notes(report: AttackReport) -> list[str]:
         "robust accuracy; the worst case is per example over the attacks above."
     )
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
-    failed = [
+    return [*network_notes(report.model), *notes, *warnings(report)]
+
+
+def network_notes(model: dict[str, Any]) -> list[str]:
+    """How a network that is not ours was taken."""
+    return list(model.get("notes", ()))
+
+
+def warnings(report: AttackReport) -> list[str]:
+    """What speaks against the figures of a report, and what to do about it."""
+    notes = [
         f"WARNING: {check.name}: {check.message}." for check in report.checks if not check.passed
     ]
-    notes += failed
-    if failed and report.suite != "standard":
+    if notes and report.suite != "standard":
         notes.append("A figure that fails a check is not to be published: try --suite standard.")
     for row in _rows(report):
         blind = row.train.vanished + row.test.vanished

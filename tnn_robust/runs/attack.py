@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +15,15 @@ from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import InputError
-from tnn_robust.evaluation.gap import NO_WORK, Attacked, Work
+from tnn_robust.evaluation.gap import NO_WORK, Attacked, Work, worst_case
 from tnn_robust.evaluation.risk import Counted, Outcomes, attack_part, carry_on, join
-from tnn_robust.losses import LOSSES, Loss
-from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint, versions
-from tnn_robust.models.network import TNN
+from tnn_robust.losses import LOSSES
+from tnn_robust.models.checkpoint import versions
 from tnn_robust.records import AttackReport, Check
 from tnn_robust.runs.checks import report_checks
-from tnn_robust.runs.common import describe_data, load_run_data, resolve_device, subset
+from tnn_robust.runs.common import describe_data, subset
 from tnn_robust.runs.journal import FILE_NAME as JOURNAL_NAME
 from tnn_robust.runs.journal import Entry, Journal
 from tnn_robust.runs.report import (
@@ -33,10 +33,8 @@ from tnn_robust.runs.report import (
     check_attacks,
     make_check,
     make_report,
-    model_info,
-    risk_loss,
-    training_attack,
 )
+from tnn_robust.runs.subject import Loaded, Source, Subject, load_subject
 
 PARTS = ("train", "test")
 
@@ -50,10 +48,10 @@ class AttackRequest:
     which bounds the memory and does not change results beyond rounding; suite:
     its name, in place of the attacks' names; checks: for gradient masking;
     journal: keep a record of finished blocks in the run directory, removed with the
-    report; resume: go on from one.
+    report; resume: go on from one; model, model_input and data: see `Source`.
     """
 
-    run: Path
+    run: Path | None
     choice: AttackChoice = AttackChoice()
     seed: int = 0
     device: str = "auto"
@@ -66,6 +64,13 @@ class AttackRequest:
     checks: bool = True
     journal: bool = False
     resume: bool = False
+    model: str | None = None
+    model_input: str = "auto"
+    data: DataSpec | None = None
+
+    def load(self) -> Loaded:
+        """The network and the data asked for."""
+        return load_subject(Source(**{f.name: getattr(self, f.name) for f in fields(Source)}))
 
     @property
     def sequential(self) -> bool:
@@ -85,27 +90,27 @@ class AttackProgress:
 
 @dataclass(frozen=True)
 class AttackFinished:
-    """The report, and the points behind it if they were asked for: [attack][part]."""
+    """The report, and the points behind it if they were asked for: [attack][part].
+
+    standing: (n,) bool, the test examples that stood under every attack.
+    """
 
     report: AttackReport
     attacks: tuple[AttackSettings, ...]
+    standing: Tensor
     points: list[dict[str, Points]] = field(default_factory=list)
 
 
 def attack_run(request: AttackRequest) -> Iterator[AttackProgress | AttackFinished]:
-    """Attack a run's network on its training and test part; the last record is the report."""
-    device = resolve_device(request.device)
-    checkpoint = load_checkpoint(request.run, device)
-    dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    attacks = chosen_attacks(request, checkpoint)
-    yield from attack_checkpoint(
-        checkpoint, dataset, describe_data(dataset, spec), attacks, request
-    )
+    """Attack a network on the training and the test part; the last record is the report."""
+    subject, dataset, spec = request.load()
+    attacks = chosen_attacks(request, subject)
+    yield from attack_subject(subject, dataset, describe_data(dataset, spec), attacks, request)
 
 
-def chosen_attacks(request: AttackRequest, checkpoint: Checkpoint) -> tuple[AttackSettings, ...]:
+def chosen_attacks(request: AttackRequest, subject: Subject) -> tuple[AttackSettings, ...]:
     """The attacks asked for: by name, as a suite, or the run's own."""
-    trained = training_attack(checkpoint)
+    trained = subject.trained
     if request.suite is None:
         return request.choice.resolve(trained)
     if request.choice.names or len(request.choice.eps) > 1:
@@ -114,35 +119,33 @@ def chosen_attacks(request: AttackRequest, checkpoint: Checkpoint) -> tuple[Atta
         raise InputError("--suite is made for whole balls: it takes no --channels or --faces")
     # Its norm and eps are filled in as for PGD.
     (like,) = replace(request.choice, names=("pgd",)).resolve(trained)
-    a = checkpoint.model.architecture
     return suite_attacks(
         request.suite,
         Eps(like.eps, like.eps_value),
         norm=like.norm,
-        scores=a.scores,
-        entries=a.features * a.channels,
+        scores=subject.scores,
+        entries=subject.features * subject.channels,
     )
 
 
-def attack_checkpoint(
-    checkpoint: Checkpoint,
+def attack_subject(
+    subject: Subject,
     dataset: Dataset,
     dataset_info: dict[str, Any],
     attacks: tuple[AttackSettings, ...],
     request: AttackRequest,
 ) -> Iterator[AttackProgress | AttackFinished]:
-    """The same for a checkpoint and data in memory."""
-    model, loss = checkpoint.model, LOSSES[risk_loss(checkpoint)]
-    check_attacks(attacks, model)
-    parts = targets_of(checkpoint, dataset, request)
+    """The same for a network and data in memory."""
+    check_attacks(attacks, subject)
+    parts = targets_of(subject, dataset, request)
     found: list[Attacked] = []
     points: list[dict[str, Points]] = []
-    journal = _journal(checkpoint, dataset_info, attacks, request)
+    journal = _journal(subject, dataset_info, attacks, request)
     for number, settings in enumerate(attacks):
         started, results = time.perf_counter(), {}
         for part, target in parts.items():
             results[part] = yield from _attack_target(
-                model, settings, number, target, loss, request, journal
+                subject, settings, number, target, request, journal
             )
         found.append(attacked(settings, results, time.perf_counter() - started))
         if request.keep_points:
@@ -153,16 +156,15 @@ def attack_checkpoint(
     if request.checks:
         yield AttackProgress("masking checks", "test", 0, 1)
         held = (parts["test"].examples, parts["test"].indices)
-        checks = report_checks(model, dataset, held, attacks, request.seed)
-    info = model_info(checkpoint)
-    report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
+        checks = report_checks(subject, dataset, held, attacks, request.seed)
+    report = make_report(found, subject.info, dataset_info, request.seed, request.suite, checks)
     if journal is not None:
         journal.finish()
-    yield AttackFinished(report, attacks, points)
+    yield AttackFinished(report, attacks, worst_case(found).test.correct, points)
 
 
 def _journal(
-    checkpoint: Checkpoint,
+    subject: Subject,
     dataset_info: dict[str, Any],
     attacks: tuple[AttackSettings, ...],
     request: AttackRequest,
@@ -170,19 +172,23 @@ def _journal(
     """The record to resume from, in the run directory."""
     if request.resume and request.keep_points:
         raise InputError("--resume cannot give --save-adv: blocks are kept as figures, not points")
-    folder = checkpoint.path.parent
+    folder = subject.folder
+    if folder is None:
+        if request.resume:
+            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
+        return None
     # Somebody else's run can be attacked without writing to it, but not resumed.
     if not request.journal or not (request.resume or os.access(folder, os.W_OK)):
         return None
     header = {
-        "checkpoint": checkpoint.digest,
+        "checkpoint": subject.digest,
         "data": dataset_info["digest"],
         "attacks": [asdict(settings) for settings in attacks],
         "suite": request.suite,
         "seed": request.seed,
         "n": request.n,
         "batch_size": request.batch_size,
-        "device": str(checkpoint.model.head.device),
+        "device": str(subject.device),
         "versions": versions(),
     }
     return Journal(folder / JOURNAL_NAME, header, resume=request.resume)
@@ -198,25 +204,21 @@ class Target(NamedTuple):
     so_far: Result | None = None
 
 
-def targets_of(
-    checkpoint: Checkpoint, dataset: Dataset, request: AttackRequest
-) -> dict[str, Target]:
+def targets_of(subject: Subject, dataset: Dataset, request: AttackRequest) -> dict[str, Target]:
     """Both parts, cut to the request's n, on the model's device."""
-    device = checkpoint.model.head.device
     targets = {}
     for number, part in enumerate(PARTS):
-        held = subset(getattr(dataset, part), request.n, request.seed, device)
+        held = subset(getattr(dataset, part), request.n, request.seed, subject.device)
         # The two parts count their examples from 0: keep their noise apart.
         targets[part] = Target(part, *held, seed=2 * request.seed + number)
     return targets
 
 
 def _attack_target(
-    model: TNN,
+    subject: Subject,
     settings: AttackSettings,
     number: int,
     target: Target,
-    loss: Loss,
     request: AttackRequest,
     journal: Journal | None,
 ) -> Generator[AttackProgress, None, Result]:
@@ -229,13 +231,13 @@ def _attack_target(
     if so_far is not None and not len(rows):
         return so_far._replace(work=NO_WORK)
     where = rows.to(target.indices.device)
-    counted, transform = Counted(model), model.transform
+    counted, transform = Counted(subject.model), subject.transform
     known = {} if journal is None else journal.of(number, target.name)
     blocks: list[Outcomes] = []
     x_adv: list[Tensor] = []
     done = [sum(entry.forwards for entry in known.values())]
     done.append(sum(entry.backwards for entry in known.values()))
-    with frozen(model):
+    with frozen(subject.model):
         before = (0, 0)
         for block in attack_part(
             counted,
@@ -244,7 +246,7 @@ def _attack_target(
             target.indices[where],
             perturb=make_perturb(settings, transform=transform),
             check=make_check(settings, transform),
-            loss=loss,
+            loss=LOSSES[subject.loss],
             seed=target.seed,
             block=request.batch_size,
             known={start: entry.outcomes for start, entry in known.items()},

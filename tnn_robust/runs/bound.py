@@ -25,11 +25,12 @@ from tnn_robust.runs.attack import (
     AttackProgress,
     AttackRequest,
     Target,
-    attack_checkpoint,
+    attack_subject,
     targets_of,
 )
 from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
-from tnn_robust.runs.report import check_attacks, model_info, risk_loss, training_attack
+from tnn_robust.runs.report import check_attacks
+from tnn_robust.runs.subject import model_info, risk_loss, subject_of, training_attack
 from tnn_robust.theory.adversary import largest_f_norm
 from tnn_robust.theory.bounds import HypothesisClass, Sample, confidence_t
 from tnn_robust.theory.evaluate import bound_rows, cut_network, implicit_bias
@@ -75,7 +76,7 @@ def bound_run(request: BoundRequest) -> Iterator[AttackProgress | BoundReport]:
     checkpoint = load_checkpoint(request.run, resolve_device(request.device))
     model = checkpoint.model
     attacks = _attacks(request, checkpoint)
-    check_attacks(attacks, model)
+    check_attacks(attacks, subject_of(checkpoint))
     net, spectrum = hypothesis_class(model), spectra(model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     facts = measured_facts(checkpoint, dataset, attacks[0], net, spectrum, request.confidence)
@@ -207,13 +208,13 @@ def _measured_gap(
         checks=False,
     )
     worst: AttackRow | None = None
-    for record in attack_checkpoint(checkpoint, dataset, {}, attacks, asked):
+    for record in attack_subject(subject_of(checkpoint), dataset, {}, attacks, asked):
         if isinstance(record, AttackFinished):
             worst = record.report.worst_case
         else:
             yield record
     assert worst is not None
-    targets = targets_of(checkpoint, dataset, asked)
+    targets = targets_of(subject_of(checkpoint), dataset, asked)
     clean = [_losses(checkpoint, targets[part], 0.0, request.batch_size) for part in PARTS]
     radius = facts.eps_value * facts.constant
     certified = {

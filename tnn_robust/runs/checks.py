@@ -14,9 +14,10 @@ from tnn_robust.attacks.settings import AttackSettings, Eps, attack_settings
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
 from tnn_robust.losses import margin
-from tnn_robust.models.network import TNN, Architecture, new_model, weight_norm
+from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.randomness import Streams
 from tnn_robust.records import Check
+from tnn_robust.runs.subject import Subject
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 
@@ -28,7 +29,7 @@ _SURROGATE_EXAMPLES, _SURROGATE_EPOCHS, _SURROGATE_WIDTH = 2000, 10, 64
 
 
 def report_checks(
-    model: TNN,
+    subject: Subject,
     dataset: Dataset,
     held: tuple[Part, Tensor],
     attacks: Sequence[AttackSettings],
@@ -45,23 +46,23 @@ def report_checks(
         return []
     examples, indices = held
     counts = dataset.test.y.bincount()
-    with frozen(model):
+    with frozen(subject.model):
         return masking_checks(
-            model,
+            subject.model,
             examples.x,
             examples.y,
             indices,
-            attacks=_adversaries(like, attacks, model.transform),
+            attacks=_adversaries(like, attacks, subject.transform),
             seed=seed,
             chance=float(counts.max() / counts.sum()),
-            surrogate=_surrogate(model, dataset, seed),
-            weight_norm=float(weight_norm(model)),
+            surrogate=_surrogate(subject, dataset, seed),
+            weight_norm=subject.weight_norm,
             sample=SAMPLE,
         )
 
 
 def _adversaries(
-    like: AttackSettings, attacks: Sequence[AttackSettings], transform: Transform
+    like: AttackSettings, attacks: Sequence[AttackSettings], transform: Transform | None
 ) -> Attacks:
     make = partial(make_perturb, transform=transform)
     ball, eps = ball_for(like, transform), Eps(like.eps, like.eps_value)
@@ -146,7 +147,7 @@ def _huge(pgd: AttackSettings) -> Perturb:
 class _AsChannels(nn.Module):
     """A network of one channel for examples of several: (n, d, c) is put in as (n, d c, 1)."""
 
-    def __init__(self, model: TNN):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
@@ -154,19 +155,18 @@ class _AsChannels(nn.Module):
         return self.model(x.reshape(len(x), -1, 1))
 
 
-def _surrogate(model: TNN, dataset: Dataset, seed: int) -> nn.Module:
+def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
     """A plain network (a t-NN of one channel), freshly trained on clean training examples."""
-    a = model.architecture
     plain = Architecture(
-        features=a.features * a.channels,
+        features=subject.features * subject.channels,
         channels=1,
         widths=(_SURROGATE_WIDTH, _SURROGATE_WIDTH),
         ranks=(None, None),
-        scores=a.scores,
+        scores=subject.scores,
         transform="identity",
     )
-    device, settings = model.head.device, TrainSettings(epochs=_SURROGATE_EPOCHS)
-    twin = new_model(plain, seed, dtype=model.head.dtype).to(device)
+    device, settings = subject.device, TrainSettings(epochs=_SURROGATE_EPOCHS)
+    twin = new_model(plain, seed, dtype=dataset.train.x.dtype).to(device)
     order = torch.randperm(len(dataset.train.y), generator=torch.Generator().manual_seed(seed))
     rows = order[:_SURROGATE_EXAMPLES]
     x = dataset.train.x[rows].reshape(len(rows), -1, 1).to(device)

@@ -33,7 +33,7 @@ from tnn_robust.records import (
     AttackRow,
     CompressionReport,
 )
-from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_checkpoint
+from tnn_robust.runs.attack import AttackFinished, AttackProgress, AttackRequest, attack_subject
 from tnn_robust.runs.common import (
     claim_directory,
     describe_data,
@@ -45,7 +45,8 @@ from tnn_robust.runs.common import (
 from tnn_robust.runs.compress_report import compression_report, stored_itemsize
 from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
 from tnn_robust.runs.repair import RanksOf, RepairSettings, Training, repair, train_compressed
-from tnn_robust.runs.report import check_attacks, training_attack
+from tnn_robust.runs.report import check_attacks
+from tnn_robust.runs.subject import subject_of
 from tnn_robust.runs.train import METRICS, STATE
 
 
@@ -107,7 +108,8 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
         raise InputError(f"--out {request.out} is the run itself: choose another directory")
     claim_directory(request.out, overwrite=request.overwrite)
     # Refused before anything is written.
-    check_attacks(request.choice.resolve(training_attack(checkpoint)), checkpoint.model)
+    subject = subject_of(checkpoint)
+    check_attacks(request.choice.resolve(subject.trained), subject)
     if request.rule is not None:
         spectra = spectra_of(checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
@@ -242,11 +244,12 @@ def _save(model: TNN, header: Header, request: CompressRequest) -> Checkpoint:
 def _attacked(
     checkpoint: Checkpoint, dataset: Dataset, request: CompressRequest
 ) -> Iterator[AttackProgress | AttackFinished]:
-    return attack_checkpoint(
-        checkpoint,
+    subject = subject_of(checkpoint)
+    return attack_subject(
+        subject,
         dataset,
         checkpoint.header.data,
-        request.choice.resolve(training_attack(checkpoint)),
+        request.choice.resolve(subject.trained),
         AttackRequest(
             run=checkpoint.path,
             seed=request.seed,

@@ -21,7 +21,7 @@ from tnn_robust.records import (
     LayerRecord,
     ModelSummary,
 )
-from tnn_robust.runs.report import model_info
+from tnn_robust.runs.subject import model_info
 
 _BATCHES = (1, 256)
 

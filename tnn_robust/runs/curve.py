@@ -12,12 +12,13 @@ from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.errors import InputError
 from tnn_robust.evaluation.curve import SweptBlock, curve, curve_part, join_sweep, require_rising
 from tnn_robust.losses import LOSSES
-from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
+from tnn_robust.models.network import TNN
 from tnn_robust.randomness import Streams
 from tnn_robust.records import EpsCurve, MinimalReport
 from tnn_robust.runs.attack import PARTS, AttackProgress, AttackRequest, Target, targets_of
-from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
-from tnn_robust.runs.report import check_attacks, make_check, model_info, risk_loss, training_attack
+from tnn_robust.runs.common import describe_data
+from tnn_robust.runs.report import check_attacks, make_check
+from tnn_robust.runs.subject import Subject
 
 MINIMAL_NORMS = ("linf", "l2", "l1")
 
@@ -27,25 +28,23 @@ def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
 
     Raises InputError unless the request has one attack and rising eps.
     """
-    checkpoint = load_checkpoint(request.run, resolve_device(request.device))
+    subject, dataset, spec = request.load()
     choice = request.choice if request.choice.names else replace(request.choice, names=("pgd",))
-    attacks = choice.resolve(training_attack(checkpoint))
+    attacks = choice.resolve(subject.trained)
     if len({one.name for one in attacks}) != 1 or request.suite is not None:
         raise InputError("--curve takes one --attack and no --suite")
     require_rising([one.eps_value for one in attacks])
-    model = checkpoint.model
-    check_attacks(attacks, model)
-    dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    targets = targets_of(checkpoint, dataset, request)
+    check_attacks(attacks, subject)
+    targets = targets_of(subject, dataset, request)
     swept = {}
-    with frozen(model):
+    with frozen(subject.model):
         for part in PARTS:
             blocks: list[SweptBlock] = []
-            for block in _sweep(checkpoint, attacks, targets[part], request.batch_size):
+            for block in _sweep(subject, attacks, targets[part], request.batch_size):
                 blocks.append(block)
                 yield AttackProgress(attacks[0].name, part, block.done, block.total)
             swept[part] = join_sweep(blocks)
-        certified = _certified(checkpoint, attacks[0], targets)
+        certified = _certified(subject, attacks[0], targets)
     first = attacks[0]
     yield curve(
         [one.eps_value for one in attacks],
@@ -56,25 +55,25 @@ def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
         seed=request.seed,
         y_test=targets["test"].examples.y.cpu(),
         risk_complete=True,
-        model=model_info(checkpoint),
+        model=subject.info,
         dataset=describe_data(dataset, spec),
         certified=certified,
     )
 
 
 def _sweep(
-    checkpoint: Checkpoint, attacks: tuple[AttackSettings, ...], target: Target, block: int
+    subject: Subject, attacks: tuple[AttackSettings, ...], target: Target, block: int
 ) -> Iterator[SweptBlock]:
-    at, transform = {one.eps_value: one for one in attacks}, checkpoint.model.transform
+    at, transform = {one.eps_value: one for one in attacks}, subject.transform
     return curve_part(
-        checkpoint.model,
+        subject.model,
         target.examples.x,
         target.examples.y,
         target.indices,
         sizes=list(at),
         attack_at=lambda eps: warm_pgd(at[eps], transform=transform),
         check_at=lambda eps: make_check(at[eps], transform),
-        loss=LOSSES[risk_loss(checkpoint)],
+        loss=LOSSES[subject.loss],
         seed=target.seed,
         block=block,
         # Without it the risk would stop growing where an example first falls.
@@ -83,21 +82,22 @@ def _sweep(
 
 
 def _certified(
-    checkpoint: Checkpoint, attack: AttackSettings, targets: dict[str, Target]
+    subject: Subject, attack: AttackSettings, targets: dict[str, Target]
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if attack.norm not in TO_L2 or attack.channels or attack.faces:
+    model = subject.model
+    if attack.norm not in TO_L2 or attack.confined or not isinstance(model, TNN):
         return None
     radii = []
     for part in PARTS:
         x, y = targets[part].examples
-        radii.append(certified_radii(checkpoint.model, x, y, attack.norm).cpu())
+        radii.append(certified_radii(model, x, y, attack.norm).cpu())
     return radii[0], radii[1]
 
 
 def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalReport]:
     """The smallest perturbation of every example; the last two records are train and test."""
-    checkpoint = load_checkpoint(request.run, resolve_device(request.device))
-    trained = training_attack(checkpoint)
+    subject, dataset, _ = request.load()
+    trained = subject.trained
     norm = request.choice.norm or (trained.norm if trained else "linf")
     if request.choice.channels or request.choice.faces:
         raise InputError("--minimal is of the whole ball: it takes no --channels and --faces")
@@ -105,17 +105,16 @@ def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalRepo
         raise InputError(f"--minimal is made for {', '.join(MINIMAL_NORMS)}, got {norm}")
     if request.choice.names or request.choice.eps or request.suite is not None:
         raise InputError("--minimal finds eps itself: it takes no --attack, --eps and --suite")
-    dataset, _ = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    targets = targets_of(checkpoint, dataset, request)
+    targets = targets_of(subject, dataset, request)
     reports = []
     for part in PARTS:
         (x, y), indices, n = targets[part].examples, targets[part].indices, request.batch_size
         norms = []
-        with frozen(checkpoint.model):
+        with frozen(subject.model):
             for start in range(0, len(y), n):
                 rows = slice(start, start + n)
                 streams = Streams(targets[part].seed, indices[rows])
-                found = minimal(checkpoint.model, x[rows], y[rows], norm=norm, streams=streams)
+                found = minimal(subject.model, x[rows], y[rows], norm=norm, streams=streams)
                 norms.append(found.norms.cpu())
                 yield AttackProgress("minimal", part, min(start + n, len(y)), len(y))
         settings = {"steps": 100}

@@ -21,7 +21,7 @@ from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint
 from tnn_robust.randomness import Streams
 from tnn_robust.runs.common import subset
-from tnn_robust.runs.report import risk_loss, training_attack
+from tnn_robust.runs.subject import risk_loss, training_attack
 from tnn_robust.runs.train import training_perturb
 
 _EXAMPLES = 1024  # of the training data that a metric is measured on

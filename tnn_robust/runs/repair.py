@@ -19,7 +19,7 @@ from tnn_robust.models.layers import LowRankTProductLinear
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.records import BatchProgress, EpochRecord
 from tnn_robust.runs.common import subset
-from tnn_robust.runs.report import training_attack
+from tnn_robust.runs.subject import training_attack
 from tnn_robust.runs.train import training_perturb
 from tnn_robust.training.learning_compression import LCSchedule, LCStep, lc_fit
 from tnn_robust.training.loop import TrainSettings, fit

@@ -10,14 +10,12 @@ from tnn_robust.attacks.ascent import verify
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape
-from tnn_robust.errors import CheckpointError, InputError
 from tnn_robust.evaluation.gap import Attacked, Work, attack_row, worst_case
 from tnn_robust.evaluation.risk import Check as Verify
 from tnn_robust.evaluation.risk import Outcomes
-from tnn_robust.losses import LOSSES
-from tnn_robust.models.checkpoint import Checkpoint, versions
-from tnn_robust.models.network import TNN
+from tnn_robust.models.checkpoint import versions
 from tnn_robust.records import AttackReport, Check
+from tnn_robust.runs.subject import Subject
 
 
 class Result(NamedTuple):
@@ -81,36 +79,6 @@ def attacked(settings: AttackSettings, results: dict[str, Result], seconds: floa
     )
 
 
-def training_attack(checkpoint: Checkpoint) -> AttackSettings | None:
-    """The attack a run was trained against; None for clean training."""
-    stored = checkpoint.header.training.get("attack")
-    try:
-        return AttackSettings(**stored) if stored else None
-    except TypeError as error:
-        raise CheckpointError(f"{checkpoint.path} has unknown attack settings") from error
-
-
-def risk_loss(checkpoint: Checkpoint) -> str:
-    """The loss a run was trained with: risks are means of it."""
-    loss = checkpoint.header.training.get("loss", "cross-entropy")
-    if loss not in LOSSES:
-        raise InputError(f"{checkpoint.path} was trained with the unknown loss {loss!r}")
-    return loss
-
-
-def model_info(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a report says of the network."""
-    return {
-        "path": str(checkpoint.path),
-        "digest": checkpoint.digest,
-        "architecture": checkpoint.model.architecture.to_json(),
-        "parameters": checkpoint.model.parameter_count,
-        "loss": risk_loss(checkpoint),
-        "training": checkpoint.header.training,
-        "compression": checkpoint.header.compression,
-    }
-
-
 def make_check(settings: AttackSettings, transform: Transform | None = None) -> Verify:
     """The verification of what this attack on a network of this transform returns."""
     ball = ball_for(settings, transform)
@@ -123,12 +91,11 @@ def make_check(settings: AttackSettings, transform: Transform | None = None) -> 
     return check
 
 
-def check_attacks(attacks: tuple[AttackSettings, ...], model: TNN) -> None:
+def check_attacks(attacks: tuple[AttackSettings, ...], subject: Subject) -> None:
     """Refuse before any work what would fail after hours of it."""
-    a, transform = model.architecture, model.transform
     for settings in attacks:
-        ball_for(settings, transform)
+        ball_for(settings, subject.transform)
         if settings.zoo_name is not None:
-            check_scores(settings.zoo_name, a.scores)
-            check_shape(settings.zoo_name, settings.norm, a.features, a.channels)
+            check_scores(settings.zoo_name, subject.scores)
+            check_shape(settings.zoo_name, settings.norm, subject.features, subject.channels)
             make_perturb(settings)  # raises where torchattacks is not installed

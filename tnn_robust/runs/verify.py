@@ -1,7 +1,7 @@
 """Saved adversarial examples, and the report recomputed from them alone."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,24 +11,23 @@ from torch import Tensor
 from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.errors import CheckpointError
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.errors import CheckpointError, InputError
 from tnn_robust.evaluation.gap import NO_WORK, Attacked
 from tnn_robust.evaluation.risk import Outcomes, join, measure
 from tnn_robust.files import read_tensors, write_tensors
 from tnn_robust.losses import LOSSES
-from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.records import AttackReport
 from tnn_robust.runs.attack import PARTS, AttackFinished
-from tnn_robust.runs.common import describe_data, load_run_data, resolve_device
+from tnn_robust.runs.common import describe_data
 from tnn_robust.runs.report import (
     Points,
     Result,
     attacked,
     make_check,
     make_report,
-    model_info,
-    risk_loss,
 )
+from tnn_robust.runs.subject import Source, Subject, load_subject
 
 KIND = "adversarial-examples"
 _BLOCK = 1024
@@ -58,32 +57,28 @@ def save_points(path: Path, finished: AttackFinished) -> str:
     return write_tensors(path, tensors, kind=KIND, header=header)
 
 
-def verify_file(
-    path: Path,
-    *,
-    run: Path | None = None,
-    device: str = "auto",
-    data_dir: str | None = None,
-    download: bool = False,
-) -> Verification:
+def verify_file(path: Path, source: Source) -> Verification:
     """Recompute the report from saved points: nothing is attacked, everything is checked.
 
-    The checkpoint is the recorded one or `run`; its digest, the data's digest,
-    labels, box and ball of every point are checked, then all figures computed
-    anew and compared with the recorded ones.
+    source: the network, where its run is left open the recorded one. Its digest, the
+    data's digest, labels, box and ball of every point are checked, then all figures
+    computed anew and compared with the recorded ones.
 
-    Raises CheckpointError for a file that was altered or is of another network.
+    Raises CheckpointError for a file that was altered or is of another network, and
+    InputError for a foreign network that is not named: a file names no code to run.
     """
     tensors, header, _ = read_tensors(path, kind=KIND)
     recorded = AttackReport.from_json(header["report"])
     attacks = [AttackSettings(**settings) for settings in header["attacks"]]
-    checkpoint = load_checkpoint(run or Path(recorded.model["path"]), resolve_device(device))
-    if checkpoint.digest != recorded.model["digest"]:
+    subject, dataset, spec = load_subject(_filled_in(source, recorded, path))
+    subject = subject.judged_by(recorded.model["loss"])
+    if subject.digest != recorded.model["digest"]:
         raise CheckpointError(
             f"{path} is of the network {recorded.model['digest'][:12]}, "
-            f"{checkpoint.path} is {checkpoint.digest[:12]}"
+            f"{subject.info['path'] or subject.name} is {subject.digest[:12]}"
         )
-    dataset, spec = load_run_data(checkpoint, data_dir=data_dir, download=download)
+    if dataset.digest != recorded.dataset["digest"]:
+        raise CheckpointError(f"{path} is of other data than {dataset.name} is now")
     found: list[Attacked] = []
     for number, settings in enumerate(attacks):
         found.append(
@@ -91,7 +86,7 @@ def verify_file(
                 settings,
                 {
                     part: Result(
-                        _recompute(checkpoint, dataset, settings, part, points),
+                        _recompute(subject, dataset, settings, part, points),
                         points.x_adv,
                         NO_WORK,
                     )
@@ -101,8 +96,20 @@ def verify_file(
                 recorded.attacks[number].seconds,
             )
         )
-    report = make_report(found, model_info(checkpoint), describe_data(dataset, spec), recorded.seed)
+    report = make_report(found, subject.info, describe_data(dataset, spec), recorded.seed)
     return Verification(report, _differences(recorded, report))
+
+
+def _filled_in(source: Source, recorded: AttackReport, path: Path) -> Source:
+    """The source with what the file says of run and data."""
+    stored = recorded.model["path"]
+    if source.model is None and source.run is None:
+        if stored is None:
+            spec = recorded.model["spec"]
+            raise InputError(f"{path} is of the foreign network {spec}: give --model {spec}")
+        return replace(source, run=Path(stored))
+    data = DataSpec.from_json(recorded.dataset["spec"])
+    return replace(source, data=replace(data, data_dir=source.data_dir, download=source.download))
 
 
 def _read(tensors: dict[str, Tensor], number: int, part: str) -> Points:
@@ -113,19 +120,19 @@ def _read(tensors: dict[str, Tensor], number: int, part: str) -> Points:
 
 
 def _recompute(
-    checkpoint: Checkpoint,
+    subject: Subject,
     dataset: Dataset,
     settings: AttackSettings,
     part: str,
     points: Points,
 ) -> Outcomes:
-    examples, device = getattr(dataset, part), checkpoint.model.head.device
+    examples, device = getattr(dataset, part), subject.device
     if int(points.indices.min()) < 0 or int(points.indices.max()) >= len(examples.y):
         raise CheckpointError(f"{settings.name} has indices outside the {part} part")
     if not torch.equal(points.y, examples.y[points.indices]):
         raise CheckpointError(f"{settings.name} has other labels than the {part} part")
-    check = make_check(settings, checkpoint.model.transform)
-    loss = LOSSES[risk_loss(checkpoint)]
+    check = make_check(settings, subject.transform)
+    loss = LOSSES[subject.loss]
     results = []
     for rows in torch.arange(len(points.y)).split(_BLOCK):
         indices = points.indices[rows]
@@ -134,8 +141,8 @@ def _recompute(
         radius = check(x, x_adv, indices)
         # Whether the attack was blind cannot be seen from its result, only taken over.
         blind = points.vanished[rows].to(device)
-        with frozen(checkpoint.model):
-            results.append(measure(checkpoint.model, x, x_adv, y, radius, blind, loss=loss))
+        with frozen(subject.model):
+            results.append(measure(subject.model, x, x_adv, y, radius, blind, loss=loss))
     return join(results)
 
 

@@ -1,0 +1,141 @@
+"""tnn-attack --compare: every row is the network's own report, and differences are paired."""
+
+import json
+
+import numpy
+import pytest
+from cli_checks import load_json, refused, save_npz, succeeded, without
+from conftest import run_cli, train_digits
+
+from tnn_robust.errors import CheckpointError
+from tnn_robust.evaluation.intervals import paired_difference_interval
+from tnn_robust.records import ComparisonReport
+
+MLP = ("--model", "foreign_models:mlp")
+FOREIGN = (*MLP, "--model", "foreign_models:conv", "--model", "foreign_models:newman")
+N = ("--n", 80)
+
+
+@pytest.fixture(scope="module")
+def compared(digits_run, tmp_path_factory):
+    """A t-NN, an MLP, a convolutional net and a Newman-style t-NN: JSON and printed text."""
+    file = tmp_path_factory.mktemp("compared") / "c.json"
+    printed = succeeded(run_cli("attack", "--compare", digits_run, *FOREIGN, *N, "--json", file))
+    return load_json(file), printed
+
+
+def test_every_row_is_the_report_of_that_network_alone(compared, digits_run, tmp_path):
+    rows = compared[0]["rows"]
+    assert [row["name"].partition(":")[2] for row in rows[1:]] == ["mlp", "conv", "newman"]
+    for row, who in ((rows[0], (digits_run,)), (rows[1], (digits_run, *MLP))):
+        alone = tmp_path / "alone.json"
+        succeeded(run_cli("attack", *who, *N, "--json", alone))
+        assert without(row["report"], "seconds") == without(load_json(alone), "seconds")
+    threats = {(r["norm"], r["eps"]) for row in rows for r in row["report"]["attacks"]}
+    assert threats == {("linf", "0.1")}  # of the first run's training
+
+
+def test_the_json_goes_both_ways_and_rates_are_derived(compared):
+    found = compared[0]
+    assert found["schema"] == "tnn-robust/comparison-report/1"
+    assert json.loads(json.dumps(ComparisonReport.from_json(found).to_json())) == found
+    robust = [row["report"]["worst_case"]["test"]["accuracy"] for row in found["rows"]]
+    for row, accuracy in zip(found["rows"], robust, strict=True):
+        assert row["difference"] == pytest.approx(accuracy - robust[0])
+        low, high = row["difference_ci"]
+        assert low <= row["difference"] <= high
+    first = found["rows"][0]
+    assert (first["gained"], first["lost"], first["difference_ci"]) == (0, 0, [0.0, 0.0])
+    with pytest.raises(CheckpointError, match="schema"):
+        ComparisonReport.from_json(found["rows"][0]["report"])
+
+
+def test_the_table_has_a_row_a_network_in_80_columns(compared):
+    found, printed = compared
+    table = printed[: printed.index("\n\n")].splitlines()
+    assert max(len(line.rstrip()) for line in table) <= 80
+    for row in found["rows"]:
+        test = row["report"]["worst_case"]["test"]
+        first = next(line for line in table if line.startswith(row["name"].split(":")[0]))
+        table.remove(first)
+        assert str(row["report"]["model"]["parameters"]) in first
+        assert f"{100 * test['clean_accuracy']:.2f}" in first
+        assert f"{100 * test['accuracy']:.2f}" in first
+
+
+def test_two_runs_of_one_name_and_the_same_network_differ_by_nothing(digits_run, tmp_path):
+    file = tmp_path / "c.json"
+    succeeded(run_cli("attack", "--compare", digits_run, digits_run, "--n", 30, "--json", file))
+    first, second = load_json(file)["rows"]
+    assert (first["name"], second["name"]) == ("digits (1)", "digits (2)")
+    assert second["gained"] == second["lost"] == 0
+    # Equal on 30 examples is not known to be equal.
+    assert second["difference_ci"][0] < 0 < second["difference_ci"][1]
+
+
+def test_networks_alone_are_compared_with_the_data_of_the_options(tmp_path):
+    file = tmp_path / "c.json"
+    two = (*MLP, "--model", "foreign_models:conv", "--dataset", "digits", "--suite", "paper")
+    succeeded(run_cli("attack", "--compare", *two, "--n", 10, "--json", file))
+    assert [row["report"]["suite"] for row in load_json(file)["rows"]] == ["paper"] * 2
+
+
+def test_other_data_of_the_same_shape_are_refused(digits_run, binary_run, tmp_path):
+    few = ("--epochs", 1, "--split-seed", 1)
+    split = train_digits(tmp_path / "split", *few)
+    refused(run_cli("attack", "--compare", digits_run, split), "split_seed 1, not 0", "same data")
+    refused(run_cli("attack", "--compare", digits_run, binary_run), "classes ['3', '7'], not None")
+    # The same request and other files: only the digest tells.
+    place = tmp_path / "set.npz"
+    runs = []
+    for seed in (0, 1):
+        noise = numpy.random.default_rng(seed).random((40, 4, 4))
+        name = save_npz(tmp_path / f"set{seed}.npz", x_train=noise)
+        runs.append(tmp_path / f"run{seed}")
+        options = ("--dataset", name, "--epochs", 1, "--width", 4, "--layers", 1)
+        succeeded(run_cli("train", *options, "--attack", "none", "--out", runs[-1]))
+    refused(run_cli("attack", "--compare", *runs), "digest")
+    assert not place.exists()
+
+
+def test_a_ball_of_a_transform_is_not_compared_over_two(digits_run, tmp_path):
+    other = train_digits(tmp_path / "haar", "--epochs", 1, "--transform", "haar")
+    ball = ("--norm", "tubal-nuclear", "--eps", "0.5", "--steps", 2, "--n", 4)
+    result = run_cli("attack", "--compare", digits_run, other, *ball)
+    refused(result, "one threat model", "digits has dct, haar haar")
+    same = run_cli("attack", "--compare", digits_run, digits_run, *ball)
+    succeeded(same)
+
+
+REFUSED = {
+    "one network": (("--compare",), "at least two networks"),
+    "a curve": (("--compare", *MLP, "--curve"), "--compare takes no --curve"),
+    "resume": (("--compare", *MLP, "--resume"), "--resume"),
+    "verify": (("--compare", *MLP, "--verify", "x"), "takes no --compare"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused(case, digits_run):
+    options, needed = REFUSED[case]
+    refused(run_cli("attack", digits_run, *options), needed)
+
+
+def test_two_runs_without_compare_are_refused(digits_run, binary_run):
+    refused(run_cli("attack", digits_run, binary_run), "give --compare")
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(30, 10, 100), (3, 0, 50), (0, 400, 1000)])
+def test_the_paired_interval_is_the_bootstrap_over_examples(gained, lost, n):
+    differences = numpy.repeat([1, -1, 0], [gained, lost, n - gained - lost])
+    rng = numpy.random.default_rng(9)
+    means = [differences[rng.integers(n, size=n)].mean() for _ in range(4000)]
+    expected = numpy.percentile(means, [2.5, 97.5])
+    found = paired_difference_interval(gained, lost, n, 0)
+    assert found == pytest.approx(tuple(expected), abs=2 / n + 0.1 * (expected[1] - expected[0]))
+    assert found == paired_difference_interval(gained, lost, n, 0)
+
+
+def test_no_difference_on_n_examples_is_no_proof_of_none():
+    low, high = paired_difference_interval(0, 0, 100, 0)
+    assert low == -high and high == pytest.approx(1 - 0.025 ** (1 / 100))

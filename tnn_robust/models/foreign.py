@@ -1,0 +1,196 @@
+"""Networks that are not ours: any torch module with the face of a t-NN, (n, d, c) -> (n, s).
+
+The one place that imports code of a user, and only the module the user named.
+"""
+
+import hashlib
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnn_robust.errors import InputError, TnnError
+from tnn_robust.randomness import seeded
+
+Form = Callable[[Tensor, bool], Tensor]
+
+
+def as_image(x: Tensor, pixels: bool) -> Tensor:
+    """Images of (n, d, c): (n, 1, d, c), or (n, c, h, h) where the features are pixels."""
+    if not pixels:
+        return x[:, None]
+    side = math.isqrt(x.shape[1])
+    return x.mT.reshape(len(x), x.shape[2], side, side)
+
+
+# What a network may want: the matrix as it is, an image, or the matrix row by row.
+FORMS: dict[str, Form] = {
+    "tvector": lambda x, _: x,
+    "image": as_image,
+    "flat": lambda x, _: x.flatten(1),
+}
+
+
+class Foreign(nn.Module):
+    """A user's module as a map from (n, d, c) to scores (n, s), as float as x at least.
+
+    form: one of FORMS; pixels: whether the features are pixels and the channels
+    planes of an image; scores: s, checked at every pass. Errors of the module
+    become an InputError that names it. A module may change its input in place.
+    """
+
+    def __init__(self, module: nn.Module, name: str, form: str, *, pixels: bool, scores: int):
+        super().__init__()
+        self.module = module
+        self.name, self.form, self.pixels, self.scores = name, form, pixels, scores
+
+    def put(self, x: Tensor) -> Tensor:
+        """The examples in the form and the dtype that the module takes, as a copy."""
+        floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return FORMS[self.form](x, self.pixels).to(next(floats, x.dtype)).clone()
+
+    def shape(self, x: Tensor) -> str:
+        """The form's name and the shape that examples like x have in it."""
+        return f"{self.form} (n, {', '.join(str(size) for size in self.put(x[:1]).shape[1:])})"
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            scores = self.module(self.put(x))
+        except TnnError:
+            raise
+        except Exception as error:  # whatever a user's code raises
+            raise InputError(f"{self.name} fails on {self.form} input: {_line(error)}") from error
+        wanted = (len(x), self.scores)
+        if not isinstance(scores, Tensor) or not scores.is_floating_point():
+            raise InputError(f"{self.name} needs to return a tensor of scores, got {_what(scores)}")
+        # (n,) is one score an example; a squeeze() in the module eats a batch of one.
+        if scores.shape == wanted[:1] or (len(x) == 1 and scores.numel() == self.scores):
+            scores = scores.reshape(len(x), -1)
+        if scores.shape != wanted:
+            raise InputError(f"{self.name} needs scores {wanted}, got {tuple(scores.shape)}")
+        return scores.to(torch.promote_types(scores.dtype, x.dtype))
+
+
+def load_module(spec: str) -> nn.Module:
+    """The module that `package.module:callable` makes; the callable takes no arguments.
+
+    A module itself is taken as it is. The current directory is where to look first,
+    as for `python -m`. Torch's random numbers are the same at every call, so that a
+    network that was never trained is one network. InputError for all that goes wrong.
+    """
+    package, _, attribute = spec.partition(":")
+    if not package or not attribute or package.startswith("."):
+        raise InputError(f"--model needs package.module:callable, got {spec!r}")
+    try:
+        with _from_here(), seeded(0, torch.device("cpu")):
+            found: Any = importlib.import_module(package)
+            for name in attribute.split("."):
+                found = getattr(found, name)
+            module = found if isinstance(found, nn.Module) else found()
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
+        raise InputError(f"--model {spec} cannot be made: {_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"--model {spec} needs to give a torch.nn.Module, got {_what(module)}")
+    return module
+
+
+@contextmanager
+def _from_here() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def adapt(
+    module: nn.Module, name: str, x: Tensor, *, form: str, classes: int, pixels: bool
+) -> Foreign:
+    """The module behind the input form it takes, found on a block x (n, d, c) of examples.
+
+    form: one of FORMS, or auto, which takes the one form that works, or the first of
+    several that give the same scores. classes: of the data; two may have one score.
+
+    Raises InputError that names what was tried, for scores of another number of
+    classes, of no gradient or not finite, and where forms give different scores.
+    """
+    fitting: dict[str, tuple[Foreign, Tensor]] = {}
+    failures: list[str] = []
+    for key in FORMS if form == "auto" else (form,):
+        model = Foreign(module, name, key, pixels=pixels, scores=1)
+        try:
+            model.scores = _count(module(model.put(x)), len(x), classes)
+            with seeded(0, x.device):  # a random network must not look like two
+                fitting[key] = (model, model(x))
+        except _WrongClasses as error:
+            raise InputError(f"{name} gives {error}") from error
+        except Exception as error:  # whatever a user's code raises
+            failures.append(f"{model.shape(x)} gives {_line(error)}")
+    if not fitting:
+        raise InputError(f"{name} does not fit the data: {'; '.join(failures)}")
+    (chosen, scores), *others = fitting.values()
+    for other, different in others:
+        same = different.shape == scores.shape
+        if not same or not torch.allclose(different, scores, 1e-3, 1e-5, equal_nan=True):
+            raise InputError(
+                f"{name} takes {chosen.form} and {other.form} input and gives different scores: "
+                "say which is meant with --model-input"
+            )
+    _require_usable(chosen, x)
+    return chosen
+
+
+class _WrongClasses(InputError):
+    """The module takes the input and has scores, of another number of classes."""
+
+
+def _count(scores: Any, n: int, classes: int) -> int:
+    """How many scores an example has; InputError where they do not fit the classes."""
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        raise InputError(f"{_what(scores)}, no tensor of scores")
+    if scores.shape != (n,) and (scores.ndim != 2 or len(scores) != n):
+        raise InputError(f"{tuple(scores.shape)} for {n} examples")
+    count = 1 if scores.ndim == 1 else scores.shape[1]
+    if max(count, 2) != classes:
+        raise _WrongClasses(f"{count} score{'s' * (count > 1)}, the data have {classes} classes")
+    return count
+
+
+def _require_usable(model: Foreign, x: Tensor) -> None:
+    """Scores that are finite and can be climbed."""
+    scores = model(x.detach().requires_grad_())
+    if not bool(torch.isfinite(scores).all()):
+        raise InputError(f"{model.name} gives scores that are not finite")
+    if not scores.requires_grad:
+        raise InputError(f"{model.name} gives scores without a gradient: is there a no_grad in it?")
+
+
+def module_digest(module: nn.Module, spec: str) -> str:
+    """sha256 hex over the spec text and names, dtypes, shapes and bytes of all tensors held."""
+    state = hashlib.sha256(spec.encode())
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            held = value.detach().cpu().contiguous()
+            state.update(f"\n{name} {held.dtype} {tuple(held.shape)};".encode())
+            state.update(held.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    """An error as one line of bounded length."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 160 else text[:157] + "..."
+    return text if isinstance(error, TnnError) else f"{type(error).__name__}: {text}"
+
+
+def _what(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,109 @@
+"""tnn-attack --compare: several networks, the same data and attacks, one table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.errors import InputError
+from tnn_robust.evaluation.intervals import paired_difference_interval
+from tnn_robust.records import ComparisonReport, ComparisonRow
+from tnn_robust.runs.attack import (
+    AttackFinished,
+    AttackProgress,
+    AttackRequest,
+    attack_subject,
+    chosen_attacks,
+)
+from tnn_robust.runs.common import describe_data
+from tnn_robust.runs.report import check_attacks
+from tnn_robust.runs.subject import Loaded, Subject
+
+_TRANSFORMED = "tubal-nuclear"
+
+
+def compare_run(requests: Sequence[AttackRequest]) -> Iterator[AttackProgress | ComparisonReport]:
+    """Attack the network of every request alike; the last record is the comparison.
+
+    The first network's training attack fills in what the choice leaves open, and
+    its loss gives all risks. Raises InputError, before anything is attacked, for
+    networks of other data, or of another transform where the ball depends on it.
+    """
+    first = requests[0].load()
+    subjects = [first.subject]
+    for request in requests[1:]:  # one data set in memory: the others are only looked at
+        other = request.load()
+        _require_same_data(first, other)
+        alike = other.subject.judged_by(first.subject.loss)
+        subjects.append(replace(alike, trained=first.subject.trained))
+    attacks = [
+        chosen_attacks(request, one) for request, one in zip(requests, subjects, strict=True)
+    ]
+    for one, chosen in zip(subjects, attacks, strict=True):
+        _require_same_ball(subjects[0], one, chosen)
+        check_attacks(chosen, one)
+    names = _names(subjects)
+    data = describe_data(first.dataset, first.spec)
+    rows: list[ComparisonRow] = []
+    standing: list[Tensor] = []
+    for i, request in enumerate(requests):
+        for record in attack_subject(subjects[i], first.dataset, data, attacks[i], request):
+            if isinstance(record, AttackFinished):
+                standing.append(record.standing)
+                rows.append(_row(names[i], record, standing[0], request.seed))
+            else:
+                yield replace(record, attack=f"{names[i]}, {record.attack}")
+    yield ComparisonReport(tuple(rows))
+
+
+def _row(name: str, found: AttackFinished, first: Tensor, seed: int) -> ComparisonRow:
+    gained, lost = (
+        int((a & ~b).sum()) for a, b in ((found.standing, first), (first, found.standing))
+    )
+    same = found.standing is first
+    interval = (0.0, 0.0) if same else paired_difference_interval(gained, lost, len(first), seed)
+    return ComparisonRow(name, found.report, gained, lost, interval)
+
+
+def _require_same_data(first: Loaded, other: Loaded) -> None:
+    if first.dataset.digest == other.dataset.digest:
+        return
+    ours, theirs = (_facts(one) for one in (first, other))
+    differing = [
+        f"{key} {theirs[key]}, not {ours[key]}" for key in ours if ours[key] != theirs[key]
+    ]
+    raise InputError(
+        f"--compare needs the same data and split: {other.subject.name} is of "
+        f"{', '.join(differing)} as {first.subject.name}"
+    )
+
+
+def _facts(one: Loaded) -> dict[str, Any]:
+    return {**one.spec.to_json(), "digest": one.dataset.digest[:12]}
+
+
+def _require_same_ball(first: Subject, other: Subject, attacks: tuple[AttackSettings, ...]) -> None:
+    """A ball on faces or in the tubal nuclear norm is of one transform."""
+    ours, theirs = first.transform, other.transform
+    if ours is None or theirs is None:
+        return  # without a transform such a ball is refused anyway
+    if ours.is_complex == theirs.is_complex and torch.equal(ours.matrix, theirs.matrix):
+        return
+    for one in attacks:
+        if one.faces is not None or one.norm == _TRANSFORMED:
+            raise InputError(
+                f"--compare needs one threat model: the ball of {one.name} depends on the "
+                f"transform, {first.name} has {ours.name}, {other.name} {theirs.name}"
+            )
+
+
+def _names(subjects: Sequence[Subject]) -> list[str]:
+    """Names of networks, numbered where two are called the same."""
+    names = [one.name for one in subjects]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]
