@@ -15,6 +15,7 @@ from tnn_robust.records.bound import (
 from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
+from tnn_robust.records.sweep import SweepReport, SweepRow, WeightFacts
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 
 __all__ = [
@@ -44,4 +45,7 @@ __all__ = [
     "PartResult",
     "Premise",
     "StackedEpoch",
+    "SweepReport",
+    "SweepRow",
+    "WeightFacts",
 ]

@@ -1,6 +1,7 @@
 """An eps curve as a figure file, as a text chart for the terminal, and as a table."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tnn_robust.reporting.tables import Table
 FORMATS = (".png", ".svg")
 # Okabe and Ito's colours, told apart in every common form of colour blindness; the lines
 # differ in dash and marker too, for print without colour.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -36,19 +37,32 @@ def curve_figure(curve: EpsCurve, path: Path) -> None:
     Bands are 95 % intervals. Raises InputError for another kind of file and
     where the file cannot be written.
     """
+    save_figure(path, (9.5, 5.2), lambda figure: _draw(figure, curve))
+
+
+def require_figure(path: Path) -> str:
+    """The kind of figure, "png" or "svg"; InputError for another kind of file."""
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise InputError(f"a figure needs a name ending in {' or '.join(FORMATS)}, got {path.name}")
+    return kind[1:]
+
+
+def save_figure(
+    path: Path, inches: tuple[float, float], draw: Callable[[Any], None], *, dpi: int = 160
+) -> None:
+    """Let `draw` fill a matplotlib figure and write it, whole or not at all."""
+    kind = require_figure(path)
     # Here: half a second that only a figure needs. Never pyplot, whose figures are global.
     import matplotlib
     from matplotlib.figure import Figure
 
     content = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 5.2), layout="constrained")
-        _draw(figure, curve)
-        unstamped: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
-        figure.savefig(content, format=kind[1:], dpi=160, metadata=unstamped)
+        figure = Figure(figsize=inches, layout="constrained")
+        draw(figure)
+        unstamped: dict[str, Any] = {"Date": None} if kind == "svg" else {}
+        figure.savefig(content, format=kind, dpi=dpi, metadata=unstamped)
     write_bytes(path, content.getvalue())
 
 
@@ -60,8 +74,8 @@ def _draw(figure: Any, curve: EpsCurve) -> None:
     _draw_accuracy(accuracy, curve)
     sizes = [point.eps for point in curve.points]
     short = "" if curve.risk_complete else " (broken: loss when broken)"
-    _line(risk, sizes, [p.train.risk for p in curve.points], _ORANGE, "s--", None)
-    _line(risk, sizes, [p.test.risk for p in curve.points], _BLUE, "o-", None)
+    _line(risk, sizes, [p.train.risk for p in curve.points], ORANGE, "s--", None)
+    _line(risk, sizes, [p.test.risk for p in curve.points], BLUE, "o-", None)
     risk.set_title(f"Adversarial risk{short}")
     _draw_gap(gap, sizes, [(p.agp.risk, p.agp.risk_ci) for p in curve.points], 1.0)
     gap.set_title("AGP in risk, test minus train")
@@ -78,7 +92,7 @@ def _draw(figure: Any, curve: EpsCurve) -> None:
         x=0.01,
         ha="left",
         fontsize=8.5,
-        color=_GREY,
+        color=GREY,
         wrap=True,
     )
 
@@ -87,8 +101,8 @@ def _draw_accuracy(axes: Any, curve: EpsCurve) -> None:
     sizes = [point.eps for point in curve.points]
     train, test = [p.train for p in curve.points], [p.test for p in curve.points]
     for parts, colour, style, name in (
-        (train, _ORANGE, "s--", "train, attacked"),
-        (test, _BLUE, "o-", "test, attacked"),
+        (train, ORANGE, "s--", "train, attacked"),
+        (test, BLUE, "o-", "test, attacked"),
     ):
         _band(axes, sizes, [part.accuracy_ci for part in parts], colour, 100.0)
         values = [100 * part.accuracy for part in parts]
@@ -97,8 +111,8 @@ def _draw_accuracy(axes: Any, curve: EpsCurve) -> None:
     if None not in certified:
         values = [100 * (share or 0.0) for share in certified]
         # Between two eps the value at the larger one is what holds: steps, not slopes.
-        _line(axes, sizes, values, _GREEN, "^-.", "test, certified at least", "steps-pre")
-    axes.axhline(100 * curve.chance, color=_GREY, linewidth=1.2, linestyle=":")
+        _line(axes, sizes, values, GREEN, "^-.", "test, certified at least", "steps-pre")
+    axes.axhline(100 * curve.chance, color=GREY, linewidth=1.2, linestyle=":")
     axes.annotate(
         f"a constant guess: {100 * curve.chance:.3g} %",
         (1.0, 100 * curve.chance),
@@ -107,7 +121,7 @@ def _draw_accuracy(axes: Any, curve: EpsCurve) -> None:
         textcoords="offset points",
         ha="right",
         fontsize=8.5,
-        color=_GREY,
+        color=GREY,
     )
     axes.set_ylim(-2, 102)
     axes.set_title("Robust accuracy (%), bands: 95 % intervals")
@@ -117,9 +131,9 @@ def _draw_accuracy(axes: Any, curve: EpsCurve) -> None:
 def _draw_gap(
     axes: Any, sizes: list[float], gaps: list[tuple[float, Interval]], scale: float
 ) -> None:
-    axes.axhline(0.0, color=_GREY, linewidth=1.0)
-    _band(axes, sizes, [interval for _, interval in gaps], _BLUE, scale)
-    _line(axes, sizes, [scale * value for value, _ in gaps], _BLUE, "o-", None)
+    axes.axhline(0.0, color=GREY, linewidth=1.0)
+    _band(axes, sizes, [interval for _, interval in gaps], BLUE, scale)
+    _line(axes, sizes, [scale * value for value, _ in gaps], BLUE, "o-", None)
 
 
 def _line(

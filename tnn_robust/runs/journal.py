@@ -45,18 +45,18 @@ class Journal:
         self.known: dict[Key, Entry] = {}
         # Two runs may write to one file at once: a line says which it is of.
         self._run = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-        whole = _read(path) if resume else []
+        whole = checked_lines(path) if resume else []
         if resume and not whole:
             raise InputError(f"nothing to resume at {path}: run it without --resume")
         if whole:
-            _require_same(path, whole[0], json.loads(json.dumps(header)))
+            require_same(path, whole[0], json.loads(json.dumps(header)))
             whole = [whole[0], *(line for line in whole[1:] if line["run"] == self._run)]
             for line in whole[1:]:
                 attack, part, start, entry = _decode(line)
                 self.known[attack, part, start] = entry
         try:
             # What was torn goes, the rest is written again as it stood.
-            text = "".join(_line(value) for value in (whole or [header]))
+            text = "".join(checked_line(value) for value in (whole or [header]))
             path.write_text(text, encoding="utf-8")
             self._file: TextIO | None = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -79,7 +79,7 @@ class Journal:
         work = {"forwards": entry.forwards, "backwards": entry.backwards}
         place = {"run": self._run, "attack": key[0], "part": key[1], "start": key[2]}
         try:
-            self._file.write(_line({**place, **work, **columns}))
+            self._file.write(checked_line({**place, **work, **columns}))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError:
@@ -95,12 +95,13 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def _line(value: dict[str, Any]) -> str:
+def checked_line(value: dict[str, Any]) -> str:
+    """A line of JSON behind its checksum."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def checked_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines up to the first torn one."""
     if not path.is_file():
         return []
@@ -116,7 +117,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """InputError that names what differs between two headers."""
     for key in sorted(stored.keys() | wanted.keys()):
         if stored.get(key) != wanted.get(key):
             raise InputError(
