@@ -231,7 +231,8 @@ def _draw(figure: Any, report: SweepReport) -> None:
     worst = report.rows[0].summary.worst_case
     title = f"{report.dataset['name']}, {worst.norm} eps {worst.eps}: robustness against size"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    repair = f"{report.finetune_epochs} epochs of repair"
+    epochs = report.finetune_epochs
+    repair = f"{epochs} epoch{'s' * (epochs != 1)} of repair" if epochs else "no repair"
     figure.supxlabel(
         f"Method: {report.method}; {repair}. Worst case of adaptive and transferred attacks.",
         x=0.01,
