@@ -56,17 +56,31 @@ LC = {"lc_steps": "steps", "lc_mu": "mu0", "lc_growth": "growth", "lc_tolerance"
 @click.option("--out", type=shared.OUT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
+@click.option("--sweep", metavar="SIZES", help="A row a size: ranks 1,2,4 or shares 0.05:1:0.05.")
+@click.option(
+    "--parent",
+    type=shared.NAMES,
+    is_flag=False,
+    flag_value=",".join(choices.PARENTS),
+    help="Of --sweep: networks of as many parameters beside each.  [alone: all of these]",
+)
+@click.option("--resume", is_flag=True, help="Of --sweep: go on at the row it was on.")
+@click.option("--csv", "csv_file", type=shared.OUT, help="Of --sweep: the table, a line a row.")
+@click.option("--figure", type=shared.OUT, help="Of --sweep: a .png or .svg file.")
 def main(
     json_file: Path | None,
+    sweep: str | None,
     **given: Any,
 ) -> None:
     """Compress the network of a run directory by truncating its t-SVD.
 
-    Give one size: --rank, --energy, --tolerance, --params, --flops or --bytes.
+    Give one size: --rank, --energy, --tolerance, --params, --flops or --bytes; or many
+    with --sweep, tubal ranks or, for another --method, shares of its size.
     The new directory holds a network of the ranks it leads to, stored as factors
     where that is smaller.
     """
     choice = shared.attack_choice(given)
+    of_sweep = {name: given.pop(name) for name in ("parent", "resume", "csv_file", "figure")}
     asked = {name: given.pop(name) for name in RULE}
     schedule = {name: given.pop(option) for option, name in LC.items()}
     training = {name: given.pop(name) for name in REPAIR}
@@ -74,8 +88,10 @@ def main(
     plain = not any(asked.values())
 
     from tnn_robust_cli import _render
+    from tnn_robust_cli._sweep import Files, run_sweep
 
     from tnn_robust.compression.rules import make_rule
+    from tnn_robust.errors import InputError
     from tnn_robust.files import require_writable
     from tnn_robust.records import CompressionReport
     from tnn_robust.reporting.compression import compression_tables
@@ -83,9 +99,16 @@ def main(
     from tnn_robust.runs.repair import RepairSettings, Training
     from tnn_robust.training.learning_compression import LCSchedule
 
+    repair = RepairSettings(epochs=epochs, lc=LCSchedule(**schedule), **training)
+    if sweep is not None:
+        base = CompressRequest(rule=None, choice=choice, repair=repair, **given)
+        files = Files(json_file, of_sweep.pop("csv_file"), of_sweep.pop("figure"))
+        run_sweep(sweep, base, asked, files, **of_sweep)
+        return
+    if any(of_sweep.values()):
+        raise InputError("--parent, --resume, --csv and --figure are of --sweep: give it sizes")
     without = plain and (given["densify"] or given["dtype"] is not None)
     rule = None if without else make_rule(**asked)
-    repair = RepairSettings(epochs=epochs, lc=LCSchedule(**schedule), **training)
     request = CompressRequest(rule=rule, choice=choice, repair=repair, **given)
     if json_file is not None:
         require_writable(json_file)

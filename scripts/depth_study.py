@@ -16,7 +16,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.files import write_json
 from tnn_robust.models.network import TNN, Architecture, new_model
-from tnn_robust.reporting.figures import BLUE, GREEN, ORANGE, write_figure
+from tnn_robust.reporting.figures import BLUE, GREEN, ORANGE, save_figure
 from tnn_robust.theory.implicit_bias import Teacher
 from tnn_robust.theory.tracker import Tracker
 from tnn_robust.training.gradient_flow import FlowSettings, gradient_flow
@@ -104,7 +104,7 @@ def main(out: Path) -> None:
             f"{last['harmonic_mean']:.4g}, right side {last['rhs_16']}\n"
         )
         write_json(out / "depth.json", json.loads(json.dumps(found)))
-    write_figure(out / "depth.svg", (6.5, 4.2), lambda figure: draw(figure, found))
+    save_figure(out / "depth.svg", (6.5, 4.2), lambda figure: draw(figure, found))
 
 
 if __name__ == "__main__":

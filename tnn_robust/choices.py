@@ -49,3 +49,4 @@ COMPRESSIONS = (
 )
 GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
+PARENTS = ("matrix", "pruned", "trained")

@@ -5,16 +5,14 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-
-from tnn_robust.models.network import TNN
+from torch import Tensor, nn
 
 _SECONDS = 0.4  # for each network and batch size
 _LEAST, _MOST = 10, 500
 
 
 @torch.no_grad()
-def latencies_ms(models: Sequence[TNN], x: Tensor) -> list[float]:
+def latencies_ms(models: Sequence[nn.Module], x: Tensor) -> list[float]:
     """Median milliseconds of `model(x)` for each network, x (n, d, c) on their device.
 
     The networks take turns, so that a machine that slows down slows all alike.
@@ -31,7 +29,7 @@ def latencies_ms(models: Sequence[TNN], x: Tensor) -> list[float]:
     return [1e3 * statistics.median(found) for found in seconds]
 
 
-def _timed(model: TNN, x: Tensor) -> float:
+def _timed(model: nn.Module, x: Tensor) -> float:
     started = time.perf_counter()
     model(x)
     if x.is_cuda:

@@ -23,6 +23,7 @@ from tnn_robust.records.bound import (
 from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
+from tnn_robust.records.sweep import SweepReport, SweepRow, WeightFacts
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 from tnn_robust.records.trajectory import FlowRecord, Residuals, TrajectoryRecord
 
@@ -57,5 +58,8 @@ __all__ = [
     "Residuals",
     "Spread",
     "StackedEpoch",
+    "SweepReport",
+    "SweepRow",
     "TrajectoryRecord",
+    "WeightFacts",
 ]

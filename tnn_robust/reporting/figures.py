@@ -37,28 +37,32 @@ def curve_figure(curve: EpsCurve, path: Path) -> None:
     Bands are 95 % intervals. Raises InputError for another kind of file and
     where the file cannot be written.
     """
-    write_figure(path, (9.5, 5.2), lambda figure: _draw(figure, curve))
+    save_figure(path, (9.5, 5.2), lambda figure: _draw(figure, curve))
 
 
-def write_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
-    """Let `draw` fill a matplotlib Figure of `size` inches and write it, whole or not at all.
-
-    Raises InputError for a name that does not end in .png or .svg, and where the file cannot
-    be written.
-    """
+def require_figure(path: Path) -> str:
+    """The kind of figure, "png" or "svg"; InputError for another kind of file."""
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise InputError(f"a figure needs a name ending in {' or '.join(FORMATS)}, got {path.name}")
+    return kind[1:]
+
+
+def save_figure(
+    path: Path, inches: tuple[float, float], draw: Callable[[Any], None], *, dpi: int = 160
+) -> None:
+    """Let `draw` fill a matplotlib figure and write it, whole or not at all."""
+    kind = require_figure(path)
     # Here: half a second that only a figure needs. Never pyplot, whose figures are global.
     import matplotlib
     from matplotlib.figure import Figure
 
     content = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
-        unstamped: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
-        figure.savefig(content, format=kind[1:], dpi=160, metadata=unstamped)
+        unstamped: dict[str, Any] = {"Date": None} if kind == "svg" else {}
+        figure.savefig(content, format=kind, dpi=dpi, metadata=unstamped)
     write_bytes(path, content.getvalue())
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.records import TrajectoryRecord
-from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, write_figure
+from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 
 Records = Sequence[TrajectoryRecord]
 _TOO_SMALL = 1e-16  # a residual of exactly 0 has no place on a log axis
@@ -15,9 +15,9 @@ _TOO_SMALL = 1e-16  # a residual of exactly 0 has no place on a log axis
 def trajectory_figure(records: Records, path: Path) -> None:
     """Draw risk, norms, margins, ranks, KKT residuals and drift into a .png or .svg file.
 
-    records: at least one, steps rising. Raises InputError as `write_figure`.
+    records: at least one, steps rising. Raises InputError as `save_figure`.
     """
-    write_figure(path, (12.0, 6.4), lambda figure: _draw(figure, records))
+    save_figure(path, (12.0, 6.4), lambda figure: _draw(figure, records))
 
 
 def _draw(figure: Any, records: Records) -> None:

@@ -103,12 +103,14 @@ class AttackProgress:
 class AttackFinished:
     """The report, and the points behind it if they were asked for: [attack][part].
 
-    standing: (n,) bool, the test examples that stood under every attack.
+    found: the attacks' outcomes, example by example; standing: (n,) bool, the test
+    examples that stood under every one.
     """
 
     report: AttackReport
     attacks: tuple[AttackSettings, ...]
     standing: Tensor
+    found: tuple[Attacked, ...]
     points: list[dict[str, Points]] = field(default_factory=list)
 
 
@@ -174,7 +176,7 @@ def attack_subject(
     report = make_report(found, subject.info, dataset_info, request.seed, request.suite, checks)
     if journal is not None:
         journal.finish()
-    yield AttackFinished(report, attacks, worst_case(found).test.correct, points)
+    yield AttackFinished(report, attacks, worst_case(found).test.correct, tuple(found), points)
 
 
 def _journal(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_robust.certification.truncation import TruncationBound, truncation_bound, unchanged
 from tnn_robust.compression.latency import latencies_ms
@@ -46,18 +46,9 @@ def compression_report(
     `kept_energy` and `dropped_norms`.
     """
     models = (source.model, target.model)
-    transform = source.model.transform
-    times = [latencies_ms(models, _batch(dataset, n, source.model)) for n in _BATCHES]
+    times = forward_times(models, dataset, source.model.head.device)
     before, after = (
-        ModelSummary(
-            parameters=one.model.parameter_count,
-            bytes=one.path.stat().st_size,
-            flops=one.model.flops,
-            transform_flops=sum(transform_flops(t, transform) for t in one.model.t_layers),
-            latency_1_ms=times[0][i],
-            latency_256_ms=times[1][i],
-            worst_case=rows[i],
-        )
+        summary_of(one.model, one.path.stat().st_size, times[i], rows[i])
         for i, one in enumerate((source, target))
     )
     bound = truncation_bound(*models)
@@ -78,6 +69,29 @@ def compression_report(
     )
 
 
+def summary_of(
+    model: TNN, size: int, times: tuple[float, float], worst_case: AttackRow
+) -> ModelSummary:
+    """A network in numbers. size: bytes on disk; times: of `forward_times`."""
+    return ModelSummary(
+        parameters=model.parameter_count,
+        bytes=size,
+        flops=model.flops,
+        transform_flops=sum(transform_flops(t, model.transform) for t in model.t_layers),
+        latency_1_ms=times[0],
+        latency_256_ms=times[1],
+        worst_case=worst_case,
+    )
+
+
+def forward_times(
+    models: Sequence[nn.Module], dataset: Dataset, device: torch.device
+) -> list[tuple[float, float]]:
+    """Milliseconds of each network for 1 and for 256 examples, measured in turn."""
+    times = [latencies_ms(models, _batch(dataset, n, device)) for n in _BATCHES]
+    return list(zip(*times, strict=True))
+
+
 def _layers(
     one: Checkpoint, kept: Sequence[float], dropped: Sequence[float], bounds: Sequence[float]
 ) -> tuple[LayerRecord, ...]:
@@ -90,20 +104,29 @@ def _certificate(
     bound: TruncationBound, models: tuple[TNN, TNN], dataset: Dataset, x: Tensor
 ) -> Certificate:
     """Of the test examples x; B_x over all data."""
-    largest = max(
-        float(torch.linalg.vector_norm(part.x.flatten(1), dim=1).max())
-        for part in (dataset.train, dataset.test)
-    )
-    blocks = [unchanged(bound, *models, rows) for rows in x.split(_BATCHES[-1])]
-    certified = sum(int(block.sum()) for block in blocks)
+    largest = largest_norm(dataset)
+    certified = certified_count(bound, models, x)
     return Certificate(largest, largest * float(bound.total), certified, len(x))
 
 
-def _batch(dataset: Dataset, n: int, model: TNN) -> Tensor:
+def largest_norm(dataset: Dataset) -> float:
+    """B_x, the largest F-norm of an example of both parts."""
+    return max(
+        float(torch.linalg.vector_norm(part.x.flatten(1), dim=1).max())
+        for part in (dataset.train, dataset.test)
+    )
+
+
+def certified_count(bound: TruncationBound, models: tuple[TNN, TNN], x: Tensor) -> int:
+    """How many of the examples x provably keep their decision."""
+    return sum(int(unchanged(bound, *models, rows).sum()) for rows in x.split(_BATCHES[-1]))
+
+
+def _batch(dataset: Dataset, n: int, device: torch.device) -> Tensor:
     """n examples, repeated where the set has fewer: a latency needs a full batch."""
     x = dataset.train.x
     rows = torch.arange(n) % len(x)
-    return cast(Tensor, x[rows].to(model.head.device))
+    return cast(Tensor, x[rows].to(device))
 
 
 def stored_itemsize(model: TNN, storage: str | None) -> int:

@@ -45,11 +45,11 @@ class Journal:
         self.known: dict[Key, Entry] = {}
         # Two runs may write to one file at once: a line says which it is of.
         self._run = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-        whole = _read(path) if resume else []
+        whole = checked_lines(path) if resume else []
         if resume and not whole:
             raise InputError(f"nothing to resume at {path}: run it without --resume")
         if whole:
-            _require_same(path, whole[0], json.loads(json.dumps(header)))
+            require_same(path, whole[0], json.loads(json.dumps(header)))
             whole = [whole[0], *(line for line in whole[1:] if line["run"] == self._run)]
             for line in whole[1:]:
                 attack, part, start, entry = _decode(line)
@@ -57,7 +57,7 @@ class Journal:
         self._kept = True
         try:
             # What was torn goes, the rest is written again as it stood.
-            text = "".join(_line(value) for value in (whole or [header]))
+            text = "".join(checked_line(value) for value in (whole or [header]))
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             if resume:
@@ -81,7 +81,7 @@ class Journal:
                 columns = {name: c.tolist() for name, c in entry.outcomes._asdict().items()}
                 work = {"forwards": entry.forwards, "backwards": entry.backwards}
                 place = {"run": self._run, "attack": attack, "part": part, "start": start}
-                lines.append(_line({**place, **work, **columns}))
+                lines.append(checked_line({**place, **work, **columns}))
             _append(self._path, "".join(lines))
         except OSError:
             self.finish()
@@ -103,12 +103,13 @@ def _append(path: Path, text: str) -> None:
         os.fsync(descriptor)
 
 
-def _line(value: dict[str, Any]) -> str:
+def checked_line(value: dict[str, Any]) -> str:
+    """A line of JSON behind its checksum."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def checked_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines up to the first torn one."""
     if not path.is_file():
         return []
@@ -124,7 +125,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """InputError that names what differs between two headers."""
     for name, before, now in _differences(stored, wanted):
         raise InputError(f"{path} is of another run: {name} was {before}, is {now}")
 

@@ -92,6 +92,15 @@ def repair(model: TNN, checkpoint: Checkpoint, dataset: Dataset, asked: RepairSe
     return model, ""
 
 
+def train_anew(
+    model: TNN, checkpoint: Checkpoint, dataset: Dataset, epochs: int
+) -> Iterator[Training]:
+    """The run's own training on a fresh network, in place."""
+    settings, common = _common(checkpoint, dataset, RepairSettings(), epochs)
+    records = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
+    return _told("training anew", records, epochs)
+
+
 def train_compressed(
     checkpoint: Checkpoint, dataset: Dataset, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
 ) -> Trained:
@@ -164,7 +173,7 @@ def _dynamic(
 
 def _plateau(checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings) -> Trained:
     """The run's training anew: dense until its stable ranks settle, as factors from there on."""
-    epochs = _settings_of(checkpoint).epochs
+    epochs = settings_of(checkpoint).epochs
     settings, common = _common(checkpoint, dataset, asked, epochs)
     seed = checkpoint.header.seed
     architecture = replace(
@@ -190,7 +199,7 @@ def _common(
     checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings, epochs: int
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """The run's settings, and what every training here takes besides."""
-    settings, device = _settings_of(checkpoint), checkpoint.model.head.device
+    settings, device = settings_of(checkpoint), checkpoint.model.head.device
     lr = settings.lr if asked.lr is None else asked.lr
     dtype = checkpoint.model.head.dtype
     monitor, _ = subset(dataset.test, _MONITOR, checkpoint.header.seed, device, dtype)
@@ -220,7 +229,8 @@ def _training(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Tr
     return Training(f"{text}, loss {record.loss:.4g}", done, epochs)
 
 
-def _settings_of(checkpoint: Checkpoint) -> TrainSettings:
+def settings_of(checkpoint: Checkpoint) -> TrainSettings:
+    """How a run was trained; CheckpointError where it does not say."""
     stored: dict[str, Any] = checkpoint.header.training
     if stored.get("gradient_flow"):  # which has no batches to go on with
         return TrainSettings(loss=stored["loss"])

@@ -86,7 +86,7 @@ def verify_file(path: Path, source: Source) -> Verification:
                 settings,
                 {
                     part: Result(
-                        _recompute(subject, dataset, settings, part, points),
+                        recompute(subject, dataset, settings, part, points),
                         points.x_adv,
                         NO_WORK,
                     )
@@ -119,13 +119,17 @@ def _read(tensors: dict[str, Tensor], number: int, part: str) -> Points:
         raise CheckpointError(f"the file lacks {error} of attack {number}") from error
 
 
-def _recompute(
+def recompute(
     subject: Subject,
     dataset: Dataset,
     settings: AttackSettings,
     part: str,
     points: Points,
 ) -> Outcomes:
+    """What given points do to a network, each verified to be of its example and in the ball.
+
+    Raises CheckpointError for other labels or examples, AttackError outside the ball.
+    """
     examples, device = getattr(dataset, part), subject.device
     if int(points.indices.min()) < 0 or int(points.indices.max()) >= len(examples.y):
         raise CheckpointError(f"{settings.name} has indices outside the {part} part")
