@@ -99,9 +99,9 @@ def test_an_interrupted_set_goes_on_and_those_behind_catch_up(tmp_path, monkeypa
     trained = []
     together = runs._train_together
 
-    def spied(group, until, *rest):
-        trained.append(([run.request.seed for run in group], until))
-        return together(group, until, *rest)
+    def spied(group, settings, *rest):
+        trained.append(([run.request.seed for run in group], settings.epochs))
+        return together(group, settings, *rest)
 
     monkeypatch.setattr(runs, "_train_together", spied)
     # The state's own request: the epochs of the planted run are to be those of the set.
@@ -157,11 +157,11 @@ def test_one_that_dies_is_named_and_the_others_are_whole(tmp_path, monkeypatch):
 
 
 BAD = {
-    "nothing": (("--seeds", "5:5"), "different seeds from 0"),
-    "twice": (("--seeds", "1,1"), "different seeds from 0", "'1,1'"),
-    "negative": (("--seeds=-1",), "different seeds from 0", "'-1'"),
-    "no number": (("--seeds", "a:b"), "seeds such as 0:20", "'a:b'"),
-    "too many": (("--seeds", "0:99999999999"), "fewer than 10000"),
+    "nothing": (("--seeds", "5:5"), "START < STOP, got 5:5"),
+    "twice": (("--seeds", "1,1"), "different seeds, got 1,1"),
+    "negative": (("--seeds=-1",), "seeds from 0", "got -1"),
+    "no number": (("--seeds", "a:b"), "seeds such as 0", "'a:b'"),
+    "too many": (("--seeds", "0:99999999999"), "at most 1000 seeds"),
     "both": (("--seeds", "0:2", "--seed", 3), "--seed and --seeds exclude each other"),
 }
 

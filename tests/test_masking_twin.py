@@ -12,7 +12,7 @@ from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import TNN
 from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import load_run_data, subset
-from tnn_robust.runs.subject import model_info
+from tnn_robust.runs.subject import model_info, subject_of
 from tnn_robust.runs.twin import dense_twin
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_a_twin_that_beats_the_direct_attack_warns(family, masked):
         model.__class__ = Quantised
     held = subset(dataset.test, 40, 0, CPU)
     attack = attack_settings("pgd", Eps("0.1", 0.1), norm="linf", steps=10)
-    found = report_checks(model, dataset, held, [attack], 0, twin_of(family[1]))
+    found = report_checks(subject_of(checkpoint), dataset, held, [attack], 0, twin_of(family[1]))
     (transfer,) = [one for one in found if one.name == "transfer"]
     assert transfer.passed is not masked
     assert (transfer.value > 0.2) is masked, transfer

@@ -11,7 +11,9 @@ from tnn_robust.algebra.transforms import Transform, make_transform
 from tnn_robust.algebra.tsvd import truncate_faces
 from tnn_robust.attacks.structured import make_ball
 from tnn_robust.certification.lipschitz import l2_certified_radii, worst_scores
-from tnn_robust.compression.truncate import truncate
+from tnn_robust.compression.select import given_ranks
+from tnn_robust.compression.spectrum import spectra_of
+from tnn_robust.compression.truncate import compress
 from tnn_robust.errors import InputError
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.layers import LowRankTProductLinear, TProductLinear
@@ -121,7 +123,9 @@ def test_the_cover_of_the_explicit_form_is_fine_enough(seed):
 @pytest.mark.parametrize("rank", (1, 2, 4))
 def test_the_compressed_network_is_within_r_hat(transform, rank):
     model = network(transform, seed=rank)
-    g, net, found = truncate(model, (rank, rank)), hypothesis_class(model), spectra(model)
+    svd = spectra_of(model)
+    g = compress(model, svd, given_ranks(svd, (rank, rank)))
+    net, found = hypothesis_class(model), spectra(model)
     x = points(model, 300, 1.5)
     sample = Sample(1, 1.5, "logistic", 0)
     delta = max(float(one.values[:, rank:].square().sum() ** 0.5) for one in found)

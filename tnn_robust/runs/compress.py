@@ -33,12 +33,12 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
                 rows.append(record.report.worst_case)
             else:
                 yield record
-    device = original.subject.device
+    place = (original.subject.device, original.subject.dtype)
     yield compression_report(
         original.checkpoint,
         built.target,
         original.dataset,
-        subset(original.dataset.test, request.n, request.seed, device)[0],
+        subset(original.dataset.test, request.n, request.seed, *place)[0],
         rule=request.describe(),
         finetune_epochs=request.repair.epochs,
         note=built.note,

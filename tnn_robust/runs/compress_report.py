@@ -46,7 +46,7 @@ def compression_report(
     `kept_energy` and `dropped_norms`.
     """
     models = (source.model, target.model)
-    times = forward_times(models, dataset, source.model.head.device)
+    times = forward_times(models, dataset, source.model.head)
     before, after = (
         summary_of(one.model, one.path.stat().st_size, times[i], rows[i])
         for i, one in enumerate((source, target))
@@ -85,10 +85,10 @@ def summary_of(
 
 
 def forward_times(
-    models: Sequence[nn.Module], dataset: Dataset, device: torch.device
+    models: Sequence[nn.Module], dataset: Dataset, like: Tensor
 ) -> list[tuple[float, float]]:
     """Milliseconds of each network for 1 and for 256 examples, measured in turn."""
-    times = [latencies_ms(models, _batch(dataset, n, device)) for n in _BATCHES]
+    times = [latencies_ms(models, _batch(dataset, n, like)) for n in _BATCHES]
     return list(zip(*times, strict=True))
 
 
@@ -122,11 +122,11 @@ def certified_count(bound: TruncationBound, models: tuple[TNN, TNN], x: Tensor) 
     return sum(int(unchanged(bound, *models, rows).sum()) for rows in x.split(_BATCHES[-1]))
 
 
-def _batch(dataset: Dataset, n: int, device: torch.device) -> Tensor:
+def _batch(dataset: Dataset, n: int, like: Tensor) -> Tensor:
     """n examples, repeated where the set has fewer: a latency needs a full batch."""
     x = dataset.train.x
     rows = torch.arange(n) % len(x)
-    return cast(Tensor, x[rows].to(device))
+    return cast(Tensor, x[rows].to(like))
 
 
 def stored_itemsize(model: TNN, storage: str | None) -> int:

@@ -46,7 +46,7 @@ def metric_spectra(
     all layers compare shares of a layer; sensitivities are comparable as they are.
     """
     model = checkpoint.model
-    part, indices = subset(dataset.train, _EXAMPLES, seed, model.head.device)
+    part, indices = subset(dataset.train, _EXAMPLES, seed, model.head.device, model.head.dtype)
     blocks = list(torch.arange(len(part.y), device=indices.device).split(batch_size))
     if rule.whiten:
         covariances = input_covariances(model, (part.x[rows] for rows in blocks))

@@ -79,7 +79,7 @@ class Judge:
         each = [worst_case(found) for found in (own, carried) if found]
         *parts, verdict = attack_rows([*each, worst_case([*own, *carried])], self.request.seed)
         original, models = self.original, (self.original.checkpoint.model, one.subject.model)
-        dense, mine = forward_times(models, original.dataset, original.subject.device)
+        dense, mine = forward_times(models, original.dataset, original.checkpoint.model.head)
         summary = summary_of(one.model, one.bytes, mine, verdict)
         if one.parameters is not None:
             summary = replace(summary, parameters=one.parameters)
@@ -132,7 +132,8 @@ class Judge:
 
     def _test(self) -> tuple[Tensor, Tensor]:
         original, request = self.original, self.request
-        part, _ = subset(original.dataset.test, request.n, request.seed, original.subject.device)
+        place = (original.subject.device, original.subject.dtype)
+        part, _ = subset(original.dataset.test, request.n, request.seed, *place)
         return part.x, part.y
 
     def _certified(self, one: Candidate, x: Tensor) -> int | None:
