@@ -15,12 +15,14 @@ from conftest import run_cli
 
 from tnn_robust.attacks.settings import AttackChoice
 from tnn_robust.compression import latency, spectrum
+from tnn_robust.data.dataset import Dataset
 from tnn_robust.files import read_tensors
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.records import SweepReport
 from tnn_robust.reporting.sweep import sweep_notes, sweep_tables
 from tnn_robust.runs import sweep_row
 from tnn_robust.runs.build import CompressRequest, read_original
+from tnn_robust.runs.common import load_run_data
 from tnn_robust.runs.parents import Parents
 from tnn_robust.runs.repair import RepairSettings
 from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
@@ -87,14 +89,22 @@ def test_the_verdict_is_the_worse_of_both_attacks_on_each_example(swept, digits_
     for part in ("train", "test"):
         got = {k: points[k][f"0.{part}.x_adv"] for k in points}
         y = points["row"][f"0.{part}.y"]
-        right = {k: model(x).argmax(1) == y for k, x in got.items()}
+        # The clean point is in the ball: who errs there stands under no attack.
+        indices = points["row"][f"0.{part}.indices"]
+        clean_x = getattr(dataset_of(digits_run), part).x[indices]
+        unharmed = model(clean_x).argmax(1) == y
+        right = {k: (model(x).argmax(1) == y) & unharmed for k, x in got.items()}
         row = report.rows[1]
         assert getattr(row.adaptive, part).correct == int(right["row"].sum())
         assert getattr(row.transfer, part).correct == int(right["original"].sum())
         verdict = getattr(row.summary.worst_case, part).correct
-        clean = getattr(row.adaptive, part).clean_correct
-        assert verdict == int((right["row"] & right["original"]).sum()) <= clean
+        assert verdict == int((right["row"] & right["original"]).sum())
+        assert getattr(row.adaptive, part).clean_correct == int(unharmed.sum())
     assert report.rows[0].transfer is None
+
+
+def dataset_of(run: Path) -> Dataset:
+    return load_run_data(load_checkpoint(run))[0]
 
 
 def test_points_that_leave_the_ball_are_refused(digits_run, tmp_path, monkeypatch):
