@@ -7,7 +7,8 @@ DEMO := runs/demo
 TEN_CLASSES := --dataset mnist --n-train 10000 --width 28 --attack pgd --steps 7 --epochs 6 \
 	--batch-size 100 --seed 0
 
-.PHONY: help setup demo test test-slow lint bench bench-peers validate-suite check clean
+.PHONY: help setup demo sweep-demo test test-slow lint bench bench-peers bench-compression \
+	validate-suite check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -26,6 +27,14 @@ demo: $(STAMP) ## Train, attack, compress and attack again on real digits, in un
 	$(BIN)/tnn-attack $(DEMO)
 	$(BIN)/tnn-compress $(DEMO) --rank 4 --finetune 5 --overwrite --out $(DEMO)-rank4
 	$(BIN)/tnn-attack $(DEMO)-rank4
+
+sweep-demo: $(STAMP) ## Robustness against tubal rank on real digits, in under two minutes
+	$(BIN)/tnn-train --dataset digits --width 32 --epochs 30 --batch-size 32 --eps 0.1 --overwrite --out $(DEMO)
+	$(BIN)/tnn-compress $(DEMO) --sweep 1,2,4,8 --whiten --finetune 3 --attack pgd --steps 20 --n 500 \
+		--parent pruned --figure $(DEMO)-sweep/sweep.png --csv $(DEMO)-sweep/sweep.csv --overwrite --out $(DEMO)-sweep
+
+bench-compression: $(STAMP) ## Compression's numbers, for RUNS="dense networks of several seeds"
+	$(BIN)/python scripts/compression_bench.py $(RUNS)
 
 test: $(STAMP) ## Run the tests (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2
@@ -58,4 +67,4 @@ validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point 
 check: test lint demo ## All that CI runs
 
 clean: ## Remove the environment and the demo's runs
-	rm -rf $(VENV) $(DEMO) $(DEMO)-rank4
+	rm -rf $(VENV) $(DEMO) $(DEMO)-rank4 $(DEMO)-sweep
