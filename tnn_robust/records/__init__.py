@@ -14,6 +14,7 @@ from tnn_robust.records.bound import (
 )
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
+from tnn_robust.records.reproduce import CellRecord, Finding, PointRecord, Verdict
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "BoundForm",
     "BoundReport",
     "BoundRow",
+    "CellRecord",
     "Certificate",
     "Check",
     "CompressionReport",
@@ -31,6 +33,7 @@ __all__ = [
     "CutRecord",
     "EpochRecord",
     "EpsCurve",
+    "Finding",
     "Gap",
     "ImplicitRecord",
     "Interval",
@@ -40,5 +43,7 @@ __all__ = [
     "ModelSummary",
     "PartResult",
     "Premise",
+    "PointRecord",
     "StackedEpoch",
+    "Verdict",
 ]
