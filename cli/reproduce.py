@@ -48,7 +48,7 @@ def main(out: Path, **given: Any) -> None:
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.experiments.verdicts import verdicts
+    from tnn_robust.experiments.verdicts import ratios, verdicts
     from tnn_robust.records import CellRecord
     from tnn_robust.reporting.reproduction import (
         deliver,
@@ -72,10 +72,10 @@ def main(out: Path, **given: Any) -> None:
         click.echo(f"Interrupted. {out} holds what is finished; go on with --resume.", err=True)
         raise SystemExit(shared.INTERRUPTED) from None
     records = read_records(out)
-    found = verdicts(records)
-    deliver(out, records, found)
+    found, compared = verdicts(records), ratios(records)
+    deliver(out, records, found, compared)
     _render.show_tables([result_table(records)])
-    _render.show_lines([*verdict_lines(found), f"Saved in {out}."])
+    _render.show_lines([*verdict_lines(found, compared), f"Saved in {out}."])
 
 
 def _request(out: Path, given: dict[str, Any]) -> Any:

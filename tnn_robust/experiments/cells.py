@@ -52,7 +52,7 @@ def cell_run(
             continue
         for progress in work.train(point):
             yield CellProgress(cell.key, progress, cell.epochs)
-        work.points.append(PointRecord(point, work.measure(last=point == cell.epochs)))
+        work.points.append(PointRecord(point, work.measure(ends=point in (0, cell.epochs))))
         if state is not None and point < cell.epochs:
             work.save(state, before + time.perf_counter() - started)
     yield work.record(before + time.perf_counter() - started)
@@ -151,8 +151,16 @@ class _Work:
     def _stop_diverged(self, epoch: int) -> None:
         """Name networks of the published form with a weight that is not finite; set them to 0."""
         parameters = list(self.model.parameters())
-        finite = torch.stack([torch.isfinite(p.flatten(1)).all(1) if p.ndim > 1 else
-                              torch.isfinite(p) for p in parameters]).all(0).tolist()
+        finite = (
+            torch.stack(
+                [
+                    torch.isfinite(p.flatten(1)).all(1) if p.ndim > 1 else torch.isfinite(p)
+                    for p in parameters
+                ]
+            )
+            .all(0)
+            .tolist()
+        )
         for i, seed in enumerate(self.cell.seeds):
             if not finite[i]:
                 self.failures.setdefault(seed, f"weights were not finite in epoch {epoch}")
@@ -160,13 +168,13 @@ class _Work:
                 for parameter in parameters:
                     parameter[i] = 0.0
 
-    def measure(self, *, last: bool) -> dict[str, Any]:
-        """The columns of a point; networks that stopped are in them until `record`."""
+    def measure(self, *, ends: bool) -> dict[str, Any]:
+        """The columns of a point, with PGD at both ends; networks that stopped are still there."""
         cell, loss = self.cell, loss_of(self.cell.departures)
         eps = parse_eps(cell.eps)[0].value
         climbs = margin_loss if "float32-sigmoid-bce" not in cell.departures else loss
         attacks = [Attack("fgsm", eps, 1, climbs)]
-        if last and cell.pgd_steps:
+        if ends and cell.pgd_steps:
             attacks.append(Attack("pgd", eps, cell.pgd_steps))
         parts = {"train": self.train_part, "test": self.test_part}
         if "no-test-evaluation" in cell.departures and cell.experiment != "a1":

@@ -189,5 +189,3 @@ def _six(value: Any) -> Any:
     if isinstance(value, list):
         return [_six(entry) for entry in value]
     return float(f"{value:.6g}") if math.isfinite(value) else None
-
-

@@ -140,9 +140,7 @@ class Plan:
         found = []
         for width in widths:
             for nuclear in weights:
-                arm = f"D = {width}"
-                if self.experiment == "a3":
-                    arm += f", {'with' if nuclear else 'without'} regulariser"
+                arm = f"D = {width}{' + nuclear' if nuclear else ''}"
                 cell = self._cell(arm, _EPOCHS[self.scale][1])
                 found.append(replace(cell, width=width, nuclear=nuclear))
         return found

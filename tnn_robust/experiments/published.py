@@ -62,7 +62,9 @@ class PublishedTNN(nn.Module):
         for layer in stack.t_layers:
             for faces in layer.stacks:
                 own = faces.detach().unflatten(0, (c, self.count)).permute(1, 2, 3, 0)
-                self.factors.append(nn.Parameter(own @ orthogonal if self.original else own.clone()))
+                self.factors.append(
+                    nn.Parameter(own @ orthogonal if self.original else own.clone())
+                )
         self.head = nn.Parameter(stack.head.detach().reshape(self.count, -1).clone())
         biased = "head-bias" in departures
         self.bias = nn.Parameter(torch.zeros(self.count)) if biased else None

@@ -22,31 +22,16 @@ _Gaps = dict[str, dict[int, dict[int, float]]]  # arm -> N -> seed -> AGP
 def verdicts(records: Sequence[CellRecord]) -> list[Verdict]:
     """Those claims the records speak of: 1, 2 and 6 of A.1, 3 and 4 of A.2, 5 of A.3."""
     by_name = {name: [r for r in records if r.cell["experiment"] == name] for name in _CLAIMS}
-    return [
-        claim(found) for name, found in by_name.items() if found for claim in _CLAIMS[name]
-    ]
+    return [claim(found) for name, found in by_name.items() if found for claim in _CLAIMS[name]]
 
 
 def gaps(records: Iterable[CellRecord]) -> _Gaps:
     """AGP (test minus train risk) by arm, N and seed, under the stronger attack measured."""
     found: _Gaps = {}
     for record in records:
-        values = dict(zip(record.seeds, agp(record), strict=True))
+        values = dict(zip(record.seeds, record.agp, strict=True))
         found.setdefault(record.cell["arm"], {})[record.cell["n"]] = values
     return found
-
-
-def attack_of(record: CellRecord) -> str:
-    """The attack gaps are judged by: PGD where it was run."""
-    return "pgd" if "train_pgd_risk" in record.last else "fgsm"
-
-
-def agp(record: CellRecord) -> list[float]:
-    """Adversarial generalization gap of each network, in nats."""
-    attack = attack_of(record)
-    moving = "moving-train-risk" in record.cell["departures"]
-    train = record.last["moving_train_risk" if moving else f"train_{attack}_risk"]
-    return [b - a for a, b in zip(train, record.last[f"test_{attack}_risk"], strict=True)]
 
 
 def interval(values: Sequence[float]) -> Interval | None:
@@ -76,7 +61,7 @@ def _finding(what: str, values: Sequence[float], base: float, sign: int) -> Find
 
 def _together(findings: Sequence[Finding]) -> str:
     """Supported where all findings are, not supported where one is not."""
-    found = {finding.verdict for finding in findings}
+    found = {finding.verdict for finding in findings} - {""}
     if not found or found == {SUPPORTED}:
         return SUPPORTED if found else OPEN
     return NOT if NOT in found else OPEN
@@ -107,11 +92,11 @@ def _claim_1(records: Sequence[CellRecord]) -> Verdict:
             findings.append(Finding(f"{arm}: fewer than 3 sizes N", len(sizes), None, OPEN))
             continue
         level, slope, share = fit_root_n(sizes)
-        found = _finding(f"{arm}: b of AGP = a + b / sqrt(N)", slope, np.mean(level), 1)
+        found = _finding(f"{arm}: b of AGP = a + b / sqrt(N)", slope, float(np.mean(level)), 1)
         fits = SUPPORTED if share >= R_SQUARED else NOT if share < 0.5 else OPEN
         findings += [found, Finding(f"{arm}: R^2 of that fit", share, None, fits)]
         findings.append(
-            Finding(f"{arm}: a, the gap as N grows", np.mean(level), interval(level), SUPPORTED)
+            Finding(f"{arm}: a, the gap as N grows", float(np.mean(level)), interval(level), "")
         )
     rule = (
         f"per arm, a fit for each seed: b above 0 by its interval, and R^2 of the seeds' mean at "
@@ -153,9 +138,10 @@ def _claim_2(records: Sequence[CellRecord]) -> Verdict:
 
 def ratios(records: Sequence[CellRecord]) -> list[Finding]:
     """AGP of each rank over that of the largest one, and the ratio bound (12) predicts."""
-    found, arms = gaps(records), _factorised(records)
+    arms = _factorised(records)
     if len(arms) < 2:
         return []
+    found = gaps(records)
     *lower, top = arms
     findings = []
     for arm in lower:
@@ -205,11 +191,11 @@ def _claim_3(records: Sequence[CellRecord]) -> Verdict:
 def _claim_4(records: Sequence[CellRecord]) -> Verdict:
     findings = []
     for record in records:
-        attack = attack_of(record)
+        attack = record.attack
         risks, arm = record.last[f"train_{attack}_risk"], record.cell["arm"]
         found = interval(risks)
         high = found[1] if found else max(risks)
-        before = float(np.mean(record.points[0].columns["train_fgsm_risk"]))
+        before = float(np.mean(record.points[0].columns[f"train_{attack}_risk"]))
         gone = SUPPORTED if high < VANISHED else NOT if np.mean(risks) >= before else OPEN
         what = f"{arm}: adversarial training risk ({attack}), {before:.3g} at first"
         findings.append(Finding(what, float(np.mean(risks)), found, gone))

@@ -41,6 +41,21 @@ class CellRecord:
         """The columns at the end of training."""
         return self.points[-1].columns
 
+    @property
+    def attack(self) -> str:
+        """The attack the cell is judged by: PGD where it was run, else FGSM."""
+        return "pgd" if "train_pgd_risk" in self.last else "fgsm"
+
+    @property
+    def agp(self) -> list[float]:
+        """Adversarial generalization gap of each network in nats, test minus train.
+
+        Of final weights, unless the cell was run with `moving-train-risk`.
+        """
+        moving = "moving-train-risk" in self.cell["departures"]
+        train = self.last["moving_train_risk" if moving else f"train_{self.attack}_risk"]
+        return [b - a for a, b in zip(train, self.last[f"test_{self.attack}_risk"], strict=True)]
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

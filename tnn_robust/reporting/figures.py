@@ -1,6 +1,7 @@
 """An eps curve as a figure file, as a text chart for the terminal, and as a table."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,23 @@ def curve_figure(curve: EpsCurve, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in FORMATS:
         raise InputError(f"a figure needs a name ending in {' or '.join(FORMATS)}, got {path.name}")
+    save_figure(path, lambda figure: _draw(figure, curve), (9.5, 5.2), dpi=160)
+
+
+def save_figure(
+    path: Path, draw: Callable[[Any], None], size: tuple[float, float], *, dpi: int
+) -> None:
+    """What `draw` puts on a figure of `size` inches, in a .png or .svg file, whole or not."""
     # Here: half a second that only a figure needs. Never pyplot, whose figures are global.
     import matplotlib
     from matplotlib.figure import Figure
 
-    content = io.BytesIO()
+    content, kind = io.BytesIO(), path.suffix.lower()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 5.2), layout="constrained")
-        _draw(figure, curve)
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
         unstamped: dict[str, Any] = {"Date": None} if kind == ".svg" else {}
-        figure.savefig(content, format=kind[1:], dpi=160, metadata=unstamped)
+        figure.savefig(content, format=kind[1:], dpi=dpi, metadata=unstamped)
     write_bytes(path, content.getvalue())
 
 

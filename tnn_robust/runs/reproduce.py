@@ -47,9 +47,7 @@ class ReproduceRequest:
     @property
     def data(self) -> DataSpec:
         spec = self.plan.data
-        return DataSpec(
-            spec.dataset, self.data_dir, classes=spec.classes, download=self.download
-        )
+        return DataSpec(spec.dataset, self.data_dir, classes=spec.classes, download=self.download)
 
 
 class Standing(NamedTuple):
