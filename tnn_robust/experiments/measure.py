@@ -85,8 +85,9 @@ def _outcomes(
             start_at_x=one_step,
             skip_blocked=not one_step,
         )
-        kept = {"ball": ball, "eps": attack.eps, "name": attack.name}
-        radius = verify(x, found.x, indices=streams.indices, **kept)
+        radius = verify(
+            x, found.x, ball=ball, eps=attack.eps, name=attack.name, indices=streams.indices
+        )
         return measure(model, x, found.x, y, radius, found.vanished, loss=loss)
 
 

@@ -122,10 +122,10 @@ class PublishedTNN(nn.Module):
             norms = original_norms(faces, self.leave)
             shrink = (bound / norms.clamp_min(1e-30)).clamp_max(1.0) ** (1 / length)
             for factor in self.factors[i : i + length]:
-                factor *= shrink[:, None, None, None]
+                factor.mul_(shrink[:, None, None, None])
             i += length
         norms = torch.linalg.vector_norm(self.head, dim=1)
-        self.head *= (bound / norms.clamp_min(1e-30)).clamp_max(1.0)[:, None]
+        self.head.mul_((bound / norms.clamp_min(1e-30)).clamp_max(1.0)[:, None])
 
 
 def original_norms(faces: Tensor, leave: Tensor) -> Tensor:

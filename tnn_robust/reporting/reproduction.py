@@ -39,7 +39,7 @@ def summaries(records: Sequence[CellRecord]) -> list[Summary]:
             for attack in ("fgsm", "pgd"):
                 ends = [columns.get(f"{part}_{attack}_risk") for part in ("train", "test")]
                 if None not in ends:
-                    gaps = [b - a for a, b in zip(*ends, strict=True)]  # type: ignore[arg-type]
+                    gaps = [b - a for a, b in zip(*ends, strict=True)]
                     _add(row, f"agp_{attack}", gaps)
             if record.cell["experiment"] == "a1":  # what the verdicts rest on
                 _add(row, "agp", record.agp)
@@ -183,9 +183,9 @@ def _verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) ->
         text += f"## Claim {verdict.claim}: {verdict.text}: **{verdict.verdict}**\n\n"
         text += markdown(table) + "\n"
     if ratios:
-        rows = [(f.what, *_value(f)) for f in ratios]
+        compared = [(f.what, *_value(f)) for f in ratios]
         text += "## Ratio of AGP between ranks\n\n"
-        text += markdown(Table("Sums over N, per seed", ("ratio", "value", "95 %"), rows))
+        text += markdown(Table("Sums over N, per seed", ("ratio", "value", "95 %"), compared))
     return text
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from tnn_robust.runs.common import claim_directory, resolve_device
 
 RECORDS = "records.jsonl"
 _KIND = "tnn-robust.reproduction"
+_Run = Generator[CellProgress | CellRecord, None, None]
 _POLL = 0.5  # seconds between looks at the processes
 
 
@@ -180,7 +181,7 @@ class _Counted:
         return Standing(key, share, whole, len(self._done))
 
 
-def _here(tasks: list[Task], dataset: Dataset) -> Iterator[CellProgress | CellRecord]:
+def _here(tasks: list[Task], dataset: Dataset) -> _Run:
     for task in tasks:
         yield from cell_run(task.cell, dataset, state=task.state, device=task.device)
 
@@ -212,7 +213,7 @@ def _work(task: Task) -> CellRecord:
     return record
 
 
-def _in_processes(tasks: list[Task], jobs: int) -> Iterator[CellProgress | CellRecord]:
+def _in_processes(tasks: list[Task], jobs: int) -> _Run:
     """Every task in one of `jobs` fresh processes; all of them end when this is closed."""
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
