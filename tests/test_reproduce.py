@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,3 +316,22 @@ def test_make_optimizer_takes_the_published_network() -> None:
     rates = type("R", (), {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0})()
     groups = make_optimizer(model, rates).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_process_and_resume_finishes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["a1", "--scale", "smoke", "--dataset", "digits", "--jobs", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "tnn_robust_cli.reproduce", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()  # a cell is done
+        assert first.startswith("1/9"), first
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "--resume" in rest and "Traceback" not in rest
+    before = {json.dumps(record.to_json()) for record in read_records(out)}
+    assert 1 <= len(before) < 9
+    succeeded(run_cli("reproduce", *options[:-4], "--out", out, "--resume"))
+    after = {json.dumps(record.to_json()) for record in read_records(out)}
+    assert before < after and len(after) == 9  # to the second: not trained again

@@ -23,7 +23,7 @@ from tnn_robust.theory.bounds import (
 )
 from tnn_robust.training.loop import Examples
 
-_ROWS = 4096  # rows of all networks attacked together
+_ROWS = 800  # rows of all networks attacked together: more leave the cache
 
 
 class Attack(NamedTuple):
