@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
-from tnn_robust_cli import attack, bound, compress, train
+from tnn_robust_cli import attack, bound, compress, reproduce, train
 
 from tnn_robust import choices
 
@@ -16,8 +16,9 @@ COMMANDS = {
     "tnn-attack": attack.main,
     "tnn-compress": compress.main,
     "tnn-bound": bound.main,
+    "tnn-reproduce": reproduce.main,
 }
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def commands_of(path: Path) -> list[list[str]]:

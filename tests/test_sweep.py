@@ -101,7 +101,7 @@ def test_the_verdict_is_the_worse_of_both_attacks_on_each_example(swept, digits_
         assert getattr(row.transfer, part).correct == int(right["original"].sum())
         verdict = getattr(row.summary.worst_case, part).correct
         assert verdict == int((right["row"] & right["original"]).sum())
-        assert getattr(row.adaptive, part).clean_correct == int(unharmed.sum())
+        assert getattr(row.adaptive, part).clean_correct == int(stands.sum())
     assert report.rows[0].transfer is None
 
 

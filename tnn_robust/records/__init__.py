@@ -23,6 +23,7 @@ from tnn_robust.records.bound import (
 from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
+from tnn_robust.records.reproduce import CellRecord, Finding, PointRecord, Verdict
 from tnn_robust.records.sweep import SweepReport, SweepRow, WeightFacts
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
 from tnn_robust.records.trajectory import FlowRecord, Residuals, TrajectoryRecord
@@ -35,6 +36,7 @@ __all__ = [
     "BoundForm",
     "BoundReport",
     "BoundRow",
+    "CellRecord",
     "Certificate",
     "Check",
     "ComparisonReport",
@@ -44,6 +46,7 @@ __all__ = [
     "CutRecord",
     "EpochRecord",
     "EpsCurve",
+    "Finding",
     "FlowRecord",
     "Gap",
     "ImplicitRecord",
@@ -54,6 +57,7 @@ __all__ = [
     "ModelSummary",
     "OverSeeds",
     "PartResult",
+    "PointRecord",
     "Premise",
     "Residuals",
     "Spread",
@@ -61,5 +65,6 @@ __all__ = [
     "SweepReport",
     "SweepRow",
     "TrajectoryRecord",
+    "Verdict",
     "WeightFacts",
 ]

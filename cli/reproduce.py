@@ -1,0 +1,93 @@
+"""tnn-reproduce: the paper's experiments, as published and corrected."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from tnn_robust_cli import _options as shared
+
+from tnn_robust.errors import InputError
+from tnn_robust.experiments.departures import DEPARTURES
+from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
+
+
+@shared.command("tnn-reproduce")
+@click.argument("experiment", metavar="|".join(EXPERIMENTS))
+@click.option("--corrected", is_flag=True, help="The paper's text done right; the default.")
+@click.option("--as-published", "published", is_flag=True, help="All departures of the demo.")
+@click.option(
+    "--with",
+    "departures",
+    multiple=True,
+    metavar="DEPARTURE",
+    help=f"One of them alone, repeatable: {', '.join(DEPARTURES)}.",
+)
+@click.option("--scale", default="full", help=f"{', '.join(SCALES)}.")
+@click.option("--dataset", default="mnist", help="mnist or digits, classes 3 and 7.")
+@click.option("--seeds", type=click.IntRange(min=1), help="How many.  [default: by scale]")
+@click.option("--ranks", type=shared.WHOLE_NUMBERS, help="Of a1; 0 for unfactorised layers.")
+@click.option("--sizes", type=shared.WHOLE_NUMBERS, help="Of a1: numbers of examples N.")
+@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2 and a3: D.")
+@click.option("--epochs", type=click.IntRange(min=1), help="[default: by scale]")
+@click.option("--lr", type=float, help="[default: that of the paper]")
+@click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Processes.")
+@shared.device
+@shared.data_place
+@click.option("--out", type=shared.OUT, required=True, help="Directory of what is found.")
+@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
+def main(out: Path, **given: Any) -> None:
+    """Rerun an experiment of arXiv 2303.00196: a1 gap against rank and N, a2 implicit bias,
+    a3 the explicit regulariser.
+
+    Writes records.jsonl (a line a cell), table.md, table.csv, figures and verdicts.json,
+    and ends with a verdict per claim of the paper, computed from the records.
+    """
+    request = _request(out, given)
+
+    from tnn_robust_cli import _render
+
+    from tnn_robust.experiments.verdicts import ratios, verdicts
+    from tnn_robust.records import CellRecord
+    from tnn_robust.reporting.reproduction import (
+        deliver,
+        result_table,
+        verdict_lines,
+    )
+    from tnn_robust.runs.reproduce import read_records, reproduce_run
+
+    try:
+        with _render.progress_bar() as bar:
+            for record in reproduce_run(request):
+                if isinstance(record, CellRecord):
+                    last = record
+                else:
+                    text = f"{record.finished}/{record.cells} cells  {record.key}"
+                    bar.update(text, round(1000 * record.share), 1000)
+                    if record.finished_now:
+                        line = f"{text} done, {last.seconds:.1f} s"
+                        bar.log(line, record.finished, record.cells)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. {out} holds what is finished; go on with --resume.", err=True)
+        raise SystemExit(shared.INTERRUPTED) from None
+    records = read_records(out)
+    found, compared = verdicts(records), ratios(records)
+    deliver(out, records, found, compared)
+    _render.show_tables([result_table(records)])
+    _render.show_lines([*verdict_lines(found, compared), f"Saved in {out}."])
+
+
+def _request(out: Path, given: dict[str, Any]) -> Any:
+    corrected, published = given.pop("corrected"), given["published"]
+    if corrected and (published or given["departures"]):
+        raise InputError("--corrected excludes --as-published and --with")
+    plan = Plan(**{name: given.pop(name) for name in Plan.__dataclass_fields__})
+
+    from tnn_robust.runs.reproduce import ReproduceRequest
+
+    return ReproduceRequest(plan=plan, out=out, **given)
+
+
+if __name__ == "__main__":
+    main()

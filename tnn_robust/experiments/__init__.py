@@ -1,0 +1,1 @@
+"""The paper's experiments: what is trained, measured and concluded."""
