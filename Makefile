@@ -7,8 +7,7 @@ DEMO := runs/demo
 TEN_CLASSES := --dataset mnist --n-train 10000 --width 28 --attack pgd --steps 7 --epochs 6 \
 	--batch-size 100 --seed 0
 
-.PHONY: help setup demo sweep-demo test test-slow lint bench bench-peers bench-compression \
-	validate-suite check clean
+.PHONY: help setup demo sweep-demo test test-slow lint bench bench-peers bench-compression validate-suite check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets

@@ -119,7 +119,7 @@ def test_lemma_13_the_perturbations_are_those_of_scaled_weights(attack):
         assert torch.allclose(other, found[0], atol=1e-12)
 
 
-@pytest.mark.parametrize("ode", (None, "dopri5"))
+@pytest.mark.parametrize("ode", (None, pytest.param("dopri5", marks=pytest.mark.slow)))
 @pytest.mark.parametrize("attack", ("l2-fgm", "fgsm"))
 def test_it_passes_a_risk_of_1e_217(attack, ode):
     model, (x, y) = network(), separable()
@@ -197,7 +197,7 @@ def request(out, **changed):
     return replace(asked, **changed)
 
 
-@pytest.mark.parametrize("ode", (None, "dopri5"))
+@pytest.mark.parametrize("ode", (None, pytest.param("dopri5", marks=pytest.mark.slow)))
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, ode):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     list(flow_run(request(whole, ode=ode)))

@@ -18,7 +18,7 @@ from tnn_robust.runs import attack as attack_module
 from tnn_robust.runs import blocks
 from tnn_robust.runs.journal import FILE_NAME
 
-OPTIONS = ("--suite", "quick", "--eps", "0.03", "--n", "60", "--batch-size", "7", "--no-checks")
+OPTIONS = ("--suite", "quick", "--eps", "0.03", "--n", "30", "--batch-size", "7", "--no-checks")
 # Blocks of 8, so that there are enough of them to die between.
 SMALL = "from tnn_robust.runs import blocks; blocks._LARGEST = {'cpu': 8}; "
 
@@ -85,18 +85,18 @@ def whole(digits_run, tmp_path) -> tuple[Path, Path]:
 
 
 def test_killed_twice_and_resumed_it_gives_the_same_report(whole, tmp_path) -> None:
-    check_resumed(*whole, (4, 21), tmp_path)
+    check_resumed(*whole, (4, 12), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_killed_at_any_moment(whole, tmp_path, seed) -> None:
-    check_resumed(*whole, (2 + (seed * 37) % 60,), tmp_path)
+    check_resumed(*whole, (2 + (seed * 37) % 14,), tmp_path)
 
 
 def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> None:
     run, path = whole
-    kill_after(run, 12)
+    kill_after(run, 10)
     journal = run / FILE_NAME
     intact = journal.read_bytes()
     journal.write_bytes(intact[:-9])
@@ -122,7 +122,7 @@ def test_a_record_of_another_run_is_refused_naming_the_difference(
 
     for option, value, difference in (
         ("--seed", 1, "seed.0 was 0, is 1"),
-        ("--n", 50, "n was 60, is 50"),
+        ("--n", 20, "n was 30, is 20"),
         ("--eps", "0.1", "attacks.0.eps was 0.03, is 0.1"),
         ("--suite", "standard", "attacks.0.steps was 20, is 100"),
     ):

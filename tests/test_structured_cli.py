@@ -60,6 +60,7 @@ def test_the_tubal_nuclear_norm_of_every_point_is_at_most_eps(run, name, tmp_pat
 )
 def test_only_the_named_channels_move(run, norm, eps, name, tmp_path):
     options = ("--attack", name, "--norm", norm, "--eps", eps)
+    options += ("--steps", 6) if name == "fw" else ()
     whole, part = tmp_path / "whole", tmp_path / "part"
     whole.mkdir(), part.mkdir()
     found = Attacked(run, part, *options, "--channels", "2:5")
@@ -76,6 +77,7 @@ def test_only_the_named_channels_move(run, norm, eps, name, tmp_path):
 @pytest.mark.parametrize(("norm", "eps", "name"), (("l2", 1, "pgd"), ("linf", 0.2, "fw")))
 def test_only_the_named_faces_move(run, norm, eps, name, tmp_path):
     options = ("--attack", name, "--norm", norm, "--eps", eps)
+    options += ("--steps", 6) if name == "fw" else ()
     whole, part = tmp_path / "whole", tmp_path / "part"
     whole.mkdir(), part.mkdir()
     found = Attacked(run, part, *options, "--faces", "0:2")
@@ -95,8 +97,10 @@ def test_frank_wolfe_leaves_nothing_that_pgd_breaks(digits_run, tmp_path):
     assert found.report["attacks"][1]["settings"]["step_size"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_checks_attack_in_the_same_ball(digits_run, tmp_path):
     options = ("--eps", 0.5, "--norm", "l2", "--steps", 3, "--faces", "0:2", "--checks")
+    options = (*options, "--n", 10)
     assert Attacked(digits_run, tmp_path, "--attack", "pgd", *options).report["checks"]
 
 

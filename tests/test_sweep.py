@@ -184,7 +184,7 @@ def test_a_resumed_sweep_refuses_other_settings_and_altered_rows(digits_run, tmp
     again = run_cli("compress", digits_run, "--sweep", "1,3", *options, "--resume")
     refused(again, "sizes.1 was ranks 2, is ranks 3")
     again = run_cli("compress", digits_run, "--sweep", "1,2", *options, "--resume", "--finetune", 1)
-    refused(again, "repair.epochs was 0, is 1", "'epochs': 1")
+    refused(again, "repair.epochs was 0, is 1")
     refused(run_cli("compress", digits_run, "--sweep", "1,2", *options), "exists", "--overwrite")
     log = out / "sweep.jsonl"
     log.write_text(log.read_text().replace('"correct": ', '"correct": 1', 1))
