@@ -18,6 +18,7 @@ from tnn_robust.compression.select import (
     budget_ranks,
     energy_ranks,
     global_energy_ranks,
+    penalty_ranks,
     tolerance_ranks,
 )
 from tnn_robust.compression.spectrum import Spectrum, full_ranks, spectra_of
@@ -223,6 +224,33 @@ def test_energy_by_face_takes_the_fewest_components_of_each_layer(transform, c, 
         )
         fits = [sum(ranks) for ranks in every if whole - kept[ranks] <= 0.49 * (1 + 1e-12)]
         assert int(tail.sum()) == max(1, min(fits))
+
+
+@pytest.mark.parametrize(("transform", "c"), [("dct", 3), ("dft", 4)])
+@pytest.mark.parametrize("price", (1e-4, 3e-3, 1e-2, 0.1, 10.0))
+def test_no_multi_rank_has_a_lower_price_and_loss_together(transform, c, price):
+    """The C-step of learning-compression, against all multi-ranks."""
+    model = tiny(transform, c)
+    spectra = spectra_of(model)
+    costs = parameter_costs(model, spectra)
+    whole = sum(float(one.gains.sum()) for one in spectra)
+
+    def objective(ranks):
+        # The separable form charges factors also where dense faces would be fewer.
+        paid = sum(
+            cost.component * int(multi.sum())
+            for cost, multi in zip(costs.layers, ranks, strict=True)
+        )
+        kept = sum(
+            float(one.gains[k, :r].sum())
+            for one, multi in zip(spectra, ranks, strict=True)
+            for k, r in enumerate(multi.tolist())
+        )
+        return price * paid + whole - kept
+
+    found = penalty_ranks(spectra, costs, price)
+    best = min(objective(ranks) for ranks in all_ranks(spectra, "face"))
+    assert objective(found) == pytest.approx(best, rel=1e-9)
 
 
 @pytest.mark.parametrize("granularity", ("face", "layer"))
