@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,3 +127,20 @@ def progress_bar() -> Iterator[Bar]:
     )
     with Progress(*columns, console=err, transient=True) as progress:
         yield Bar(progress)
+
+
+def follow(records: Iterable[Any], see: Callable[[Any], None] | None = None) -> Any:
+    """Run a command's records under a progress bar; the last of them. see: takes results."""
+    from tnn_robust.runs.attack import AttackProgress
+    from tnn_robust.runs.repair import Training
+
+    last = None
+    with progress_bar() as bar:
+        for last in records:
+            if isinstance(last, AttackProgress):
+                bar.update(f"{last.attack}, {last.part}", last.done, last.total)
+            elif isinstance(last, Training):
+                bar.update(last.text, last.done, last.total)
+            elif see is not None:
+                see(last)
+    return last

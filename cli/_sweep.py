@@ -28,10 +28,8 @@ def run_sweep(
     from tnn_robust_cli import _render
 
     from tnn_robust.files import require_writable
-    from tnn_robust.records import SweepReport
     from tnn_robust.reporting.figures import require_figure
     from tnn_robust.reporting.sweep import sweep_figure, sweep_notes, sweep_tables, write_csv
-    from tnn_robust.runs.repair import Training
     from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
 
     request = SweepRequest(base, make_sizes(text, **asked), parent or (), resume)
@@ -40,16 +38,7 @@ def run_sweep(
     for path in files:
         if path is not None:
             require_writable(path)
-    report: SweepReport | None = None
-    with _render.progress_bar() as bar:
-        for record in sweep_run(request):
-            if isinstance(record, SweepReport):
-                report = record
-            elif isinstance(record, Training):
-                bar.update(record.text, record.done, record.total)
-            else:
-                bar.update(f"{record.attack}, {record.part}", record.done, record.total)
-    assert report is not None
+    report = _render.follow(sweep_run(request))
     if files.csv is not None:
         write_csv(report, files.csv)
     if files.figure is not None:

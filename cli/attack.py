@@ -107,7 +107,7 @@ def _report(request: Any, save_adv: Path | None) -> dict[str, Any]:
     from tnn_robust.runs.attack import AttackFinished, attack_run
     from tnn_robust.runs.verify import save_points
 
-    finished = _last(attack_run(request))
+    finished = _render.follow(attack_run(request))
     assert isinstance(finished, AttackFinished)
     _render.show_tables(attack_tables(finished.report))
     _render.show_lines(attack_notes(finished.report))
@@ -122,7 +122,7 @@ def _compare(requests: list[Any]) -> dict[str, Any]:
     from tnn_robust.reporting.comparison import comparison_notes, comparison_table
     from tnn_robust.runs.compare import compare_run
 
-    found = _last(compare_run(requests))
+    found = _render.follow(compare_run(requests))
     _render.show_tables([comparison_table(found)])
     _render.show_lines(comparison_notes(found))
     return found.to_json()
@@ -135,7 +135,7 @@ def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
     from tnn_robust.reporting.tables import network_notes
     from tnn_robust.runs.curve import curve_run
 
-    found = _last(curve_run(request))
+    found = _render.follow(curve_run(request))
     _render.show_tables([curve_table(found)])
     _render.show_chart(curve_lines(found))
     _render.show_lines(["", *network_notes(found.model), f"The curve: {found.verdict}."])
@@ -147,31 +147,14 @@ def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
 def _minimal(request: Any) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
-    from tnn_robust.records import MinimalReport
     from tnn_robust.reporting.tables import minimal_table
     from tnn_robust.runs.curve import minimal_run
 
     parts: list[Any] = []
-    _last(minimal_run(request), lambda r: parts.append(r) if isinstance(r, MinimalReport) else None)
+    _render.follow(minimal_run(request), parts.append)
     _render.show_tables([minimal_table(parts)])
     _render.show_lines(["An eps found is an upper bound of the smallest one."])
     return {"kind": "minimal-report", "parts": [part.to_json() for part in parts]}
-
-
-def _last(records: Any, see: Any = None) -> Any:
-    """Run a generator of records under a progress bar; its last record."""
-    from tnn_robust_cli import _render
-
-    from tnn_robust.runs.attack import AttackProgress
-
-    last = None
-    with _render.progress_bar() as bar:
-        for last in records:
-            if isinstance(last, AttackProgress):
-                bar.update(f"{last.attack}, {last.part}", last.done, last.total)
-            elif see is not None:
-                see(last)
-    return last
 
 
 def _verify(path: Path, who: dict[str, Any], json_file: Path | None, given: dict[str, Any]) -> None:

@@ -41,20 +41,12 @@ def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given:
     from tnn_robust_cli import _render
 
     from tnn_robust.files import require_writable
-    from tnn_robust.records import BoundReport
     from tnn_robust.reporting.bounds import bound_notes, bound_tables
     from tnn_robust.runs.bound import BoundRequest, bound_run
 
     if json_file is not None:
         require_writable(json_file)
-    report: BoundReport | None = None
-    with _render.progress_bar() as bar:
-        for record in bound_run(BoundRequest(choice=choice, **given)):
-            if isinstance(record, BoundReport):
-                report = record
-            else:
-                bar.update(f"{record.attack}, {record.part}", record.done, record.total)
-    assert report is not None
+    report = _render.follow(bound_run(BoundRequest(choice=choice, **given)))
     _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
 
 

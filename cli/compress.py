@@ -93,10 +93,9 @@ def main(
     from tnn_robust.compression.rules import make_rule
     from tnn_robust.errors import InputError
     from tnn_robust.files import require_writable
-    from tnn_robust.records import CompressionReport
     from tnn_robust.reporting.compression import compression_tables
     from tnn_robust.runs.compress import CompressRequest, compress_run
-    from tnn_robust.runs.repair import RepairSettings, Training
+    from tnn_robust.runs.repair import RepairSettings
     from tnn_robust.training.learning_compression import LCSchedule
 
     repair = RepairSettings(epochs=epochs, lc=LCSchedule(**schedule), **training)
@@ -112,16 +111,7 @@ def main(
     request = CompressRequest(rule=rule, choice=choice, repair=repair, **given)
     if json_file is not None:
         require_writable(json_file)
-    report: CompressionReport | None = None
-    with _render.progress_bar() as bar:
-        for record in compress_run(request):
-            if isinstance(record, CompressionReport):
-                report = record
-            elif isinstance(record, Training):
-                bar.update(record.text, record.done, record.total)
-            else:
-                bar.update(f"{record.attack}, {record.part}", record.done, record.total)
-    assert report is not None
+    report = _render.follow(compress_run(request))
     lines = [report.note] if report.note else []
     lines.append(f"Saved in {request.out}.")
     _render.deliver(report.to_json(), json_file, compression_tables(report), lines)
