@@ -79,11 +79,11 @@ def test_points_are_verified_and_no_worse_than_clean(norm, support):
         "ball": make_ball(norm, TRANSFORM, **support),
         "streams": Streams(0, torch.arange(len(x))),
         "loss": margin_loss,
-        "steps": 4,
+        "steps": 3,
     }
     for eps in (0.0, 0.1, 5.0):
         one = frank_wolfe(model, x, y, eps=eps, **options).x
-        two = frank_wolfe(model, x, y, eps=eps, restarts=3, **options).x
+        two = frank_wolfe(model, x, y, eps=eps, restarts=2, **options).x
         verify(x, two, ball=options["ball"], eps=eps, name="", indices=y)
         values = [margin(model(z).detach(), y) for z in (two, one, x)]
         assert bool((values[0] <= values[1]).all()) and bool((values[1] <= values[2]).all())

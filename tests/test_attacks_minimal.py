@@ -24,7 +24,7 @@ from tnn_robust.records import MinimalReport
 from tnn_robust.runs.common import load_run_data
 
 D, C = 5, 4
-SCORES = (1, 2, 3, 10)
+SCORES = (1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3)), 10)
 each_number_of_scores = pytest.mark.parametrize("s", SCORES)
 
 

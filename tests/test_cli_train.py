@@ -182,6 +182,8 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_weights(tmp_path):
         [*module, "--out", str(run)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell's background jobs ignore interrupts, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -38,7 +38,13 @@ def report_of(run: Path, report: Path, *options: object) -> dict:
     return load_json(report)
 
 
-@pytest.mark.parametrize("name", SETS)
+# Readers have fast tests of their own: these are whole roads over them.
+LONG = ("fashion-mnist", "cifar10", "landsat")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in SETS]
+)
 def test_the_road(name, tmp_path, data_dir):
     options, shape, scores, chance = SETS[name]
     run, small, place = tmp_path / "run", tmp_path / "small", ("--data-dir", data_dir)
