@@ -120,7 +120,9 @@ def scaled(run: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("source", ("digits_run", "binary_run", "dft"))
+@pytest.mark.parametrize(
+    "source", ("digits_run", "binary_run", pytest.param("dft", marks=pytest.mark.slow))
+)
 def test_scaling_every_weight_changes_nothing_that_is_decided(source, request, tmp_path):
     """f(x; 10 W) = 10^(L+1) f(x; W): what a sign attack finds must not depend on the scale."""
     if source == "dft":

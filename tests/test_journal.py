@@ -110,9 +110,9 @@ def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> N
 
 
 def test_a_record_of_another_run_is_refused_naming_the_difference(
-    whole, tmp_path, monkeypatch
+    digits_run, tmp_path, monkeypatch
 ) -> None:
-    run, _ = whole
+    run = own(digits_run, tmp_path)
     kill_after(run, 5)
     before = (run / FILE_NAME).read_bytes()
 
@@ -137,8 +137,9 @@ def test_a_record_of_another_run_is_refused_naming_the_difference(
     assert (run / FILE_NAME).read_bytes() == before, "a refusal keeps the record"
 
 
-def test_nothing_to_resume_is_an_error(whole) -> None:
-    result = run_cli("attack", whole[0], *OPTIONS, "--resume")
+def test_nothing_to_resume_is_an_error(digits_run, tmp_path) -> None:
+    run = own(digits_run, tmp_path)
+    result = run_cli("attack", run, *OPTIONS, "--resume")
     assert result.exit_code == 2 and "nothing to resume" in result.stderr
-    result = run_cli("attack", whole[0], *OPTIONS, "--resume", "--save-adv", "x.safetensors")
+    result = run_cli("attack", run, *OPTIONS, "--resume", "--save-adv", "x.safetensors")
     assert result.exit_code == 2 and "--save-adv" in result.stderr

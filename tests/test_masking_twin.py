@@ -60,6 +60,7 @@ def test_the_twin_is_the_first_of_the_chain_and_of_the_digest_recorded(family, t
     assert twin_of(moved / "full") is None
 
 
+@pytest.mark.slow
 def test_a_report_says_whose_points_were_tried(family, tmp_path):
     def message():
         options = ("--checks", *FEW, "--json", tmp_path / "r.json")

@@ -38,7 +38,7 @@ class Attacked:
         return [row[part]["accuracy"] for part in PARTS]
 
 
-@pytest.fixture(params=("digits_run", "binary_run"))
+@pytest.fixture(params=("digits_run", pytest.param("binary_run", marks=pytest.mark.slow)))
 def run(request):
     return request.getfixturevalue(request.param)
 

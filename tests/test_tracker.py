@@ -209,6 +209,7 @@ def records():
     return [*found, replace(found[-1], step=90, smoothed_fell=True, rhs_16=None)]
 
 
+@pytest.mark.slow
 def test_the_trajectory_is_drawn(tmp_path):
     found = records()
     for name in ("a.png", "a.svg"):
