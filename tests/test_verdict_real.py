@@ -6,6 +6,7 @@ from conftest import run_cli
 from test_journal import OPTIONS, kill_after, report
 
 from tnn_robust.records import EpsCurve
+from tnn_robust.runs import blocks
 
 SMALL = ("--epochs", 3, "--width", 8, "--layers", 2, "--attack", "pgd", "--eps", "0.03")
 SETS = {
@@ -75,8 +76,9 @@ def test_structured_balls_break_more_as_they_grow(trained, tmp_path, ball):
 
 
 @pytest.mark.slow
-def test_a_killed_suite_goes_on(trained, tmp_path):
+def test_a_killed_suite_goes_on(trained, tmp_path, monkeypatch):
     run, place = trained
+    monkeypatch.setattr(blocks, "_LARGEST", {"cpu": 8})  # as in the process that is killed
     whole, again = tmp_path / "whole.json", tmp_path / "again.json"
     succeeded(run_cli("attack", run, *OPTIONS, *place, "--json", whole))
     kill_after(run, 6, *place)

@@ -203,6 +203,7 @@ def _journal(
         "suite": request.suite,
         "seed": list(request.seeds),
         "n": request.n,
+        "block": compute_block(subject.model, subject.device),
         "device": str(subject.device),
         "versions": versions(),
     }
