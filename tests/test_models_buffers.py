@@ -9,7 +9,13 @@ import torch
 from tnn_robust.models.buffers import BUFFERS, Buffers, Lent
 from tnn_robust.models.network import Architecture, new_model
 
+pytestmark = pytest.mark.usefixtures("small_too")
 RANKS = {"dense": (None, None), "low rank": (2, 1)}
+
+
+@pytest.fixture
+def small_too(monkeypatch):
+    monkeypatch.setattr("tnn_robust.models.buffers._LEAST_BYTES", 0)
 
 
 def network(transform, ranks, seed=0):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _MOST_BYTES = 2**27  # kept without use, a thread
+_LEAST_BYTES = 2**19  # below it the allocator is as good
 
 
 class Buffers(threading.local):
@@ -24,22 +25,24 @@ class Buffers(threading.local):
 
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """A contiguous tensor of that shape, with dtype and device of `like`, of any content."""
-        waiting = self._free.get((math.prod(shape), like.dtype))
-        if not waiting or like.device.type != "cpu":
-            return like.new_empty(shape)
-        found = waiting.pop()
-        self._bytes -= found.nbytes
-        return found.view(shape)
+        size = math.prod(shape)
+        if size * like.itemsize >= _LEAST_BYTES and like.device.type == "cpu":
+            waiting = self._free.get((size, like.dtype))
+            if waiting:
+                self._bytes -= size * like.itemsize
+                return waiting.pop().view(shape)
+        return like.new_empty(shape)
 
     def give(self, *tensors: Tensor) -> None:
         """Leave contiguous tensors to whoever takes next: nobody may read them any more."""
         for tensor in tensors:
-            if tensor.device.type != "cpu" or tensor.is_inference():
+            size = tensor.nbytes
+            if size < _LEAST_BYTES or tensor.device.type != "cpu" or tensor.is_inference():
                 continue
             if self._bytes > _MOST_BYTES:  # sizes that are no longer asked for
                 self._free, self._bytes = {}, 0
             self._free.setdefault((tensor.numel(), tensor.dtype), []).append(tensor)
-            self._bytes += tensor.nbytes
+            self._bytes += size
 
 
 BUFFERS = Buffers()
