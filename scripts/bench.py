@@ -1,19 +1,23 @@
-"""What an attack and a training step cost, against their matrix products alone.
+"""What an attack and a training step cost, against their matrix products alone and the peak.
 
 Prints a table and writes bench.json. Both sides run in turn in one process, so
-that a machine that slows down slows both; times are medians.
+that a machine that slows down slows both; times are medians. The peak is that of
+one large product, measured beside every case. Last come the start-up times.
 
-    python scripts/bench.py [--quick] [--cpu-time]
+    python scripts/bench.py [--quick | --smoke] [--cpu-time]
 
---cpu-time counts the process's CPU time instead of the clock's: for one thread
-on a machine that others load.
+--smoke takes tiny networks, to see that the script runs; --cpu-time counts the
+process's CPU time instead of the clock's: for one thread on a machine that
+others load.
 """
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
@@ -39,9 +43,30 @@ CASES = (
 )
 A1, SEEDS = (28, 28, 28, 30), 20  # the paper's A.1: batches of 30, rank 4, 20 seeds
 TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2}
-LAYERS = 3
+LAYERS, PEAK_SIZE = 3, 1024
 SECONDS = 4.0  # a case, both sides together
 OUTPUT = Path("bench.json")
+SMOKE = "--smoke" in sys.argv[1:]
+if SMOKE:
+    CASES, A1, SEEDS, SECONDS = ((4, 3, 5, 16), (5, 4, 4, 8)), (4, 4, 4, 6), 3, 0.02
+    PEAK_SIZE, OUTPUT = 64, Path("bench-smoke.json")
+elif "--quick" in sys.argv[1:]:
+    SECONDS = 0.3
+HELP_TARGET, FIRST_BATCH_TARGET = 0.3, 1.5  # seconds, the second beyond torch's own import
+_FIRST_BATCH = """
+import time, torch; imported = time.perf_counter()
+from pathlib import Path; from tempfile import mkdtemp
+from tnn_robust.data.spec import DataSpec; from tnn_robust.runs.train import TrainRequest, train_run
+from tnn_robust.records import BatchProgress, EpochRecord
+from tnn_robust.training.loop import TrainSettings
+request = TrainRequest(
+    DataSpec("digits"), Path(mkdtemp()) / "run", (16, 16), None, "dct",
+    TrainSettings(batch_size=16), None,
+)
+for record in train_run(request):
+    if isinstance(record, BatchProgress | EpochRecord): break
+print(time.perf_counter() - imported)
+"""
 
 
 def input_gradient(model: TNN, x: Tensor) -> Callable[[], Tensor]:
@@ -56,19 +81,37 @@ def input_gradient(model: TNN, x: Tensor) -> Callable[[], Tensor]:
     return run
 
 
-def products_alone(model: TNN, n: int, *, training: bool = False) -> Callable[[], None]:
+def product_calls(model: TNN, n: int, *, training: bool = False) -> list[tuple]:
     """The same matrix products, into buffers allocated beforehand: forward and input
     gradient, or of a whole FGSM training step, with weight gradients in its second backward."""
     calls: list[tuple] = []
     for weights in (False, True)[: 1 + training]:
         for number, layer in enumerate(model.t_layers):
             calls += _layer_calls(model.transform_matrix, layer, n, number, weights)
+    return calls
+
+
+def done(calls: list[tuple]) -> Callable[[], None]:
+    """Products one after the other, as one function."""
 
     def run() -> None:
         for product, left, right, out in calls:
             product(left, right, out=out)
 
     return run
+
+
+def operations(calls: list[tuple]) -> int:
+    """Floating-point operations of products, a multiply-add being two."""
+    return sum(2 * out.numel() * left.shape[-1] for _, left, _, out in calls)
+
+
+def peak() -> float:
+    """Operations a second of one large product, now: the machine's limit as measured."""
+    left, right = torch.rand(2, PEAK_SIZE, PEAK_SIZE)
+    out = torch.empty_like(left)
+    times, _ = interleaved(lambda: torch.mm(left, right, out=out), lambda: None, SECONDS / 10)
+    return operations([(None, left, right, out)]) / statistics.median(times)
 
 
 def _layer_calls(matrix: Tensor, layer: TLayer, n: int, number: int, weights: bool) -> list[tuple]:
@@ -122,10 +165,19 @@ def interleaved(a: Callable, b: Callable, seconds: float) -> tuple[list[float], 
     return times
 
 
-def measure(name: str, case: tuple, sides: tuple[Callable, Callable], target: float, seconds: float,
-            per: float = 1.0) -> dict:  # fmt: skip
-    """One row: medians in milliseconds, quartiles, and the ratio; `per` divides the first side."""
-    ours, against = interleaved(*sides, seconds)
+def measure(name: str, case: tuple, ours: Callable, calls: list[tuple], target: float) -> dict:
+    """One row: medians in milliseconds, quartiles, the ratio, and the products' share of peak."""
+    row = compared(name, case, (ours, done(calls)), target)
+    limit = peak()
+    rate = operations(calls) / row["against_ms"] * 1e3
+    return {**row, "peak_gflops": limit / 1e9, "share_of_peak": rate / row["ratio"] / limit}
+
+
+def compared(
+    name: str, case: tuple, sides: tuple[Callable, Callable], target: float, per: float = 1.0
+) -> dict:
+    """A row of two sides; `per` divides the first."""
+    ours, against = interleaved(*sides, SECONDS)
     ratio = statistics.median(ours) / per / statistics.median(against)
     return {
         "what": name,
@@ -146,28 +198,49 @@ def network(case: tuple, rank: int | None = None, seed: int = 0) -> tuple[TNN, T
     return model, torch.rand(n, d, c, generator=torch.Generator().manual_seed(seed))
 
 
-def rows(seconds: float) -> Iterator[dict]:
+def rows() -> Iterator[dict]:
     """Every case in turn."""
-    for rank, target in ((None, TARGETS["gradient"]), (4, TARGETS["low rank"])):
+    for rank, target in ((None, TARGETS["gradient"]), (2 if SMOKE else 4, TARGETS["low rank"])):
         for case in CASES:
             model, x = network(case, rank)
             name = "gradient" if rank is None else f"gradient, rank {rank}"
             with frozen(model):
-                sides = input_gradient(model, x), products_alone(model, len(x))
-                yield measure(name, case, sides, target, seconds)
-    for rank in (None, 4):
+                gradient, calls = input_gradient(model, x), product_calls(model, len(x))
+                yield measure(name, case, gradient, calls, target)
+    for rank in (None, 2 if SMOKE else 4):
         for case in CASES:
             model, x = network(case, rank)
             name = "FGSM step" if rank is None else f"FGSM step, rank {rank}"
-            sides = training_step(model, x), products_alone(model, len(x), training=True)
-            yield measure(name, case, sides, TARGETS["step"], seconds)
-    model, x = network(A1, 4)
-    stack = stack_models([network(A1, 4, seed)[0] for seed in range(SEEDS)])
+            calls = product_calls(model, len(x), training=True)
+            yield measure(name, case, training_step(model, x), calls, TARGETS["step"])
+    model, x = network(A1, 2 if SMOKE else 4)
+    stack = stack_models([network(A1, 2 if SMOKE else 4, seed)[0] for seed in range(SEEDS)])
     sides = training_step(stack, x.repeat(SEEDS, 1, 1)), training_step(model, x)
-    row = measure(f"{SEEDS} seeds / 1", A1, sides, TARGETS["stacked"], seconds, per=SEEDS)
+    row = compared(f"{SEEDS} seeds / 1", A1, sides, TARGETS["stacked"], per=SEEDS)
     yield row
     for name, ms, most in (("one", row["against_ms"], 4.0), ("stacked", row["ms"], 1.2)):
         print(f"A.1 step, {name}: {ms:.2f} ms a model, target {most}: {verdict(ms <= most)}")
+
+
+def startup() -> Iterator[dict]:
+    """Seconds until --help is there, and until the first batches beyond torch's own import."""
+    for point in sorted(entry_points(group="console_scripts"), key=lambda point: point.name):
+        if point.value.startswith("tnn_robust_cli."):
+            run = [sys.executable, "-m", point.module, "--help"]
+            yield _startup(f"{point.name} --help", run, HELP_TARGET)
+    yield _startup("first batches", [sys.executable, "-c", _FIRST_BATCH], FIRST_BATCH_TARGET)
+
+
+def _startup(name: str, run: list[str], target: float) -> dict:
+    times = []
+    for _ in range(1 if SMOKE else 5):
+        began = time.perf_counter()
+        ran = subprocess.run(run, capture_output=True, check=True, text=True)
+        own = None if "--help" in run else float(ran.stdout)
+        times.append(time.perf_counter() - began if own is None else own)
+    seconds = statistics.median(times)
+    print(f"{name}: {seconds:.2f} s, target {target}: {verdict(seconds <= target)}", flush=True)
+    return {"what": name, "seconds": seconds, "target": target, "reached": seconds <= target}
 
 
 def verdict(reached: bool) -> str:
@@ -175,20 +248,23 @@ def verdict(reached: bool) -> str:
 
 
 def main() -> None:
-    seconds = 0.3 if "--quick" in sys.argv[1:] else SECONDS
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {LAYERS} layers, dct")
-    print("  what, (c, d, D, n): ms [quartiles], ms of its products alone, ratio")
+    print("  what, (c, d, D, n): ms [quartiles], ms of its products alone, ratio, share of peak")
     found = []
-    for row in rows(seconds):
+    for row in rows():
         low, high = row["ms_quartiles"]
         case = tuple(row["case"].values())
+        share = f"{row['share_of_peak']:4.0%}" if "share_of_peak" in row else "    "
         print(
             f"{row['what']:>17} {case!s:>19} {row['ms']:9.3f} {low:8.3f}-{high:8.3f} "
-            f"{row['against_ms']:9.3f} {row['ratio']:6.2f}  "
+            f"{row['against_ms']:9.3f} {row['ratio']:6.2f} {share} "
             f"target {row['target']}: {verdict(row['reached'])}",
             flush=True,
         )
         found.append(row)
+    found += startup()
+    peaks = [row["peak_gflops"] for row in found if "peak_gflops" in row]
+    print(f"peak: {min(peaks):.0f} to {max(peaks):.0f} Gflop/s, one product of {PEAK_SIZE}^3")
     OUTPUT.write_text(json.dumps({"torch": torch.__version__, "rows": found}, indent=2) + "\n")
 
 

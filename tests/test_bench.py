@@ -1,0 +1,22 @@
+"""The benchmark runs, on networks too small to time anything: no figure of it is checked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+
+
+def test_the_benchmark_prints_a_verdict_a_case_and_writes_them(tmp_path):
+    command = [sys.executable, str(BENCH), "--smoke"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads((tmp_path / "bench-smoke.json").read_text())["rows"]
+    verdicts = [line for line in ran.stdout.splitlines() if line.endswith(("reached", "missed"))]
+    assert len(verdicts) == len(rows) + 2  # the A.1 step against its two limits in milliseconds
+    for row in rows:
+        value = row.get("ratio", row.get("seconds"))
+        assert value > 0 and row["reached"] == (value <= row["target"])
+    products = [row for row in rows if "share_of_peak" in row]
+    assert len(products) == 8 and all(0 < row["share_of_peak"] for row in products)
