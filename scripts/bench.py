@@ -1,5 +1,7 @@
 """What an attack and a training step cost, against their matrix products alone.
 
+The tracker's rows are its time a training step, at one record per 100 steps, against a step's.
+
 Prints a table and writes bench.json. Both sides run in turn in one process, so
 that a machine that slows down slows both; times are medians.
 
@@ -26,7 +28,9 @@ from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
 from tnn_robust.randomness import Streams
-from tnn_robust.training.loop import TrainSettings, train_step
+from tnn_robust.runs.trajectory import tracked_examples
+from tnn_robust.theory.tracker import Tracker
+from tnn_robust.training.loop import Perturb, TrainSettings, train_step
 from tnn_robust.training.optimizers import make_optimizer
 
 CASES = (
@@ -38,7 +42,9 @@ CASES = (
     (204, 25, 64, 256),
 )
 A1, SEEDS = (28, 28, 28, 30), 20  # the paper's A.1: batches of 30, rank 4, 20 seeds
-TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2}
+A2 = (28, 28, 128, 80)
+EVERY, N_TRAIN = 100, 12_396  # steps from one record of the tracker to the next; 3 against 7
+TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2, "tracker": 0.1}
 LAYERS = 3
 SECONDS = 4.0  # a case, both sides together
 OUTPUT = Path("bench.json")
@@ -97,14 +103,29 @@ def _layer_calls(matrix: Tensor, layer: TLayer, n: int, number: int, weights: bo
 def training_step(model: TNN, x: Tensor) -> Callable[[], None]:
     """One FGSM step of Adam on all of x, as `fit` does it."""
     settings = TrainSettings(batch_size=len(x), loss="logistic", epochs=1)
-    attack = attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic")
-    perturb, optimizer = make_perturb(attack, keep_best=False), make_optimizer(model, settings)
+    perturb, optimizer = fgsm(), make_optimizer(model, settings)
     y, streams = torch.arange(len(x)) % 2, Streams(0, torch.arange(len(x)))
 
     def run() -> None:
         train_step(model, x, y, streams, settings, perturb, optimizer)
 
     return run
+
+
+def fgsm() -> Perturb:
+    return make_perturb(attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic"), keep_best=False)
+
+
+def tracking(case: tuple, rank: int | None) -> tuple[Callable, Callable]:
+    """A record of the tracker as `tnn-train --track` makes it, and a training step."""
+    model, x = network(case, rank)
+    n = tracked_examples(N_TRAIN, EVERY, len(x))
+    _, looked_at = network((*case[:3], n), rank)
+    y = torch.arange(n) % 2
+    tracker = Tracker(
+        model, looked_at, y, perturb=fgsm(), seed=0, loss="logistic", n_train=N_TRAIN
+    )
+    return lambda: tracker.record(0), training_step(model, x)
 
 
 def interleaved(a: Callable, b: Callable, seconds: float) -> tuple[list[float], list[float]]:
@@ -161,6 +182,10 @@ def rows(seconds: float) -> Iterator[dict]:
             name = "FGSM step" if rank is None else f"FGSM step, rank {rank}"
             sides = training_step(model, x), products_alone(model, len(x), training=True)
             yield measure(name, case, sides, TARGETS["step"], seconds)
+    for case, rank in ((A1, 4), (A1, None), (A2, None)):
+        name = "tracker" if rank is None else f"tracker, rank {rank}"
+        sides = tracking(case, rank)
+        yield measure(name, case, sides, TARGETS["tracker"], seconds, per=EVERY)
     model, x = network(A1, 4)
     stack = stack_models([network(A1, 4, seed)[0] for seed in range(SEEDS)])
     sides = training_step(stack, x.repeat(SEEDS, 1, 1)), training_step(model, x)

@@ -195,7 +195,7 @@ def test_batches_are_tracked_and_a_resumed_run_has_the_same_records(tmp_path):
     with pytest.raises(CheckpointError, match="line 1"):
         read_trajectory(whole)
     assert tracked_examples(40, 100, 64) == 40
-    assert tracked_examples(10_000, 100, 64) == 320 and tracked_examples(10_000, 1, 8) == 256
+    assert tracked_examples(10_000, 100, 64) == 320 and tracked_examples(10_000, 1, 8) == 128
 
 
 def records():

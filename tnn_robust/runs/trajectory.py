@@ -13,7 +13,7 @@ from tnn_robust.theory.tracker import Tracker
 from tnn_robust.training.loop import Perturb
 
 TRAJECTORY = "trajectory.jsonl"
-_LEAST = 256  # examples tracked, where there are so many
+_LEAST = 128  # examples tracked, where there are so many
 
 
 class Recorder:
@@ -38,7 +38,7 @@ class Recorder:
 def tracked_examples(n_train: int, every: int, batch_size: int) -> int:
     """How many examples to track: all, or what costs a twentieth of the training between records.
 
-    At least 256, where there are so many.
+    At least 128, where there are so many.
     """
     return min(n_train, max(_LEAST, every * batch_size // 20))
 
