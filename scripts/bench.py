@@ -1,5 +1,7 @@
 """What an attack and a training step cost, against their matrix products alone and the peak.
 
+The tracker's rows are its time a training step, at one record per 100 steps, against a step's.
+
 Prints a table and writes bench.json. Both sides run in turn in one process, so
 that a machine that slows down slows both; times are medians. The peak is that of
 one large product, measured beside every case. Last come the start-up times.
@@ -30,7 +32,9 @@ from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
 from tnn_robust.randomness import Streams
-from tnn_robust.training.loop import TrainSettings, train_step
+from tnn_robust.runs.trajectory import tracked_examples
+from tnn_robust.theory.tracker import Tracker
+from tnn_robust.training.loop import Perturb, TrainSettings, train_step
 from tnn_robust.training.optimizers import make_optimizer
 
 CASES = (
@@ -42,13 +46,16 @@ CASES = (
     (204, 25, 64, 256),
 )
 A1, SEEDS = (28, 28, 28, 30), 20  # the paper's A.1: batches of 30, rank 4, 20 seeds
-TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2}
+A2 = (28, 28, 128, 80)
+EVERY, N_TRAIN = 100, 12_396  # steps from one record of the tracker to the next; 3 against 7
+TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2, "tracker": 0.1}
 LAYERS, PEAK_SIZE = 3, 1024
 SECONDS = 4.0  # a case, both sides together
 OUTPUT = Path("bench.json")
 SMOKE = "--smoke" in sys.argv[1:]
 if SMOKE:
     CASES, A1, SEEDS, SECONDS = ((4, 3, 5, 16), (5, 4, 4, 8)), (4, 4, 4, 6), 3, 0.02
+    A2, N_TRAIN = A1, 200
     PEAK_SIZE, OUTPUT = 64, Path("bench-smoke.json")
 elif "--quick" in sys.argv[1:]:
     SECONDS = 0.3
@@ -140,14 +147,27 @@ def _layer_calls(matrix: Tensor, layer: TLayer, n: int, number: int, weights: bo
 def training_step(model: TNN, x: Tensor) -> Callable[[], None]:
     """One FGSM step of Adam on all of x, as `fit` does it."""
     settings = TrainSettings(batch_size=len(x), loss="logistic", epochs=1)
-    attack = attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic")
-    perturb, optimizer = make_perturb(attack, keep_best=False), make_optimizer(model, settings)
+    perturb, optimizer = fgsm(), make_optimizer(model, settings)
     y, streams = torch.arange(len(x)) % 2, Streams(0, torch.arange(len(x)))
 
     def run() -> None:
         train_step(model, x, y, streams, settings, perturb, optimizer)
 
     return run
+
+
+def fgsm() -> Perturb:
+    return make_perturb(attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic"), keep_best=False)
+
+
+def tracking(case: tuple, rank: int | None) -> tuple[Callable, Callable]:
+    """A record of the tracker as `tnn-train --track` makes it, and a training step."""
+    model, x = network(case, rank)
+    n = tracked_examples(N_TRAIN, EVERY, len(x))
+    _, looked_at = network((*case[:3], n), rank)
+    y = torch.arange(n) % 2
+    tracker = Tracker(model, looked_at, y, perturb=fgsm(), seed=0, loss="logistic", n_train=N_TRAIN)
+    return lambda: tracker.record(0), training_step(model, x)
 
 
 def interleaved(a: Callable, b: Callable, seconds: float) -> tuple[list[float], list[float]]:
@@ -213,8 +233,12 @@ def rows() -> Iterator[dict]:
             name = "FGSM step" if rank is None else f"FGSM step, rank {rank}"
             calls = product_calls(model, len(x), training=True)
             yield measure(name, case, training_step(model, x), calls, TARGETS["step"])
-    model, x = network(A1, 2 if SMOKE else 4)
-    stack = stack_models([network(A1, 2 if SMOKE else 4, seed)[0] for seed in range(SEEDS)])
+    low = 2 if SMOKE else 4
+    for case, rank in ((A1, low), (A1, None), (A2, None)):
+        name = "tracker" if rank is None else f"tracker, rank {rank}"
+        yield compared(name, case, tracking(case, rank), TARGETS["tracker"], per=EVERY)
+    model, x = network(A1, low)
+    stack = stack_models([network(A1, low, seed)[0] for seed in range(SEEDS)])
     sides = training_step(stack, x.repeat(SEEDS, 1, 1)), training_step(model, x)
     row = compared(f"{SEEDS} seeds / 1", A1, sides, TARGETS["stacked"], per=SEEDS)
     yield row

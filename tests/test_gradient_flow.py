@@ -20,7 +20,7 @@ from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.randomness import Streams
 from tnn_robust.runs.flow import flow_run
 from tnn_robust.runs.train import TrainRequest
-from tnn_robust.training import gradient_flow as flow
+from tnn_robust.training import full_batch
 from tnn_robust.training.gradient_flow import FlowSettings, gradient_flow
 
 ATTACKS = {
@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_log_risk_and_blocks_change_nothing(loss, monkey
 
     value, weights = log_risk_and_weights(margin(model(x), y), loss)
     assert value == pytest.approx(log_risk(), rel=1e-13)
-    whole = flow.weighted_gradient(model, x, y, weights)
+    whole = full_batch.weighted_gradient(model, x, y, weights)
     for p, gradient in zip(model.parameters(), whole, strict=True):
         for place in range(0, p.numel(), 7):
             ends = []
@@ -94,11 +94,11 @@ def test_the_gradient_is_that_of_log_risk_and_blocks_change_nothing(loss, monkey
             )
     perturb = make_perturb(ATTACKS["linf-pgd"], keep_best=False)
     streams = Streams(0, torch.arange(len(y)))
-    sample = flow.perturbed_sample(model, x, y, perturb, streams)
-    monkeypatch.setattr(flow, "_BLOCK", 3)
-    for a, b in zip(whole, flow.weighted_gradient(model, x, y, weights), strict=True):
+    sample = full_batch.perturbed_sample(model, x, y, perturb, streams)
+    monkeypatch.setattr(full_batch, "_BLOCK", 3)
+    for a, b in zip(whole, full_batch.weighted_gradient(model, x, y, weights), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
-    blocked = flow.perturbed_sample(model, x, y, perturb, streams)
+    blocked = full_batch.perturbed_sample(model, x, y, perturb, streams)
     assert torch.allclose(sample.x, blocked.x, atol=1e-15)
     assert torch.allclose(sample.q, blocked.q, atol=1e-13)
 

@@ -77,18 +77,23 @@ def log_exponential(q: Tensor) -> Tensor:
     return -q
 
 
-# -f(q) of Assumption 6, l = exp(-f(q)), for one score, and log l(b_f) of Assumption 14,
-# b_f being 0 for both (Lyu & Li 2020).
+# -f(q) of Assumption 6, l = exp(-f(q)), for one score.
 LOG_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "logistic": log_logistic,
     "cross-entropy": log_logistic,
     "exponential": log_exponential,
 }
+# log l(b_f) of Assumption 14, b_f being 0 for both (Lyu & Li 2020).
 LOG_SEPARABLE = {
     "logistic": math.log(math.log(2.0)),
     "cross-entropy": math.log(math.log(2.0)),
     "exponential": 0.0,
 }
+
+
+def is_separable(log_risk: float, n: int, loss: str) -> bool:
+    """Assumption 14: N L <= l(b_f), L the mean loss of n examples."""
+    return log_risk + math.log(n) <= LOG_SEPARABLE[loss]
 
 
 def log_risk_and_weights(q: Tensor, loss: str) -> tuple[float, Tensor]:

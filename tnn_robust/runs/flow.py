@@ -84,7 +84,6 @@ def flow_run(request: TrainRequest) -> Iterator[TrainStarted | FlowRecord]:
                 every=request.track,
                 n=len(y),
                 loss=settings.loss,
-                attack=request.attack,
                 perturb=perturb,
                 seed=request.seed,
                 done=state.step,

@@ -193,7 +193,6 @@ def _recorder(
         every=request.track,
         n=tracked_examples(n, request.track, settings.batch_size),
         loss=settings.loss,
-        attack=request.attack,
         perturb=training_perturb(request.attack, model.transform),
         seed=request.seed,
         done=done * math.ceil(n / settings.batch_size),

@@ -1,23 +1,19 @@
 """tnn-train --track: trajectory.jsonl in a run directory, written and read."""
 
 import json
-import math
 from pathlib import Path
 
-from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.certification.lipschitz import TO_L2
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.errors import CheckpointError
 from tnn_robust.files import append_line
 from tnn_robust.models.network import TNN
 from tnn_robust.records import TrajectoryRecord
 from tnn_robust.runs.common import keep_lines, subset
-from tnn_robust.theory.implicit_bias import Teacher, least_teacher_norm
 from tnn_robust.theory.tracker import Tracker
 from tnn_robust.training.loop import Perturb
 
 TRAJECTORY = "trajectory.jsonl"
-_LEAST = 256  # examples tracked, where there are so many
+_LEAST = 128  # examples tracked, where there are so many
 
 
 class Recorder:
@@ -42,7 +38,7 @@ class Recorder:
 def tracked_examples(n_train: int, every: int, batch_size: int) -> int:
     """How many examples to track: all, or what costs a twentieth of the training between records.
 
-    At least 256, where there are so many.
+    At least 128, where there are so many.
     """
     return min(n_train, max(_LEAST, every * batch_size // 20))
 
@@ -55,7 +51,6 @@ def make_recorder(
     every: int,
     n: int,
     loss: str,
-    attack: AttackSettings | None,
     perturb: Perturb | None,
     seed: int,
     done: int,
@@ -65,7 +60,6 @@ def make_recorder(
     n: training examples to track, drawn by seed. Raises InputError as `Tracker` does.
     """
     examples, _ = subset(dataset.train, n, seed, model.head.device, model.head.dtype)
-    norms = dataset.train.x.double().flatten(1).norm(dim=1)
     path = out / TRAJECTORY
     keep_lines(path, "step", done)
     past = _read(path)
@@ -75,25 +69,13 @@ def make_recorder(
         perturb=perturb,
         seed=seed,
         loss=loss,
-        n_train=len(norms),
-        teacher=_smallest_teacher(float(norms[norms > 0].min()), dataset, attack),
-        least_norm=float(norms.min()),
+        n_train=len(dataset.train.y),
         past=past,
     )
     recorder = Recorder(tracker, path, every, n)
     if not past:
         recorder.add(done)
     return recorder
-
-
-def _smallest_teacher(least: float, dataset: Dataset, attack: AttackSettings | None) -> Teacher:
-    """The teacher of Theorem 16 with the lowest right side that any could give: J = m_J = 2."""
-    reach = least
-    if attack is not None:
-        to_l2 = TO_L2.get(attack.norm, lambda d, c: 1.0)
-        reach += attack.eps_value * to_l2(dataset.d, dataset.c)
-    reach = min(reach, math.sqrt(dataset.d * dataset.c))  # perturbed points stay in [0, 1]
-    return Teacher(2, 2, least_teacher_norm(reach, 2))
 
 
 def read_trajectory(run: Path) -> tuple[TrajectoryRecord, ...]:

@@ -14,13 +14,18 @@ class Teacher(NamedTuple):
     """The (J+1)-layer net g of Theorem 16 that fits the perturbed sample with margin 1.
 
     layers: J >= 2 t-product layers; width: m_J >= 2, the last width; norm: B > 0, a
-    bound of the F-norm of every weight. With data divided by ||x_i + delta_i|| of one
-    example, which changes no stable rank, margin 1 there needs B >= 1.
+    bound of the F-norm of every weight. The data are divided by ||x_i + delta_i|| of one
+    example, so that one is of norm 1; this changes no stable rank, and margin 1 there needs
+    B >= 1.
     """
 
     layers: int
     width: int
     norm: float
+
+
+# No teacher gives a lower right side of (16).
+LEAST_TEACHER = Teacher(2, 2, 1.0)
 
 
 def rhs_16(*, layers: int, channels: int, teacher: Teacher) -> float:
@@ -45,17 +50,6 @@ def rhs_16(*, layers: int, channels: int, teacher: Teacher) -> float:
     root = math.sqrt((layers + 1) / ((j + 1) + channels * m * (layers - j)))
     denominator = (1 + 1 / layers) * shrink * root - 1 / layers
     return 1 / denominator if denominator > 0 else math.inf
-
-
-def least_teacher_norm(largest_input: float, layers: int) -> float:
-    """The smallest B a teacher of J = `layers` can have: (1 / ||x + delta||)^(1/(J+1)).
-
-    largest_input: a bound of ||x + delta||_F over the ball of the example of least norm.
-    From 1 <= y g(x + delta) <= ||x + delta|| B^(J+1). Nothing below it can be a premise.
-    """
-    if not largest_input > 0:
-        raise InputError(f"a teacher needs an input that is not zero, got norm {largest_input}")
-    return math.exp(-math.log(largest_input) / (layers + 1))
 
 
 def harmonic_mean_of_roots(stable_ranks: Sequence[float]) -> float:

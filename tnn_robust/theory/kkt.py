@@ -2,7 +2,6 @@
 
 import numpy
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from tnn_robust.models.network import TNN
@@ -48,6 +47,8 @@ def residuals(gram: Tensor, q: Tensor, *, norm: float, degree: int, alignment: f
 
     norm: ||W||; degree: of homogeneity, so that <W, grad q_i> = degree q_i (Euler).
     """
+    from scipy.optimize import nnls  # half a second that not every training owes
+
     m, margins = len(q), q.double().numpy()
     lengths = gram.diagonal().sqrt().numpy()
     if not (margins.min() > 0 and lengths.min() > 0 and norm > 0):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tnn_robust.errors import unknown_choice
+from tnn_robust.losses import LOG_LOSSES
 from tnn_robust.theory.logs import exp
 
 
@@ -46,8 +47,6 @@ _CONSTANTS: dict[str, Callable[[float], LossConstants]] = {
     "exponential": _exponential,
     "margin": _margin,
 }
-# l(b_f) of Assumption 14, with b_f = 0 for both (Lyu & Li 2020).
-SEPARABLE_BELOW = {"logistic": math.log(2), "cross-entropy": math.log(2), "exponential": 1.0}
 
 
 def loss_constants(loss: str, log_bf: float) -> LossConstants:
@@ -59,4 +58,4 @@ def loss_constants(loss: str, log_bf: float) -> LossConstants:
 
 def in_assumption_6(loss: str, scores: int) -> bool:
     """Whether l = exp(-f(q)) with f as Assumption 6 asks; scores: of the network, 1 = binary."""
-    return scores == 1 and loss in SEPARABLE_BELOW
+    return scores == 1 and loss in LOG_LOSSES

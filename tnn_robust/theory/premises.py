@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from tnn_robust.losses import LOG_SEPARABLE, is_separable
 from tnn_robust.records import BoundFacts, MeasuredGap, Premise
 from tnn_robust.theory.approximate import Decay
 from tnn_robust.theory.implicit_bias import MUCH_GREATER, Teacher
-from tnn_robust.theory.loss_constants import SEPARABLE_BELOW, in_assumption_6
+from tnn_robust.theory.logs import exp, log
+from tnn_robust.theory.loss_constants import in_assumption_6
 
 DECAYING = "Thm 21, Cor. 22"
 IMPLICIT = "Thm 16"
@@ -115,8 +117,8 @@ def _separable(facts: BoundFacts, gap: MeasuredGap | None) -> Premise:
         return Premise(name, False, "its loss is outside Assumption 6", IMPLICIT)
     if gap is None:
         return Premise(name, None, "needs the attack: --gap", IMPLICIT)
-    total, limit = gap.n_train * gap.train_risk, SEPARABLE_BELOW[facts.loss]
-    below = total <= limit
+    total, limit = gap.n_train * gap.train_risk, exp(LOG_SEPARABLE[facts.loss])
+    below = is_separable(log(gap.train_risk), gap.n_train, facts.loss)
     holds = None if below and gap.n_train < facts.n else below
     detail = f"losses of {gap.n_train} of {facts.n} sum to {total:.3g}, at most {limit:.3g}"
     return Premise(name, holds, detail, IMPLICIT)

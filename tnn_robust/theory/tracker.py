@@ -8,23 +8,19 @@ from torch import Tensor
 
 from tnn_robust.algebra.ranks import entropy_rank_of, singular_values, stable_rank_of
 from tnn_robust.errors import InputError
-from tnn_robust.losses import LOG_LOSSES, log_risk_and_weights
+from tnn_robust.losses import LOG_LOSSES, is_separable, log_risk_and_weights
 from tnn_robust.models.network import TNN
 from tnn_robust.randomness import Streams
 from tnn_robust.records import Residuals, TrajectoryRecord
 from tnn_robust.theory.implicit_bias import (
+    LEAST_TEACHER,
     MUCH_GREATER,
     Teacher,
     largest_harmonic_mean,
     rhs_16,
 )
 from tnn_robust.theory.kkt import CANDIDATES, margin_gram, residuals
-from tnn_robust.training.gradient_flow import (
-    PerturbedSample,
-    is_separable,
-    perturbed_sample,
-    weighted_gradient,
-)
+from tnn_robust.training.full_batch import PerturbedSample, perturbed_sample, weighted_gradient
 from tnn_robust.training.loop import Perturb
 
 _SLACK = 64  # rounding errors of the weights' dtype that a margin may fall by
@@ -50,8 +46,7 @@ class Tracker:
         seed: int,
         loss: str,
         n_train: int,
-        teacher: Teacher,
-        least_norm: float,
+        teacher: Teacher = LEAST_TEACHER,
         past: Sequence[TrajectoryRecord] = (),
     ):
         if model.head.shape[0] != 1:
@@ -64,7 +59,7 @@ class Tracker:
         self._model, self._x, self._y = model, x, y
         self._perturb, self._loss, self._n_train = perturb, loss, n_train
         self._streams = Streams(seed, torch.arange(len(y), device=y.device))
-        self._teacher, self._least_norm = teacher, least_norm
+        self._teacher = teacher
         self._first = past[0].balances if past else None
         self._previous = past[-1] if past else None
 
@@ -141,7 +136,6 @@ class Tracker:
             "rhs_16": right if math.isfinite(right) else None,
             "largest_harmonic_mean": largest_harmonic_mean(a.channels, shapes),
             "premises": {
-                "an example of norm <= 1": self._least_norm <= 1,
                 "L >> J": layers >= MUCH_GREATER * teacher.layers,
                 "d_l >> m_J": min(a.widths) >= MUCH_GREATER * teacher.width,
                 "perturbed examples separated": correct == len(self._y) == self._n_train,
