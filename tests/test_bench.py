@@ -19,4 +19,4 @@ def test_the_benchmark_prints_a_verdict_a_case_and_writes_them(tmp_path):
         value = row.get("ratio", row.get("seconds"))
         assert value > 0 and row["reached"] == (value <= row["target"])
     products = [row for row in rows if "share_of_peak" in row]
-    assert len(products) == 8 and all(0 < row["share_of_peak"] for row in products)
+    assert len(products) == 8 and all(row["share_of_peak"] > 0 for row in products)
