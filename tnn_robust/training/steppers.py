@@ -5,7 +5,6 @@ from typing import Protocol
 
 import numpy
 import torch
-from scipy.integrate import RK45
 from torch import Tensor
 
 from tnn_robust.errors import TrainingError
@@ -68,6 +67,8 @@ class Dopri5:
     stalled = False
 
     def __init__(self, objective: Objective, step_size: float, time: float):
+        from scipy.integrate import RK45  # a third of a second that no other training owes
+
         self._objective, self.step_size = objective, step_size
         start = torch.nn.utils.parameters_to_vector(objective.parameters).detach()
         self._here = start.cpu().numpy()
