@@ -142,8 +142,9 @@ def test_the_controller_is_that_of_lyu_and_li():
         fell = record.log_risk < risk
         kept = record.rejected == rejected
         if record is not found[0]:
-            assert record.step_size == pytest.approx(size * 2 ** (0.2 if fell else -0.1))
-            assert fell or not kept or record.jumps == jumps + 1
+            power = -0.1 if not kept else 0.2 if fell else 0.0
+            assert record.step_size == pytest.approx(size * 2**power)
+            assert record.jumps - jumps == (kept and not fell)
             if not kept:
                 assert record.log_risk == risk, "rolled back"
         size, risk = record.step_size, record.log_risk

@@ -3,7 +3,8 @@
 import numpy
 import pytest
 
-from tnn_robust.experiments.verdicts import fit_root_n, interval, ratios, verdicts
+from tnn_robust.experiments.fits import fit_power, fit_root_n, interval, jackknife_ratio
+from tnn_robust.experiments.verdicts import ratios, verdicts
 from tnn_robust.records import CellRecord, PointRecord, Verdict
 
 SEEDS = tuple(range(8))
@@ -49,6 +50,26 @@ def test_gaps_that_rise_with_n_or_fall_with_the_rank_are_not_supported() -> None
     assert by_claim(a1({4: 1e-4}, power=-0.5))[1].verdict == "not supported"
 
 
+def test_a_gap_that_levels_off_does_not_fall_like_the_root() -> None:
+    levels = [gap_cell(4, n, (0.1 + 0.5 / n**0.5 + 1e-4 * numpy.arange(8)).tolist()) for n in SIZES]
+    found = by_claim(levels)[1]
+    assert found.verdict == "not supported"
+    said = {f.what.partition(": ")[2]: f.verdict for f in found.findings}
+    assert said["R^2 of that fit"] == "supported", "it is a straight line in 1/sqrt(N)"
+    assert said["p of AGP = b N^-p"] == "not supported"
+    assert by_claim(a1({4: 30.0}, power=1.0))[1].verdict == "not supported"
+
+
+def test_claim_6_is_judged_at_low_ranks_alone_and_names_the_last_that_helps() -> None:
+    ranks = {4: 1.0, 16: 1.0, 28: 1.0}
+    (claim,) = (v for v in verdicts(a1(ranks, low=1.0, high=2.0)) if v.claim == 6)
+    # 28 (171 r + 28) < 66640 up to r = 13; times log 36 / log 12 up to r = 9.
+    assert [f.verdict for f in claim.findings] == ["supported", "", ""]
+    assert "up to rank 9 of 28" in claim.text
+    assert by_claim(a1({10: 1.0, 13: 1.0}, low=2.0, high=1.9))[6].verdict == "not supported"
+    assert by_claim(a1({14: 1.0}))[6].verdict == "undecided"
+
+
 def test_noise_is_undecided_and_one_rank_says_nothing_of_claim_2() -> None:
     found = by_claim(a1({4: 1.0, 28: 1.0}, noise=0.05))
     assert found[2].verdict == "undecided"
@@ -62,6 +83,23 @@ def test_the_fit_finds_the_line_and_its_interval_is_students() -> None:
     assert share == pytest.approx(1.0)
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
     assert interval([1.0]) is None
+    powers = fit_power({n: {s: 3.0 / n ** (0.3 + s) for s in range(2)} for n in SIZES})
+    assert powers == pytest.approx([0.3, 1.3], abs=1e-4)
+
+
+def test_the_ratio_is_of_sums_and_its_interval_covers() -> None:
+    rng = numpy.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        top = 1.0 + 0.3 * rng.standard_normal(12)
+        found = jackknife_ratio(numpy.stack([0.4 * top + 0.1 * rng.standard_normal(12), top]))
+        assert found is not None and found[1] is not None
+        hits += found[1][0] <= 0.4 <= found[1][1]
+    assert 180 <= hits <= 199  # 95 % of 200, by three standard errors
+    value, reach = jackknife_ratio(numpy.array([[1.0, 2.0], [2.0, 4.0]]))
+    assert (value, *reach) == pytest.approx((0.5, 0.5, 0.5))
+    assert jackknife_ratio(numpy.array([[1.0], [4.0]])) == (0.25, None)
+    assert jackknife_ratio(numpy.array([[1.0, 1.0], [-1.0, 3.0]])) is None
 
 
 def trajectory(

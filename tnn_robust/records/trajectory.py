@@ -12,8 +12,8 @@ class FlowRecord(Record):
     """Where gradient-flow training stands after a step, accepted or rolled back.
 
     time: of the flow of log L, the sum of the steps taken; step_size: of the next step;
-    rejected: steps rolled back so far; jumps: kept though the risk rose; correct: of the n
-    perturbed training examples, q > 0;
+    rejected: steps rolled back so far; jumps: kept though the
+    risk rose, perturbations made anew; correct: of the n perturbed training examples, q > 0;
     separable: N L <= l(b_f), Assumption 14; ended: "", or why it ends here: "log-risk"
     (reached), "steps" (used up), "stalled" (no step that float64 can tell lowers the risk).
     """

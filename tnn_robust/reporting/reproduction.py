@@ -185,7 +185,11 @@ def _verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) ->
     if ratios:
         compared = [(f.what, *_value(f)) for f in ratios]
         text += "## Ratio of AGP between ranks\n\n"
-        text += markdown(Table("Sums over N, per seed", ("ratio", "value", "95 %"), compared))
+        text += markdown(
+            Table(
+                "Sums over N and seeds, jackknife over seeds", ("ratio", "value", "95 %"), compared
+            )
+        )
     return text
 
 

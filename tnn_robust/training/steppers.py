@@ -28,9 +28,11 @@ class Stepper(Protocol):
 class LyuLi:
     """Their controller: the step grows while the loss falls and shrinks when it rose.
 
-    One rule is added. FGSM's perturbation jumps where a sign flips, and the risk with it, so
-    that no step however small lowers it and rolling back would strand the flow. A step after
-    which the risk rose is kept where the risk at fixed perturbations fell: a jump.
+    What is rolled back is a step after which the risk rose at the examples as they were
+    perturbed before it: the flow holds perturbations fixed. Perturbed anew the risk may rise
+    all the same, since FGSM's perturbations jump where a sign flips; no step however small
+    would lower it, and rolling back would strand the flow. Such a jump is kept, as the flow
+    slides on along the flip, but no longer step is tried after it.
     """
 
     def __init__(self, objective: Objective, step_size: float):
@@ -46,12 +48,13 @@ class LyuLi:
         with torch.no_grad():
             for p, g in zip(objective.parameters, self._gradient, strict=True):
                 p.sub_(g, alpha=size)
-        objective.look()
-        fell = objective.log_risk < before.log_risk
-        self.step_size = size * (_GROW if fell else _SHRINK)
-        if fell or objective.log_risk_at(before.sample.x) < before.log_risk:
+        if objective.log_risk_at(before.sample.x) < before.log_risk:
+            objective.look()
             self._gradient = None
+            if objective.log_risk < before.log_risk:
+                self.step_size = size * _GROW
             return size
+        self.step_size = size * _SHRINK
         pairs = list(zip(objective.parameters, kept, strict=True))
         self.stalled = all(torch.equal(p, old) for p, old in pairs)
         with torch.no_grad():
