@@ -38,7 +38,7 @@ from tnn_robust.runs.common import (
 )
 from tnn_robust.runs.compress_report import stored_itemsize
 from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
-from tnn_robust.runs.repair import RanksOf, RepairSettings, Training, repair, train_compressed
+from tnn_robust.runs.repair import RanksOf, RepairSettings, Training, repair, require_trainable, train_compressed
 from tnn_robust.runs.report import check_attacks
 from tnn_robust.runs.subject import Subject, subject_of
 from tnn_robust.runs.train import METRICS, STATE
@@ -127,6 +127,7 @@ def read_original(request: CompressRequest) -> Original:
     check_attacks(attacks, subject)
     spectra: Sequence[Spectrum] | None = None
     if request.rule is not None:
+        require_trainable(checkpoint.model, request.rule, request.repair)
         spectra = spectra_of(checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     data = describe_data(dataset, spec)
