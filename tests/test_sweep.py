@@ -21,13 +21,11 @@ from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.records import SweepReport
 from tnn_robust.reporting.sweep import sweep_notes, sweep_tables
 from tnn_robust.runs import sweep_row
-from tnn_robust.runs.build import CompressRequest, read_original
+from tnn_robust.runs.build import CompressRequest
 from tnn_robust.runs.common import load_run_data
 from tnn_robust.runs.compress import compress_run
-from tnn_robust.runs.parents import Parents
 from tnn_robust.runs.repair import RepairSettings
 from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
-from tnn_robust.runs.sweep_row import Matrices
 from tnn_robust.runs.verify import KIND
 from tnn_robust.training.learning_compression import LCSchedule
 
@@ -282,21 +280,6 @@ def test_parents_have_at_most_the_parameters_of_their_row(swept):
         assert 0 < pruned.summary.bytes - exact < 3000
         # Rank 5 of 12 x 8 is no fewer numbers than the faces: trained dense, as it is stored.
         assert trained.tubal_ranks == ((2, 2) if like.size == "2" else (8, 5))
-
-
-def test_the_merged_network_is_the_same_function(digits_run, tmp_path):
-    base = CompressRequest(
-        run=digits_run,
-        out=tmp_path / "out",
-        rule=make_sizes("2")[0].rule,
-        repair=RepairSettings(),
-    )
-    original = read_original(base)
-    checkpoint, flat = Parents(original, base)._merged
-    x = original.dataset.test.x[:20]
-    merged = Matrices(checkpoint.model)(x)
-    torch.testing.assert_close(merged, original.checkpoint.model(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(checkpoint.model(flat.test.x[:20]), merged)
 
 
 @pytest.mark.parametrize("method", ["energy", "global-energy", "sensitivity"])

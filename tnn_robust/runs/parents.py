@@ -7,23 +7,25 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.algebra.transforms import make_transform
-from tnn_robust.compression.costs import cost_of, parameter_costs
-from tnn_robust.compression.rules import Rule, make_rule
-from tnn_robust.compression.spectrum import Spectrum, full_ranks, spectra_of
-from tnn_robust.compression.truncate import compress, densify, smallest_form
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.compression.merged import (
+    Merged,
+    matrix_network,
+    merged_layers,
+    merged_layers_seen,
+)
+from tnn_robust.compression.rules import Rule
+from tnn_robust.compression.truncate import densify, smallest_form
+from tnn_robust.data.dataset import Part
 from tnn_robust.files import container
-from tnn_robust.models.checkpoint import KIND, Checkpoint, Header, checkpoint_bytes
-from tnn_robust.models.layers import TLayer, TProductLinear
-from tnn_robust.models.network import TNN, new_model, to_dense
+from tnn_robust.models.checkpoint import KIND, Header, checkpoint_bytes
+from tnn_robust.models.network import TNN, new_model
 from tnn_robust.models.storage import HALF
 from tnn_robust.records import SweepRow
 from tnn_robust.runs.build import CompressRequest, Original
-from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
+from tnn_robust.runs.ranks import measured_on
 from tnn_robust.runs.repair import RepairSettings, Training, repair, settings_of, train_anew
 from tnn_robust.runs.subject import Subject
-from tnn_robust.runs.sweep_row import Candidate, Matrices
+from tnn_robust.runs.sweep_row import Candidate, Matrices, Tubes
 
 Made = Generator[Training, None, Candidate]
 
@@ -49,53 +51,28 @@ class Parents:
         return one._replace(note=note) if count > like.summary.parameters else one
 
     def _matrix(self, rule: Rule, text: str, like: SweepRow) -> Made:
-        checkpoint, dataset = self._merged
-        spectra = self._spectra(rule)
-        smallest = [torch.ones_like(full) for full in full_ranks(spectra)]
-        least = cost_of(parameter_costs(checkpoint.model, spectra), smallest)
-        count = float(max(like.summary.parameters, least))
-        budget = make_rule("budget", params=count, granularity="layer")
-        ranks = chosen_ranks(checkpoint, spectra, budget, lambda _: 0, 1)
-        model = compress(checkpoint.model, spectra, ranks)
+        checkpoint, dataset = self.original.checkpoint, self.original.dataset
+        layers = self._whitened if rule.whiten else self._merged
+        model = matrix_network(checkpoint.model, layers, like.summary.parameters)
         repairs = self._repairs(rule)
         if repairs.epochs:
-            model, _ = yield from repair(model, checkpoint, dataset, repairs)
+            flat = replace(dataset, train=_flat(dataset.train), test=_flat(dataset.test))
+            teacher = Tubes(checkpoint.model)
+            model, _ = yield from repair(model, checkpoint, flat, repairs, teacher=teacher)
         model = smallest_form(model)
         subject = self._subject(Matrices(model), "matrix", model.parameter_count)
         return Candidate(text, "matrix", subject, model, self._bytes(model))
 
-    def _spectra(self, rule: Rule) -> tuple[Spectrum, ...]:
-        """In the metric of the row's rule, made once."""
-        if self._metric is None:
-            checkpoint, dataset = self._merged
-            plain = spectra_of(checkpoint.model)
-            like = make_rule("budget", params=1.0, whiten=rule.whiten or None)
-            request = self.request
-            self._metric = tuple(
-                metric_spectra(
-                    checkpoint,
-                    plain,
-                    like,
-                    dataset,
-                    seed=request.seed,
-                    batch_size=request.batch_size,
-                )
-            )
-        return self._metric
-
-    _metric: tuple[Spectrum, ...] | None = None
+    @cached_property
+    def _merged(self) -> list[Merged]:
+        assert self.original.t_svd is not None
+        return merged_layers(self.original.t_svd, self.original.checkpoint.model.transform)
 
     @cached_property
-    def _merged(self) -> tuple[Checkpoint, Dataset]:
-        """The same function as a t-NN of one channel, whose faces are matrices; its data."""
-        checkpoint, dataset = self.original.checkpoint, self.original.dataset
-        linears = [m for m in to_dense(checkpoint.model) if isinstance(m, nn.Linear)]
-        layers: list[TLayer] = [TProductLinear(m.weight.detach()[None]) for m in linears[:-1]]
-        head = linears[-1].weight.detach()[:, :, None]
-        transform = make_transform("identity", 1, dtype=head.dtype)
-        model = TNN(transform, layers, head).to(head.device)
-        flat = replace(dataset, train=_flat(dataset.train), test=_flat(dataset.test))
-        return checkpoint._replace(model=model), flat
+    def _whitened(self) -> list[Merged]:
+        model = self.original.checkpoint.model
+        part, _ = measured_on(model, self.original.dataset, self.request.seed)
+        return merged_layers_seen(model, part.x)
 
     def _pruned(self, rule: Rule, text: str, like: SweepRow) -> Made:
         """Bytes: values and places (int32), the smallest plain form of unstructured zeros."""

@@ -4,8 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_robust.compression.costs import parameter_costs
 from tnn_robust.compression.rules import Rule
@@ -72,14 +71,25 @@ class Training:
 Trained = Generator[Training, None, tuple[TNN, str]]
 
 
-def repair(model: TNN, checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings) -> Trained:
-    """Continue the run's training on the factors, with its attack, eps and objective."""
+def repair(
+    model: TNN,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    asked: RepairSettings,
+    *,
+    teacher: nn.Module | None = None,
+) -> Trained:
+    """Continue the run's training on the factors, with its attack, eps and objective.
+
+    teacher: whose scores are distilled, None for the network of the checkpoint.
+    """
     terms = []
     if asked.distill:
-        terms.append(distillation(checkpoint.model, asked.distill))
+        terms.append(distillation(teacher or checkpoint.model, asked.distill))
     if asked.conditioning:
         terms.append(conditioning(asked.conditioning))
     settings, common = _common(checkpoint, dataset, asked, asked.epochs)
+    common["perturb"] = training_perturb(training_attack(checkpoint), model.transform)
     records = fit(
         model,
         **common,
