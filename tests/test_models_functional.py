@@ -137,7 +137,7 @@ class BatchedProducts(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten.bmm.default
+        self.count += function in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out)
         return function(*args, **(kwargs or {}))
 
 

@@ -48,7 +48,7 @@ def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tenso
     rows = _mix(_mix(key + streams.indices * _GOLDEN))
     columns = torch.arange(1, size + 1, device=streams.indices.device) * _GOLDEN
     bits = _shifted(_mix(rows[:, None] + columns), 40)  # 24 bits: exact in float32
-    return (bits.to(dtype) + 0.5) / 2**24
+    return bits.to(dtype).add_(0.5).div_(2**24)
 
 
 def normal(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor:
@@ -71,11 +71,11 @@ def _signed(value: int) -> int:
 
 def _shifted(bits: Tensor, count: int) -> Tensor:
     # int64 shifts keep the sign; the mask makes it a logical shift.
-    return (bits >> count) & (2 ** (64 - count) - 1)
+    return (bits >> count).bitwise_and_(2 ** (64 - count) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
     bits = bits + _GOLDEN
-    bits = (bits ^ _shifted(bits, 30)) * _MIX_1
-    bits = (bits ^ _shifted(bits, 27)) * _MIX_2
-    return bits ^ _shifted(bits, 31)
+    bits = bits.bitwise_xor_(_shifted(bits, 30)).mul_(_MIX_1)
+    bits = bits.bitwise_xor_(_shifted(bits, 27)).mul_(_MIX_2)
+    return bits.bitwise_xor_(_shifted(bits, 31))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.attacks.best import LOOK, Best
-from tnn_robust.attacks.threat import Ball, Radius, box_of, per_example, shrink_to
+from tnn_robust.attacks.threat import Ball, Radius, is_box, per_example, shrink_to
 from tnn_robust.errors import AttackError, InputError
 from tnn_robust.losses import Loss, margin_loss
 from tnn_robust.randomness import Streams
@@ -40,7 +40,7 @@ class _Scene(NamedTuple):
     step_size: Radius
     streams: Streams | None
     start: Tensor | None
-    box: tuple[Tensor, Tensor] | None
+    box: tuple[Tensor, Tensor] | tuple[float, float] | None
 
 
 def ascend(
@@ -81,7 +81,8 @@ def ascend(
     if stop_broken and not keep_best:
         raise InputError("an ascent that stops at broken points keeps the best of them")
     first = feasible(x, start - x, ball, eps) if start is not None else x if start_at_x else None
-    scene = _Scene(x, y, eps, step_size, streams, first, _bounds(ball, x, eps))
+    once = first is x and steps * restarts == 1
+    scene = _Scene(x, y, eps, step_size, streams, first, _bounds(ball, x, eps, step_size, once))
     rank, best, z = margin_loss if stop_broken else loss, Best(x), x
     if keep_best and first is not x:
         best.raise_to(x, _value(model, x, y, rank))
@@ -205,10 +206,20 @@ def _marked(value: Tensor, scores: Tensor) -> Tensor:
     return value.masked_fill(~torch.isfinite(scores).all(1), torch.nan)
 
 
-def _bounds(ball: Ball, x: Tensor, eps: Radius) -> tuple[Tensor, Tensor] | None:
-    """Least and greatest entries of ball and box together, where the ball is a box too."""
-    box = box_of(ball, x, eps)
-    return None if box is None else (box[0].clamp_min_(BOX[0]), box[1].clamp_max_(BOX[1]))
+def _bounds(
+    ball: Ball, x: Tensor, eps: Radius, step_size: Radius, once: bool
+) -> tuple[Tensor, Tensor] | tuple[float, float] | None:
+    """Least and greatest entries of ball and box together, where the ball is a box too.
+
+    once: no more than one step is taken, from x, which a step of at most eps leaves in the ball.
+    """
+    if not is_box(ball):
+        return None
+    numbers = not isinstance(eps, Tensor) and not isinstance(step_size, Tensor)
+    if once and numbers and step_size <= eps:
+        return BOX
+    bound = per_example(eps, x)
+    return (x - bound).clamp_min_(BOX[0]), (x + bound).clamp_max_(BOX[1])
 
 
 def _first_point(scene: _Scene, ball: Ball, restart: int) -> Tensor:
@@ -221,7 +232,9 @@ def _moved(scene: _Scene, z: Tensor, gradient: Tensor, ball: Ball, skip_blocked:
     if scene.box is None:
         return _step(z, gradient, scene.x, ball, scene.eps, scene.step_size, skip_blocked)
     # The sign of NaN is 0, and what the face of a box blocks the clamp takes back.
-    return (z + per_example(scene.step_size, z) * gradient.sign()).clamp_(*scene.box)
+    step, sign = per_example(scene.step_size, z), gradient.sign()
+    moved = sign.mul_(step).add_(z) if isinstance(step, Tensor) else z.add(sign, alpha=step)
+    return moved.clamp_(*scene.box)
 
 
 def _random_point(x: Tensor, ball: Ball, eps: Radius, streams: Streams | None, draw: int) -> Tensor:

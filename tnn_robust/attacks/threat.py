@@ -87,15 +87,9 @@ def _linf_project(delta: Tensor, eps: Radius) -> Tensor:
     return delta.clamp(-bound, bound)
 
 
-def box_of(ball: Ball, x: Tensor, eps: Radius) -> tuple[Tensor, Tensor] | None:
-    """Least and greatest entries (n, d, c) of the points of a ball that is a box, else None.
-
-    There a step is one addition and one clamp.
-    """
-    if ball.project is not _linf_project or ball.bring is not None:
-        return None
-    bound = per_example(eps, x)
-    return x - bound, x + bound
+def is_box(ball: Ball) -> bool:
+    """Whether x + delta make a box: there a step is one addition and one clamp."""
+    return ball.project is _linf_project and ball.bring is None
 
 
 def _linf_radius(delta: Tensor) -> Tensor:

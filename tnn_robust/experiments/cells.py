@@ -99,7 +99,7 @@ class _Work:
         assert isinstance(self.model, TNN)
         monitor = Examples(self.test_part.x[:_MONITOR], self.test_part.y[:_MONITOR])
         eps = parse_eps(self.cell.eps)[0]
-        fgsm = attack_settings("fgsm", eps, loss="logistic")
+        fgsm = attack_settings("fgsm", eps, loss="margin")
         records = fit_stacked(
             self.model,
             self.train_part,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.models.buffers import BUFFERS, Lent
 
 Stacks = Sequence[Tensor]
 
@@ -75,7 +76,8 @@ def _complex_network(
 
 class _Network(torch.autograd.Function):
     """One autograd node for the whole network: few kernels, ReLU masks read off the outputs,
-    gradients overwritten in place, nothing kept or computed for weights that ask for none."""
+    gradients overwritten in place, nothing kept or computed for weights that ask for none,
+    and what is not returned computed in buffers that the next pass takes over."""
 
     @staticmethod
     def forward(
@@ -84,22 +86,27 @@ class _Network(torch.autograd.Function):
         inverse = None if matrix is None else matrix.T
         n, d, c = x.shape
         wanted, last, i = ctx.needs_input_grad[4:], len(lengths) - 1, 0
-        outputs, inputs = [], []
+        outputs, inputs, kept = [], [], Lent()
         h, width = _enter(matrix, x), d
         for layer, length in enumerate(lengths):
             faces = h.view(len(flat[i]), -1, width)
             for stack in flat[i : i + length]:
+                product = _faces(faces, stack.mT)
                 # The input of a product is needed for the gradient of its weight alone.
-                inputs.append(faces if wanted[i] else None)
-                faces = torch.bmm(faces, stack.mT)
-                i += 1
+                inputs.append(kept.add(faces) if wanted[i] else None)
+                if not wanted[i]:
+                    BUFFERS.give(faces)
+                faces, i = product, i + 1
             h, width = faces.view(c, -1), faces.shape[2]
-            out = (_leave(matrix, h) if layer == last else _mix(inverse, h)).relu_()
-            outputs.append(out)
+            out = _leave(matrix, h) if layer == last else _mix(inverse, h)
+            outputs.append(kept.add(out.relu_()))
+            if out is not h:
+                BUFFERS.give(h)
             if layer < last:
                 h = _mix(matrix, out)
+                h = h.clone() if h is out else h
         ctx.save_for_backward(matrix, head, *flat)
-        ctx.outputs, ctx.inputs, ctx.lengths = outputs, inputs, lengths
+        ctx.outputs, ctx.inputs, ctx.lengths, ctx.kept = outputs, inputs, lengths, kept
         return _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)
 
     @staticmethod
@@ -115,23 +122,38 @@ class _Network(torch.autograd.Function):
         scores_grad = grad_scores.reshape(*head.shape[:-3], -1, head.shape[-3])
         if wanted[2]:
             head_grad = scores_grad.mT.matmul(_rows(outputs[-1], head)).view(head.shape)
-        grad = scores_grad.matmul(head.flatten(-2)).view(outputs[-1].shape)
+        grad = _rows(BUFFERS.take(outputs[-1].shape, grad_scores), head)
+        grad = torch.matmul(scores_grad, head.flatten(-2), out=grad).view(outputs[-1].shape)
         for layer in reversed(range(len(outputs))):
-            out = outputs[layer]
-            _mask(grad, out, 0, grad_input=grad)
-            grad = _mix(matrix, grad) if layer < len(outputs) - 1 else _enter(matrix, grad)
+            _mask(grad, outputs[layer], 0, grad_input=grad)
+            last = layer == len(outputs) - 1
+            grad = _given(grad, _enter(matrix, grad) if last else _mix(matrix, grad))
             faces = grad.view(len(flat[i - 1]), -1, flat[i - 1].shape[1])
             for _ in range(ctx.lengths[layer]):
                 i -= 1
                 if wanted[4 + i]:
                     grads[i] = torch.bmm(faces.mT, inputs[i])
                 if i or wanted[0]:
-                    faces = torch.bmm(faces, flat[i])
+                    faces = _given(faces, _faces(faces, flat[i]))
             grad = faces.view(c, -1)
             if layer:
-                grad = _mix(inverse, grad)
-        x_grad = _leave(matrix, grad).view(n, -1, c) if wanted[0] else None
+                grad = _given(grad, _mix(inverse, grad))
+        x_grad = None
+        if wanted[0]:  # its own memory: it is returned
+            x_grad = grad.T.contiguous() if matrix is None else torch.mm(grad.T, matrix)
+            x_grad = x_grad.view(n, -1, c)
+        BUFFERS.give(grad)
         return x_grad, None, head_grad, None, *grads
+
+
+_mask = torch.ops.aten.threshold_backward.grad_input
+
+
+def _given(before: Tensor, after: Tensor) -> Tensor:
+    """`after`, computed from `before`, whose buffer is left to the next product."""
+    if after is not before:
+        BUFFERS.give(before)
+    return after
 
 
 def _rows(out: Tensor, head: Tensor) -> Tensor:
@@ -139,7 +161,10 @@ def _rows(out: Tensor, head: Tensor) -> Tensor:
     return out.view(*head.shape[:-3], -1, head.shape[-2] * head.shape[-1])
 
 
-_mask = torch.ops.aten.threshold_backward.grad_input
+def _faces(left: Tensor, right: Tensor) -> Tensor:
+    """The face products (k, m, p) (k, p, q)."""
+    out = BUFFERS.take((*left.shape[:2], right.shape[2]), left)
+    return torch.bmm(left, right, out=out)
 
 
 def _enter(matrix: Tensor | None, t: Tensor) -> Tensor:
@@ -148,14 +173,16 @@ def _enter(matrix: Tensor | None, t: Tensor) -> Tensor:
     The adjoint of `_leave`.
     """
     rows = t.reshape(-1, t.shape[-1])
-    return rows.T.contiguous() if matrix is None else torch.mm(matrix, rows.T)
+    out = BUFFERS.take(rows.T.shape, rows)
+    return out.copy_(rows.T) if matrix is None else torch.mm(matrix, rows.T, out=out)
 
 
 def _leave(matrix: Tensor | None, h: Tensor) -> Tensor:
     """M^T along the first axis of (c, m), channels last in the end: (m, c)."""
-    return h.T.contiguous() if matrix is None else torch.mm(h.T, matrix)
+    out = BUFFERS.take(h.T.shape, h)
+    return out.copy_(h.T) if matrix is None else torch.mm(h.T, matrix, out=out)
 
 
 def _mix(matrix: Tensor | None, h: Tensor) -> Tensor:
     """Multiply the first axis of (c, m) by a (c, c) matrix, None being the identity."""
-    return h if matrix is None else torch.mm(matrix, h)
+    return h if matrix is None else torch.mm(matrix, h, out=BUFFERS.take(h.shape, h))

@@ -249,20 +249,14 @@ def weight_norm(model: TNN) -> Tensor:
 def layer_norms(model: TNN) -> Tensor:
     """(L + 1, S): ||W_l||_F of each layer, then ||w||, of each of the S networks.
 
-    Real dtype of the weights, differentiable (subgradient 0 at 0); NaN or infinite
-    for such weights, of their own network alone.
+    Real dtype of the weights, differentiable (subgradient 0 at 0). Infinite where squares
+    of the entries are, NaN for such weights, of their own network alone.
     """
-    count, weight = model.count, model.transform.multiplicity.sqrt()
-    parts = [
-        (layer.faces().unflatten(0, (-1, count)) * weight[:, None, None, None]).transpose(0, 1)
-        for layer in model.t_layers
-    ]
-    parts.append(model.head.reshape(count, -1))
-    return torch.stack([_norms(part.flatten(1)) for part in parts])
-
-
-def _norms(rows: Tensor) -> Tensor:
-    # Entries of 1e30 or 1e-30 have no square in float32: take the scale out first.
-    scale = rows.detach().abs().amax(1, keepdim=True)
-    scale = scale.masked_fill((scale == 0) | scale.isinf(), 1.0)
-    return torch.linalg.vector_norm(rows / scale, dim=1) * scale[:, 0]
+    count, multiplicity = model.count, model.transform.multiplicity.sqrt()[:, None]
+    rows = []
+    for layer in model.t_layers:
+        # Face by face: a norm over the strided faces of one network takes five times as long.
+        each = torch.linalg.vector_norm(layer.faces().flatten(1), dim=1)
+        rows.append(torch.linalg.vector_norm(multiplicity * each.view(-1, count), dim=0))
+    rows.append(torch.linalg.vector_norm(model.head.reshape(count, -1), dim=1))
+    return torch.stack(rows)

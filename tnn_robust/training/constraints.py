@@ -16,10 +16,12 @@ def project_norms(model: TNN, bound: float) -> None:
     """Scale each weight back onto ||W_l||_F <= bound and ||w||_2 <= bound, in place.
 
     The projection in F-norm for a dense layer; the two factors of a low-rank
-    one are scaled alike, which keeps them balanced.
+    one are scaled alike, which keeps them balanced. A norm that is not finite makes its
+    weight NaN, so that training stops there.
     """
     norms = layer_norms(model)
     shrinks = (bound / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
+    shrinks.masked_fill_(norms.isinf(), torch.nan)
     for layer, shrink in zip(model.t_layers, shrinks, strict=False):
         if isinstance(layer, LowRankTProductLinear):
             _per_network(layer.left, model.count).mul_(shrink.sqrt()[:, None, None])

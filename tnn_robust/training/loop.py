@@ -95,6 +95,10 @@ class Examples(NamedTuple):
         """n, the examples each network has."""
         return len(self.x) if self.rows is None else self.rows.shape[1]
 
+    def of(self, i: int) -> "Examples":
+        """Those of network i alone."""
+        return Examples(self.x, self.y, None if self.rows is None else self.rows[i : i + 1])
+
     def take(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """x (S b, d, c) and y (S b,) at places (S, b) in the rows of each network."""
         rows = (places if self.rows is None else self.rows.gather(1, places)).reshape(-1)
