@@ -1,6 +1,7 @@
 """The numbers that compression is to reach, each as reached or missed.
 
     python scripts/compression_bench.py RUN [RUN ...] [--n 500] [--steps 10] [--epochs 0]
+        [--lc-steps 3] [--output compression_bench.json]
 
 RUNs are dense networks that differ in their seed, as made (here for MNIST 3 vs 7) by
 
@@ -10,7 +11,7 @@ RUNs are dense networks that differ in their seed, as made (here for MNIST 3 vs 
 
 The rule before repair is compared over all of them, the rest is measured on the first. Robust
 accuracy is the sweep's verdict, the worse of PGD on the small network and of the original's
-points. Writes compression_bench.json.
+points. lc trains: its L-steps are an epoch each, a fifth of the original's by default.
 """
 
 import argparse
@@ -35,9 +36,10 @@ from tnn_robust.records import SweepReport, SweepRow
 from tnn_robust.runs.build import CompressRequest
 from tnn_robust.runs.repair import RepairSettings, settings_of
 from tnn_robust.runs.sweep import Size, SweepRequest, sweep_run
+from tnn_robust.training.learning_compression import LCSchedule
 
-OUTPUT = Path("compression_bench.json")
 SHARE = 0.1  # of the parameters
+MU = (1e-2, 1.0)  # the first and the last pull of lc
 lines: list[dict[str, object]] = []
 
 
@@ -54,7 +56,9 @@ def swept(run: Path, rules: dict[str, dict], asked: argparse.Namespace, epochs: 
             run=run,
             out=Path(folder) / "sweep",
             rule=None,
-            repair=RepairSettings(epochs=epochs, distill=1.0 if epochs else 0.0),
+            repair=RepairSettings(
+                epochs=epochs, distill=1.0 if epochs else 0.0, lc=lc_schedule(asked.lc_steps)
+            ),
             choice=AttackChoice(names=("pgd",), steps=asked.steps),
             n=asked.n,
         )
@@ -62,6 +66,11 @@ def swept(run: Path, rules: dict[str, dict], asked: argparse.Namespace, epochs: 
         *_, report = sweep_run(SweepRequest(base, sizes))
     assert isinstance(report, SweepReport)
     return report
+
+
+def lc_schedule(steps: int) -> LCSchedule:
+    """From a weak to a dominant pull in so few epochs."""
+    return LCSchedule(steps=steps, mu0=MU[0], growth=(MU[1] / MU[0]) ** (1 / max(1, steps - 1)))
 
 
 def ten_times_fewer(run: Path, asked: argparse.Namespace) -> SweepReport:
@@ -101,40 +110,51 @@ def bytes_are_the_factors(row: SweepRow) -> None:
 
 
 def rules_before_repair(runs: list[Path], asked: argparse.Namespace) -> None:
-    """Per-layer energy at the share at which it has as many parameters, by bisection."""
-    found: dict[str, list[float]] = {"energy": [], "sensitivity": [], "whitened energy": []}
+    """Per-layer energy meets a number of parameters only in steps: the others get its number."""
+    found: dict[str, list[float]] = {}
     for run in runs:
-        energy = equal_energy(run)
+        energy, count = nearest_energy(run)
         rules = {
             "energy": {"energy": energy},
-            "sensitivity": {"method": "sensitivity", "params": SHARE},
-            "whitened energy": {"params": SHARE, "whiten": True},
+            "sensitivity": {"method": "sensitivity", "params": float(count)},
+            "lc": {"method": "lc", "params": float(count)},
+            "whitened energy": {"params": float(count), "whiten": True},
         }
         for name, rule in rules.items():  # one metric a sweep
             row = swept(run, {name: rule}, asked, 0).rows[1]
-            found[name].append(100 * row.accuracy)
-            print(f"         {run.name} {name}: {found[name][-1]:.2f} %, {row.summary.parameters}")
-    better = [a - b for a, b in zip(found["sensitivity"], found["energy"], strict=True)]
+            found.setdefault(name, []).append(100 * row.accuracy)
+            print(
+                f"         {run.name} {name}: {found[name][-1]:.2f} %, "
+                f"{row.summary.parameters} parameters"
+            )
+    better = {
+        name: [a - b for a, b in zip(found[name], found["energy"], strict=True)]
+        for name in ("sensitivity", "lc")
+    }
+    each = "; ".join(f"{k} {', '.join(f'{one:+.2f}' for one in v)}" for k, v in better.items())
     say(
-        f"sensitivity beats per-layer energy before repair, {len(runs)} seeds",
-        min(better) > 0,
-        "points by seed "
-        + ", ".join(f"{one:+.2f}" for one in better)
-        + f"; means {', '.join(f'{k} {statistics.mean(v):.2f}' for k, v in found.items())}",
+        f"sensitivity or lc beats per-layer energy at equal parameters, {len(runs)} seed(s)",
+        any(min(points) > 0 for points in better.values()),
+        f"points by seed: {each}; "
+        f"means {', '.join(f'{k} {statistics.mean(v):.2f}' for k, v in found.items())}",
     )
 
 
-def equal_energy(run: Path) -> float:
-    """The largest energy whose network is within the share of the parameters."""
+def nearest_energy(run: Path) -> tuple[float, int]:
+    """The energy whose network is nearest the share of the parameters, and its parameters."""
     model = load_checkpoint(run).model
-    spectra, low, high = spectra_of(model), 0.0, 1.0
+    spectra, wanted = spectra_of(model), SHARE * model.parameter_count
+
+    def count(energy: float) -> int:
+        ranks = choose_ranks(spectra, make_rule(energy=energy))
+        return smallest_form(compress(model, spectra, ranks)).parameter_count
+
+    low, high = 0.0, 1.0  # the last within the share and the first above it, by bisection
     for _ in range(30):
         middle = (low + high) / 2
-        ranks = choose_ranks(spectra, make_rule(energy=middle))
-        small = smallest_form(compress(model, spectra, ranks))
-        within = small.parameter_count <= SHARE * model.parameter_count
-        low, high = (middle, high) if within else (low, middle)
-    return low
+        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
+    best = min((low, high), key=lambda energy: abs(count(energy) - wanted)) if low else high
+    return best, count(best)
 
 
 def one_svd() -> None:
@@ -161,7 +181,7 @@ def twenty_sizes(run: Path) -> None:
     """The t-SVDs of the weights in a sweep of 20 sizes, counted."""
     calls = []
     rules = {f"{i}": {"rank": (i,)} for i in range(1, 21)}
-    few = argparse.Namespace(steps=1, n=10)
+    few = argparse.Namespace(steps=1, n=10, lc_steps=1)
 
     def counted(faces: torch.Tensor, **given: bool) -> tsvd.FaceSVD:
         calls.append(1)
@@ -180,6 +200,8 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--lc-steps", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("compression_bench.json"))
     asked = parser.parse_args()
     report = ten_times_fewer(asked.runs[0], asked)
     latency_follows_flops(report.rows[1], report.rows[0])
@@ -187,7 +209,7 @@ def main() -> int:
     one_svd()
     twenty_sizes(asked.runs[0])
     rules_before_repair(asked.runs, asked)
-    OUTPUT.write_text(json.dumps(lines, indent=2) + "\n")
+    asked.output.write_text(json.dumps(lines, indent=2) + "\n")
     return 0 if all(line["reached"] for line in lines) else 1
 
 

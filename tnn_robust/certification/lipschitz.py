@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tnn_robust.algebra.ranks import spectral_norm
 from tnn_robust.errors import unknown_choice
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
+from tnn_robust.models.singular import layer_singular_values
 
 # The largest l2 norm of a d x c perturbation of norm 1 (C of theory.md).
 TO_L2: dict[str, Callable[[int, int], float]] = {
@@ -29,7 +29,7 @@ def body_lipschitz(model: TNN) -> Tensor:
     fall short; a ReLU adds nothing. M counts with its own norm on the way in
     and out, so that one held in float32, orthogonal only to 1e-7, is no gap.
     """
-    norms = [spectral_norm(exact_faces(layer)) for layer in model.t_layers]
+    norms = [layer_singular_values(layer).amax() for layer in model.t_layers]
     return (torch.stack(norms) * around_norm(model)).prod()
 
 

@@ -10,6 +10,7 @@ from tnn_robust.algebra.transforms import CHECKED_TOLERANCE
 from tnn_robust.certification.lipschitz import around_norm, exact_faces
 from tnn_robust.errors import InputError
 from tnn_robust.models.network import TNN
+from tnn_robust.models.singular import layer_singular_values
 
 
 class TruncationBound(NamedTuple):
@@ -52,8 +53,8 @@ def truncation_bound(original: TNN, compressed: TNN) -> TruncationBound:
     _require_orthogonal(original)
     pairs = list(zip(original.t_layers, compressed.t_layers, strict=True))
     around = around_norm(original)
-    before = [spectral_norm(exact_faces(f)) * around for f, _ in pairs]
-    after = [spectral_norm(exact_faces(g)) * around for _, g in pairs]
+    before = [layer_singular_values(f).amax() * around for f, _ in pairs]
+    after = [layer_singular_values(g).amax() * around for _, g in pairs]
     lost = [spectral_norm(exact_faces(f) - exact_faces(g)) * around for f, g in pairs]
     one = torch.ones_like(around)
     steps = torch.stack(

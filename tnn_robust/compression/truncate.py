@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tnn_robust.algebra.ranks import frobenius_norm, multi_rank, stable_rank
+from tnn_robust.algebra.ranks import frobenius_norm, stable_rank
 from tnn_robust.compression.spectrum import Spectrum
 from tnn_robust.models.layers import (
     LowRankTProductLinear,
@@ -15,6 +15,7 @@ from tnn_robust.models.layers import (
     transform_flops,
 )
 from tnn_robust.models.network import TNN
+from tnn_robust.models.singular import kept_ranks
 from tnn_robust.records import LayerRecord
 
 
@@ -109,9 +110,6 @@ def layer_records(
     records = []
     for i, layer in enumerate(model.t_layers):
         faces = layer.faces()
-        ranks = multi_rank(faces)
-        if isinstance(layer, LowRankTProductLinear):
-            ranks = torch.minimum(ranks, layer.multi_rank)
         numbers = layer.numbers * (2 if faces.is_complex() else 1)
         records.append(
             LayerRecord(
@@ -119,7 +117,7 @@ def layer_records(
                 d_in=layer.d_in,
                 d_out=layer.d_out,
                 form="faces" if layer.rank is None else "factors",
-                multi_rank=tuple(ranks.tolist()),
+                multi_rank=tuple(kept_ranks(layer).tolist()),
                 stable_rank=float(stable_rank(faces, transform.multiplicity)),
                 kept_energy=kept[i],
                 dropped_norm=dropped[i],

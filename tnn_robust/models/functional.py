@@ -41,6 +41,8 @@ def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: T
     matrix = None if transform.name == "identity" else transform.matrix
     lengths = [len(stacks) for stacks in layers]
     flat = [stack for stacks in layers for stack in stacks]
+    if not torch.is_grad_enabled():  # says that nothing is to be kept for a gradient
+        x, head, flat = x.detach(), head.detach(), [stack.detach() for stack in flat]
     blocks: Sequence[Tensor] = [x]
     if head.ndim == 3 and x.device.type == "cpu":
         blocks = _in_cache(x, max(stack.shape[1] for stack in flat), (head, *flat))
@@ -86,7 +88,7 @@ class _Network(torch.autograd.Function):
         inverse = None if matrix is None else matrix.T
         n, d, c = x.shape
         wanted, last, i = ctx.needs_input_grad[4:], len(lengths) - 1, 0
-        outputs, inputs, kept = [], [], Lent()
+        outputs, inputs, kept, live = [], [], Lent(), any(ctx.needs_input_grad)
         h, width = _enter(matrix, x), d
         for layer, length in enumerate(lengths):
             faces = h.view(len(flat[i]), -1, width)
@@ -99,12 +101,21 @@ class _Network(torch.autograd.Function):
                 faces, i = product, i + 1
             h, width = faces.view(c, -1), faces.shape[2]
             out = _leave(matrix, h) if layer == last else _mix(inverse, h)
-            outputs.append(kept.add(out.relu_()))
+            outputs.append(out.relu_())
             if out is not h:
                 BUFFERS.give(h)
+            if live:
+                kept.add(out)
             if layer < last:
                 h = _mix(matrix, out)
-                h = h.clone() if h is out else h
+                if not live:
+                    _given(out, h)
+                elif h is out:
+                    h = h.clone()
+        if not live:
+            scores = _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)
+            BUFFERS.give(out)
+            return scores
         ctx.save_for_backward(matrix, head, *flat)
         ctx.outputs, ctx.inputs, ctx.lengths, ctx.kept = outputs, inputs, lengths, kept
         return _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)

@@ -38,7 +38,14 @@ from tnn_robust.runs.common import (
 )
 from tnn_robust.runs.compress_report import stored_itemsize
 from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
-from tnn_robust.runs.repair import RanksOf, RepairSettings, Training, repair, train_compressed
+from tnn_robust.runs.repair import (
+    RanksOf,
+    RepairSettings,
+    Training,
+    repair,
+    require_trainable,
+    train_compressed,
+)
 from tnn_robust.runs.report import check_attacks
 from tnn_robust.runs.subject import Subject, subject_of
 from tnn_robust.runs.train import METRICS, STATE
@@ -89,7 +96,8 @@ class CompressRequest:
 class Original:
     """A network to compress, its data, and the t-SVD that every size is cut from.
 
-    spectra: in the metric of the rule; None where no rule, or one that trains, is asked.
+    t_svd: of the weights, None where no rule is asked; spectra: the same in the metric of the
+    rule, where that does not train.
     """
 
     checkpoint: Checkpoint
@@ -97,6 +105,7 @@ class Original:
     dataset: Dataset
     data: dict[str, Any]
     attacks: tuple[AttackSettings, ...]
+    t_svd: Sequence[Spectrum] | None
     spectra: Sequence[Spectrum] | None
 
 
@@ -125,22 +134,24 @@ def read_original(request: CompressRequest) -> Original:
     subject = subject_of(checkpoint)
     attacks = request.choice.resolve(subject.trained)
     check_attacks(attacks, subject)
-    spectra: Sequence[Spectrum] | None = None
+    t_svd: Sequence[Spectrum] | None = None
     if request.rule is not None:
-        spectra = spectra_of(checkpoint.model)
+        require_trainable(checkpoint.model, request.rule, request.repair)
+        t_svd = spectra_of(checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     data = describe_data(dataset, spec)
-    if spectra is not None and not _trains(request):
+    spectra = t_svd
+    if t_svd is not None and not _trains(request):
         assert request.rule is not None
         spectra = metric_spectra(
             checkpoint,
-            spectra,
+            t_svd,
             request.rule,
             dataset,
             seed=request.seed,
             batch_size=request.batch_size,
         )
-    return Original(checkpoint, subject, dataset, data, attacks, spectra)
+    return Original(checkpoint, subject, dataset, data, attacks, t_svd, spectra)
 
 
 def _trains(request: CompressRequest) -> bool:

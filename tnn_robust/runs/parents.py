@@ -7,28 +7,32 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.algebra.transforms import make_transform
-from tnn_robust.compression.rules import Rule, make_rule
-from tnn_robust.compression.spectrum import Spectrum, spectra_of
-from tnn_robust.compression.truncate import compress, densify, smallest_form
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.compression.merged import (
+    Merged,
+    matrix_network,
+    merged_layers,
+    merged_layers_seen,
+)
+from tnn_robust.compression.rules import Rule
+from tnn_robust.compression.truncate import densify, smallest_form
+from tnn_robust.data.dataset import Part
 from tnn_robust.files import container
-from tnn_robust.models.checkpoint import KIND, Checkpoint, Header, checkpoint_bytes
-from tnn_robust.models.layers import TLayer, TProductLinear
-from tnn_robust.models.network import TNN, new_model, to_dense
+from tnn_robust.models.checkpoint import KIND, Header, checkpoint_bytes
+from tnn_robust.models.network import TNN, new_model
 from tnn_robust.models.storage import HALF
 from tnn_robust.records import SweepRow
 from tnn_robust.runs.build import CompressRequest, Original
-from tnn_robust.runs.ranks import chosen_ranks, metric_spectra
-from tnn_robust.runs.repair import Training, repair, settings_of, train_anew
+from tnn_robust.runs.ranks import measured_on
+from tnn_robust.runs.repair import RepairSettings, Training, repair, settings_of, train_anew
 from tnn_robust.runs.subject import Subject
-from tnn_robust.runs.sweep_row import Candidate, Matrices
+from tnn_robust.runs.sweep_row import Candidate, Matrices, Tubes
 
 Made = Generator[Training, None, Candidate]
 
 
 class Parents:
-    """Makes the parents of a row: each has at most its parameters, repaired as it was.
+    """Makes the parents of a row: each has at most its parameters, where such a network
+    exists, and is repaired for as many epochs as it was trained.
 
     matrix: matrix low rank of the merged dense layers. pruned: the largest weights of the
     faces, kept where they are. trained: a t-NN of its tubal ranks (of a multi-rank the
@@ -41,52 +45,34 @@ class Parents:
     def make(self, kind: str, rule: Rule, text: str, like: SweepRow) -> Made:
         """The parent of this kind of a row."""
         make = {"matrix": self._matrix, "pruned": self._pruned, "trained": self._trained}
-        return make[kind](rule, text, like)
+        one = yield from make[kind](rule, text, like)
+        count = one.model.parameter_count if one.parameters is None else one.parameters
+        note = "the smallest there is, larger than the row it stands beside"
+        return one._replace(note=note) if count > like.summary.parameters else one
 
     def _matrix(self, rule: Rule, text: str, like: SweepRow) -> Made:
-        checkpoint, dataset = self._merged
-        spectra = self._spectra(rule)
-        budget = make_rule("budget", params=float(like.summary.parameters), granularity="layer")
-        ranks = chosen_ranks(checkpoint, spectra, budget, lambda _: 0, 1)
-        model = compress(checkpoint.model, spectra, ranks)
-        if self.request.repair.epochs:
-            model, _ = yield from repair(model, checkpoint, dataset, self.request.repair)
+        checkpoint, dataset = self.original.checkpoint, self.original.dataset
+        layers = self._whitened if rule.whiten else self._merged
+        model = matrix_network(checkpoint.model, layers, like.summary.parameters)
+        repairs = self._repairs(rule)
+        if repairs.epochs:
+            flat = replace(dataset, train=_flat(dataset.train), test=_flat(dataset.test))
+            teacher = Tubes(checkpoint.model)
+            model, _ = yield from repair(model, checkpoint, flat, repairs, teacher=teacher)
         model = smallest_form(model)
         subject = self._subject(Matrices(model), "matrix", model.parameter_count)
         return Candidate(text, "matrix", subject, model, self._bytes(model))
 
-    def _spectra(self, rule: Rule) -> tuple[Spectrum, ...]:
-        """In the metric of the row's rule, made once."""
-        if self._metric is None:
-            checkpoint, dataset = self._merged
-            plain = spectra_of(checkpoint.model)
-            like = make_rule("budget", params=1.0, whiten=rule.whiten or None)
-            request = self.request
-            self._metric = tuple(
-                metric_spectra(
-                    checkpoint,
-                    plain,
-                    like,
-                    dataset,
-                    seed=request.seed,
-                    batch_size=request.batch_size,
-                )
-            )
-        return self._metric
-
-    _metric: tuple[Spectrum, ...] | None = None
+    @cached_property
+    def _merged(self) -> list[Merged]:
+        assert self.original.t_svd is not None
+        return merged_layers(self.original.t_svd, self.original.checkpoint.model.transform)
 
     @cached_property
-    def _merged(self) -> tuple[Checkpoint, Dataset]:
-        """The same function as a t-NN of one channel, whose faces are matrices; its data."""
-        checkpoint, dataset = self.original.checkpoint, self.original.dataset
-        linears = [m for m in to_dense(checkpoint.model) if isinstance(m, nn.Linear)]
-        layers: list[TLayer] = [TProductLinear(m.weight.detach()[None]) for m in linears[:-1]]
-        head = linears[-1].weight.detach()[:, :, None]
-        transform = make_transform("identity", 1, dtype=head.dtype)
-        model = TNN(transform, layers, head).to(head.device)
-        flat = replace(dataset, train=_flat(dataset.train), test=_flat(dataset.test))
-        return checkpoint._replace(model=model), flat
+    def _whitened(self) -> list[Merged]:
+        model = self.original.checkpoint.model
+        part, _ = measured_on(model, self.original.dataset, self.request.seed)
+        return merged_layers_seen(model, part.x)
 
     def _pruned(self, rule: Rule, text: str, like: SweepRow) -> Made:
         """Bytes: values and places (int32), the smallest plain form of unstructured zeros."""
@@ -98,11 +84,12 @@ class Parents:
         with torch.no_grad():
             for layer, mask in zip(layers, masks, strict=True):
                 layer.stacks[0].mul_(mask)
-        if self.request.repair.epochs:
+        repairs = self._repairs(rule)
+        if repairs.epochs:
             for layer, mask in zip(layers, masks, strict=True):
                 layer.stacks[0].register_hook(mask.mul)
             checkpoint, dataset = self.original.checkpoint, self.original.dataset
-            model, _ = yield from repair(model, checkpoint, dataset, self.request.repair)
+            model, _ = yield from repair(model, checkpoint, dataset, repairs)
             with torch.no_grad():  # an optimiser may move a weight that has no gradient
                 for layer, mask in zip(model.t_layers, masks, strict=True):
                     layer.stacks[0].mul_(mask)
@@ -112,7 +99,7 @@ class Parents:
         return Candidate(text, "pruned", subject, model, size, count)
 
     def _trained(self, rule: Rule, text: str, like: SweepRow) -> Made:
-        source, repairs = self.original.checkpoint, self.request.repair
+        source = self.original.checkpoint
         ranks = []
         for layer, multi in zip(source.model.t_layers, like.multi_ranks, strict=True):
             rank = max(1, sum(multi) // len(multi))
@@ -121,12 +108,17 @@ class Parents:
         architecture = replace(source.model.architecture, ranks=tuple(ranks))
         data = self.original.dataset.train.x
         model = new_model(architecture, source.header.seed, data=data, dtype=data.dtype)
-        epochs = settings_of(source).epochs + repairs.epochs
-        epochs += repairs.lc.steps if rule.method == "lc" else 0
+        epochs = settings_of(source).epochs + self._repairs(rule).epochs
         model = model.to(source.model.head.device)
         yield from train_anew(model, source, self.original.dataset, epochs)
         subject = self._subject(model, "trained", model.parameter_count)
         return Candidate(text, "trained", subject, model, self._bytes(model))
+
+    def _repairs(self, rule: Rule) -> RepairSettings:
+        """Those of the row, its L-steps counted as epochs."""
+        asked = self.request.repair
+        steps = asked.lc.steps if rule.method == "lc" else 0
+        return replace(asked, epochs=asked.epochs + steps)
 
     def _subject(self, model: nn.Module, name: str, parameters: int) -> Subject:
         info = {**self.original.subject.info, "path": None, "digest": name}

@@ -15,10 +15,11 @@ from tnn_robust.compression.metrics import (
 from tnn_robust.compression.rules import Rule, budget_of, choose_ranks
 from tnn_robust.compression.select import MultiRanks
 from tnn_robust.compression.spectrum import Spectrum, full_ranks
-from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.errors import InputError
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.checkpoint import Checkpoint
+from tnn_robust.models.network import TNN
 from tnn_robust.randomness import Streams
 from tnn_robust.runs.common import subset
 from tnn_robust.runs.subject import risk_loss, training_attack
@@ -46,7 +47,7 @@ def metric_spectra(
     all layers compare shares of a layer; sensitivities are comparable as they are.
     """
     model = checkpoint.model
-    part, indices = subset(dataset.train, _EXAMPLES, seed, model.head.device, model.head.dtype)
+    part, indices = measured_on(model, dataset, seed)
     blocks = list(torch.arange(len(part.y), device=indices.device).split(batch_size))
     if rule.whiten:
         covariances = input_covariances(model, (part.x[rows] for rows in blocks))
@@ -63,6 +64,11 @@ def metric_spectra(
         loss = LOSSES[risk_loss(checkpoint)]
         return by_sensitivity(model, spectra, points(), loss, second_order=rule.second_order)
     return relative(spectra) if rule.method in ("budget", "global-energy") else spectra
+
+
+def measured_on(model: TNN, dataset: Dataset, seed: int) -> tuple[Part, Tensor]:
+    """The training examples that a metric is measured on, and their indices."""
+    return subset(dataset.train, _EXAMPLES, seed, model.head.device, model.head.dtype)
 
 
 def chosen_ranks(

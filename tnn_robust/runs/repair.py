@@ -4,18 +4,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_robust.compression.costs import parameter_costs
 from tnn_robust.compression.rules import Rule
 from tnn_robust.compression.select import MultiRanks, penalty_ranks
 from tnn_robust.compression.spectrum import Spectrum, spectra_of
-from tnn_robust.compression.truncate import compress
+from tnn_robust.compression.truncate import compress, densify
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.errors import CheckpointError, InputError
 from tnn_robust.models.checkpoint import Checkpoint
-from tnn_robust.models.layers import LowRankTProductLinear
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.records import BatchProgress, EpochRecord
 from tnn_robust.runs.common import subset
@@ -73,14 +71,25 @@ class Training:
 Trained = Generator[Training, None, tuple[TNN, str]]
 
 
-def repair(model: TNN, checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings) -> Trained:
-    """Continue the run's training on the factors, with its attack, eps and objective."""
+def repair(
+    model: TNN,
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    asked: RepairSettings,
+    *,
+    teacher: nn.Module | None = None,
+) -> Trained:
+    """Continue the run's training on the factors, with its attack, eps and objective.
+
+    teacher: whose scores are distilled, None for the network of the checkpoint.
+    """
     terms = []
     if asked.distill:
-        terms.append(distillation(checkpoint.model, asked.distill))
+        terms.append(distillation(teacher or checkpoint.model, asked.distill))
     if asked.conditioning:
         terms.append(conditioning(asked.conditioning))
     settings, common = _common(checkpoint, dataset, asked, asked.epochs)
+    common["perturb"] = training_perturb(training_attack(checkpoint), model.transform)
     records = fit(
         model,
         **common,
@@ -99,6 +108,14 @@ def train_anew(
     settings, common = _common(checkpoint, dataset, RepairSettings(), epochs)
     records = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
     return _told("training anew", records, epochs)
+
+
+def require_trainable(model: TNN, rule: Rule, asked: RepairSettings) -> None:
+    """Raise InputError for what a method that trains cannot start from."""
+    if rule.method == "dynamic" and not asked.epochs:
+        raise InputError("--method dynamic trains the factors: give --finetune EPOCHS")
+    if rule.method == "lc" and any(layer.rank is not None for layer in model.t_layers):
+        raise InputError("--method lc needs a network of dense layers: --densify makes one")
 
 
 def train_compressed(
@@ -130,7 +147,7 @@ def _learning_compression(
         found[:] = [compress(model, spectra, ranks)]
         return [layer.faces().detach() for layer in found[0].t_layers]
 
-    model = _copy(checkpoint.model)
+    model = densify(checkpoint.model)
     settings, common = _common(checkpoint, dataset, asked, 1)
     optimizer = make_optimizer(model, settings)
     steps = lc_fit(
@@ -153,8 +170,6 @@ def _learning_compression(
 def _dynamic(
     checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings, ranks_of: RanksOf
 ) -> Trained:
-    if not asked.epochs:
-        raise InputError("--method dynamic trains the factors: give --finetune EPOCHS")
     spectra = spectra_of(checkpoint.model)
     ranks = ranks_of(spectra)
     model = compress(checkpoint.model, spectra, ranks)
@@ -239,13 +254,3 @@ def settings_of(checkpoint: Checkpoint) -> TrainSettings:
         return TrainSettings(**{name: stored[name] for name in names})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error
-
-
-@torch.no_grad()
-def _copy(model: TNN) -> TNN:
-    """A dense copy to train."""
-    if any(isinstance(layer, LowRankTProductLinear) for layer in model.t_layers):
-        raise InputError("--method lc needs a network of dense layers: --densify makes one")
-    spectra = spectra_of(model)
-    full = [torch.full((one.n_faces,), one.largest) for one in spectra]
-    return compress(model, spectra, full)

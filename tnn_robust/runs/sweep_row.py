@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.algebra.ranks import multi_rank, singular_values
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.certification.truncation import truncation_bound
 from tnn_robust.evaluation.gap import NO_WORK, Attacked, attack_rows, worst_case
-from tnn_robust.models.layers import LowRankTProductLinear
+from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
+from tnn_robust.models.singular import kept_ranks, layer_singular_values, significant
 from tnn_robust.records import BoundForm, SweepRow, WeightFacts
 from tnn_robust.records.bound import finite
 from tnn_robust.runs.attack import PARTS, AttackFinished, AttackProgress, attack_subject
@@ -59,6 +59,17 @@ class Matrices(nn.Module):
         return self.model(x.reshape(len(x), -1, 1))
 
 
+class Tubes(nn.Module):
+    """A t-NN on examples flattened for `Matrices`: (n, d c, 1) goes in as (n, d, c)."""
+
+    def __init__(self, model: TNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.reshape(len(x), -1, self.model.transform.channels))
+
+
 @dataclass
 class Judge:
     """Judges every network of a sweep alike; the first must be the original.
@@ -80,6 +91,8 @@ class Judge:
         *parts, verdict = attack_rows([*each, worst_case([*own, *carried])], self.request.seed)
         original, models = self.original, (self.original.checkpoint.model, one.subject.model)
         dense, mine = forward_times(models, original.dataset, original.checkpoint.model.head)
+        if one.kind == "original":  # one network, timed twice
+            mine = dense
         summary = summary_of(one.model, one.bytes, mine, verdict)
         if one.parameters is not None:
             summary = replace(summary, parameters=one.parameters)
@@ -179,19 +192,10 @@ def _form(bound: Bound) -> BoundForm:
     return BoundForm(value, share, log_main=value, log_bias=None, log_needed=None)
 
 
-@torch.no_grad()
-def kept_ranks(layer: nn.Module) -> Tensor:
-    """(k,) int64: the multi-rank of a layer, that of its factors where it has them."""
-    ranks = multi_rank(layer.faces())  # type: ignore[operator]
-    if isinstance(layer, LowRankTProductLinear):
-        return torch.minimum(ranks, layer.multi_rank)
-    return ranks
-
-
-@torch.no_grad()
-def conditions_kept(layer: nn.Module) -> Tensor:
+def conditions_kept(layer: TLayer) -> Tensor:
     """(k',) float64: sigma_1 / sigma_r over the faces of rank r > 0."""
-    s, ranks = singular_values(layer.faces()), kept_ranks(layer)  # type: ignore[operator]
+    s = layer_singular_values(layer)
+    ranks = significant(layer, s)
     held = ranks > 0
     last = s.gather(1, (ranks - 1).clamp_min(0)[:, None])[:, 0]
     return s[held, 0] / last[held]

@@ -6,11 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.algebra.ranks import frobenius_norm, singular_values
+from tnn_robust.algebra.ranks import frobenius_norm
 from tnn_robust.algebra.transforms import CHECKED_TOLERANCE, Transform
 from tnn_robust.algebra.tsvd import energy_rank, tail_norms
 from tnn_robust.errors import InputError
+from tnn_robust.models.layers import TLayer, rank_mask
 from tnn_robust.models.network import TNN
+from tnn_robust.models.singular import layer_singular_values, significant
 from tnn_robust.theory.adversary import largest_f_norm
 from tnn_robust.theory.bounds import (
     Bound,
@@ -63,13 +65,9 @@ def spectra(model: TNN) -> tuple[Spectrum, ...]:
     counts = model.transform.multiplicity.long()
     found = []
     for layer in model.t_layers:
-        faces = layer.faces()
-        s = singular_values(faces).repeat_interleave(counts, dim=0)
-        noise = max(faces.shape[1:]) * torch.finfo(faces.dtype).eps * s.amax()
-        s = torch.where(s > noise, s, 0.0)
-        if layer.rank is not None:  # what a product of factors has beyond r is rounding
-            s[:, layer.rank :] = 0.0
-        found.append(Spectrum(s.cpu()))
+        s = layer_singular_values(layer)
+        s = s * rank_mask(significant(layer, s), s.shape[1])
+        found.append(Spectrum(s.repeat_interleave(counts, dim=0).cpu()))
     return tuple(found)
 
 
@@ -85,11 +83,16 @@ def hypothesis_class(model: TNN) -> HypothesisClass:
     return HypothesisClass(
         channels=model.transform.channels,
         shapes=tuple((layer.d_out, layer.d_in) for layer in layers),
-        layer_norms=tuple(
-            float(frobenius_norm(_wide(layer.faces()), multiplicity)) for layer in layers
-        ),
+        layer_norms=tuple(_f_norm(layer, multiplicity) for layer in layers),
         head_norm=float(torch.linalg.vector_norm(model.head.double())),
     )
+
+
+def _f_norm(layer: TLayer, multiplicity: Tensor) -> float:
+    # The singular values of factors are cheaper than their product, those of faces dearer.
+    if layer.rank is None:
+        return float(frobenius_norm(_wide(layer.faces()), multiplicity))
+    return float((multiplicity.double() @ layer_singular_values(layer).square()).sum().sqrt())
 
 
 def orthogonality(transform: Transform) -> tuple[float, bool]:

@@ -7,7 +7,7 @@ attacked, scores (n, s) of the model on it.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
@@ -43,7 +43,7 @@ def squared_distances(model: TNN, faces: Sequence[Tensor]) -> Tensor:
     return torch.stack([(weights * d).sum() for d in differences])
 
 
-def distillation(teacher: TNN, weight: float) -> Extra:
+def distillation(teacher: nn.Module, weight: float) -> Extra:
     """weight x mean (s - t)^2 / mean t^2 over the scores s of the model and t of the teacher.
 
     Scores are matched rather than probabilities (Ba & Caruana 2014), which saturate; the

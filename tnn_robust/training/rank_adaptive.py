@@ -58,18 +58,10 @@ class Core(NamedTuple):
 
 
 @torch.no_grad()
-def make_core(layer: LowRankTProductLinear, components: int) -> Core:
-    """A layer's factors as a core with room for faces of up to twice its tubal rank.
-
-    The wider bases of a step must fit into a face: R is at most half its smaller side.
-    Raises InputError where that is less than the tubal rank.
-    """
-    room = min(2 * layer.rank, min(layer.d_in, layer.d_out) // 2)
-    if room < layer.rank:
-        raise InputError(
-            f"rank-adaptive training of {layer.d_out} x {layer.d_in} faces needs a tubal rank "
-            f"of at most {room}, got {layer.rank}"
-        )
+def make_core(layer: TLayer, components: int) -> Core:
+    """A layer as a core with room for faces of up to twice its tubal rank, of full rank at most."""
+    full = min(layer.d_in, layer.d_out)
+    room = min(2 * (layer.rank or full), full)
     # Not from the factors' own QR: beyond their rank the bases are free, and the SVD fills them.
     u, s, vh = torch.linalg.svd(layer.faces(), full_matrices=False)
     kept = _kept(s, components, 0.0)
@@ -146,16 +138,13 @@ def dynamic_fit(
     perturb: Perturb | None,
     seed: int,
 ) -> Iterator[BatchProgress | EpochRecord | TNN]:
-    """Train the factors of `model`; the last record is the network that comes of it.
+    """Train `model` as factors; the last record is the network that comes of it.
 
     components: how many singular components each layer may keep over all its faces.
     x (n, d, c), y (n,) on the model's device. Of `settings` epochs, batch_size, lr and
     loss are used. Raises TrainingError naming the epoch where a loss is not finite.
     """
-    layers = [layer for layer in model.t_layers if isinstance(layer, LowRankTProductLinear)]
-    if len(layers) != len(list(model.t_layers)):
-        raise InputError("rank-adaptive training needs a network of factors, got dense layers")
-    cores = [make_core(layer, n) for layer, n in zip(layers, components, strict=True)]
+    cores = [make_core(layer, n) for layer, n in zip(model.t_layers, components, strict=True)]
     net = _Net(model.transform, cores, model.head.detach().clone().requires_grad_())
     steps = [_Steps(core, settings.lr) for core in cores]
     head = torch.optim.Adam([net.head], lr=settings.lr)
@@ -221,7 +210,10 @@ def _step(
 def _widen(
     core: Core, k: Tensor, one: Tensor, gk: Tensor, gl: Tensor, steps: _Steps
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bases of old and new columns (k, p, 2 R), (k, q, 2 R), and W in them (k, 2 R, 2 R)."""
+    """Bases of old and new columns (k, p, P), (k, q, Q), and W in them (k, P, Q).
+
+    P = min(p, 2 R) and Q = min(q, 2 R): a face has no more directions.
+    """
     steps.update(gk)
     size = steps.size()
     u = torch.linalg.qr(torch.cat([core.u, k - size * gk], 2)).Q
