@@ -161,6 +161,10 @@ data_place = options(
     click.option("--download", is_flag=True, help="Fetch missing data from OpenML, where it is."),
 )
 
+scheduler = click.option(
+    "--scheduler", metavar="tcp://HOST:PORT", help="Of a running Dask cluster."
+)
+
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")
 
 attacking = options(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,7 @@ EVALUATE = "evaluate"
 # Cells that differ only in these are repetitions of one experiment.
 REPEATED = ("seed", "split_seed", f"{EVALUATE}.seed")
 NONE = "none"  # the option is not given
+OF_PGD = ("steps", "step_size")
 _FORMAT = "tnn-robust/cell/1"  # of the digests; another when a cell's meaning changes
 _LONGEST_RANGE = 10**6
 
@@ -34,15 +35,6 @@ class Cell(NamedTuple):
 
     settings: dict[str, Any]
     digest: str
-
-    def under(self, table: str) -> dict[str, Any]:
-        """The settings of a table of the spec by their short names; "" for those of no table."""
-        found = {}
-        for name, value in self.settings.items():
-            head, _, tail = name.rpartition(".")
-            if head == table:
-                found[tail] = value
-        return found
 
 
 @dataclass(frozen=True)
@@ -76,11 +68,12 @@ class Grid:
             name = hashlib.blake2b("\n".join((_FORMAT, *words)).encode(), digest_size=12)
             yield Cell(dict(zip(self.axes, values, strict=True)), name.hexdigest())
 
-    def project(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The different values that some settings take together."""
-        return (
-            dict(zip(names, values, strict=True)) for values in product(*map(self.axes.get, names))
-        )
+    def project(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Settings as of cells, one for every combination of these; the rest as in the first."""
+        first = {name: values[0] for name, values in self.axes.items()}
+        varied = [name for name in names if len(self.axes[name]) > 1]
+        for values in product(*(self.axes[name] for name in varied)):
+            yield first | dict(zip(varied, values, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(values) for name, values in self.axes.items()}
@@ -272,12 +265,20 @@ def make_grid(spec: dict[str, Any]) -> Grid:
         raise InputError(f"unknown key {unknown[0]}: choose from {', '.join(SETTINGS)}")
     if not given:
         raise InputError("an empty grid: nothing is set")
-    return Grid(
-        {
-            name: _values(name, setting.kind, given[name]) if name in given else (setting.default,)
-            for name, setting in SETTINGS.items()
-        }
-    )
+    axes = {
+        name: _values(name, setting.kind, given[name]) if name in given else (setting.default,)
+        for name, setting in SETTINGS.items()
+    }
+    for name in OF_PGD:
+        _check_taken(name, axes[name], axes["attack"])
+    return Grid(axes)
+
+
+def _check_taken(name: str, values: tuple[Any, ...], attacks: tuple[str, ...]) -> None:
+    """What only pgd takes is left out of the cells of other attacks, but never swept over them."""
+    others = [attack for attack in attacks if attack != "pgd"]
+    if values != (None,) and others and (len(values) > 1 or len(others) == len(attacks)):
+        raise InputError(f"{name} is of attack pgd alone, got {name} with attack {others[0]}")
 
 
 def _values(name: str, kind: _Kind, given: Any) -> tuple[Any, ...]:

@@ -103,6 +103,15 @@ def code_digest() -> str:
     return summary.hexdigest()[:16]
 
 
+def scratch_folder() -> str | None:
+    """On a worker its own folder, which Dask clears also after a kill; elsewhere None."""
+    with contextlib.suppress(ImportError, ValueError):  # of no Dask, of no worker
+        from distributed import get_worker
+
+        return get_worker().local_directory
+    return None
+
+
 def run_on_dask(
     work: Work, tasks: Iterable[Task], cluster: Cluster
 ) -> Generator[Event, None, None]:
@@ -222,9 +231,7 @@ def _unfit(found: Facts, code: str) -> str | None:
             f"{__version__} with {code}"
         )
     if found.threads != 1:
-        return (
-            f"has {found.threads} threads, which would share torch's: start it with --nthreads 1"
-        )
+        return f"has {found.threads} threads, which would share torch's: start it with --nthreads 1"
     return None
 
 

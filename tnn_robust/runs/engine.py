@@ -58,7 +58,7 @@ class Failed(NamedTuple):
 class Workers(NamedTuple):
     """How many workers there are now."""
 
-    count: int
+    number: int
 
 
 Event = Moved | Finished | Failed | Workers
@@ -115,9 +115,7 @@ def _in_process(work: Work, task: Task) -> Finished:
     return Finished(key, result_of(work(argument), lambda told: _told.put(Moved(key, told))))
 
 
-def run_in_processes(
-    work: Work, tasks: Iterable[Task], jobs: int
-) -> Generator[Event, None, None]:
+def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[Event, None, None]:
     """Every task in one of `jobs` fresh processes; errors are raised.
 
     Raises TrainingError where a process dies.
