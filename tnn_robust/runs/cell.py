@@ -17,10 +17,10 @@ from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, Grid
 from tnn_robust.models.network import new_model
 from tnn_robust.records import GridRecord
 from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run, chosen_attacks
-from tnn_robust.runs.cluster import code_digest, scratch_folder
 from tnn_robust.runs.requests import layer_widths, training_attack
 from tnn_robust.runs.subject import Subject
 from tnn_robust.runs.train import TrainRequest, make_architecture, train_run
+from tnn_robust.runs.worker import code_digest, scratch_folder
 from tnn_robust.training.loop import TrainSettings
 
 _DATA = tuple(f.name for f in fields(DataSpec) if f.name not in MACHINE_SPECIFIC)

@@ -6,7 +6,6 @@ code on its workers: the embedded one listens on this machine's loopback alone.
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import queue
 import time
@@ -14,9 +13,7 @@ import traceback
 import uuid
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +32,7 @@ from tnn_robust.runs.engine import (
     result_of,
     share_of_cores,
 )
+from tnn_robust.runs.worker import code_digest, unfit, worker_facts
 
 TRIES = 3
 _CONNECT = 5.0  # seconds until a scheduler counts as unreachable
@@ -60,14 +58,6 @@ class Cluster:
             raise InputError("a number of workers is of the embedded cluster, not of --scheduler")
 
 
-class Facts(NamedTuple):
-    """What must be the same, or right, on every worker."""
-
-    version: str
-    code: str
-    threads: int
-
-
 class _Terms(NamedTuple):
     """What a worker is held to: the client's code, torch's threads, where progress goes."""
 
@@ -91,25 +81,6 @@ def require_dask() -> Any:
             "this needs Dask: pip install 'tnn-robust[sweep]', or dask[distributed]"
         ) from error
     return distributed
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """Of the library's source as it is installed here."""
-    root = Path(__file__).resolve().parent.parent
-    summary = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        summary.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
-    return summary.hexdigest()[:16]
-
-
-def scratch_folder() -> str | None:
-    """On a worker its own folder, which Dask clears also after a kill; elsewhere None."""
-    with contextlib.suppress(ImportError, ValueError):  # of no Dask, of no worker
-        from distributed import get_worker
-
-        return get_worker().local_directory
-    return None
 
 
 def run_on_dask(
@@ -207,32 +178,16 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _facts(dask_worker: Any) -> Facts:
-    """On a worker, which knows this function by its name alone: what it is."""
-    return Facts(__version__, code_digest(), dask_worker.state.nthreads)
-
-
 def _require_fit(client: Any) -> None:
     mine = code_digest()
-    for address, found in client.run(_facts, on_error="return").items():
+    for address, found in client.run(worker_facts, on_error="return").items():
         if isinstance(found, Exception):
             raise InputError(
                 f"worker {address} has no tnn-robust {__version__} like this one: "
                 f"{type(found).__name__}: {_one_line(found)}"
             )
-        if why := _unfit(found, mine):
+        if why := unfit(found, mine):
             raise InputError(f"worker {address} {why}")
-
-
-def _unfit(found: Facts, code: str) -> str | None:
-    if found.code != code:
-        return (
-            f"has other code: tnn-robust {found.version} with digest {found.code}, here "
-            f"{__version__} with {code}"
-        )
-    if found.threads != 1:
-        return f"has {found.threads} threads, which would share torch's: start it with --nthreads 1"
-    return None
 
 
 def _on_worker(work: Work, task: Task, terms: _Terms) -> Finished | Failed | _Unfit:
@@ -240,7 +195,7 @@ def _on_worker(work: Work, task: Task, terms: _Terms) -> Finished | Failed | _Un
     from distributed import get_worker
 
     worker, told = get_worker(), 0.0
-    if why := _unfit(_facts(worker), terms.code):
+    if why := unfit(worker_facts(worker), terms.code):
         return _Unfit(f"worker {worker.address} {why}")
     if terms.threads is not None:
         torch.set_num_threads(terms.threads)

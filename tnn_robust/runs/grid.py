@@ -17,9 +17,10 @@ from tnn_robust.experiments.grid import MOST_CELLS, Cell, Grid
 from tnn_robust.files import append_line, require_writable, write_bytes, write_json
 from tnn_robust.records import GridRecord
 from tnn_robust.runs.cell import CellTask, Place, cell_work, check_grid
-from tnn_robust.runs.cluster import Cluster, code_digest, require_dask, run_on_dask
+from tnn_robust.runs.cluster import Cluster, require_dask, run_on_dask
 from tnn_robust.runs.common import claim_directory, resolve_device
 from tnn_robust.runs.engine import Failed, Finished, Task, Workers
+from tnn_robust.runs.worker import code_digest
 
 HEADER, CELLS, NETWORKS, FAILURES = "sweep.json", "cells", "networks", "failed.jsonl"
 _KIND = "tnn-robust.sweep"
