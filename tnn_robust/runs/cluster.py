@@ -32,7 +32,7 @@ from tnn_robust.runs.engine import (
     result_of,
     share_of_cores,
 )
-from tnn_robust.runs.worker import code_digest, unfit, worker_facts
+from tnn_robust.runs.worker import code_digest, dask_setup, unfit, worker_facts
 
 TRIES = 3
 _CONNECT = 5.0  # seconds until a scheduler counts as unreachable
@@ -112,14 +112,11 @@ def run_on_dask(
 
 @contextlib.contextmanager
 def _connected(distributed: Any, cluster: Cluster) -> Iterator[Any]:
-    import dask
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(dask.config.set(_CONFIG))
         address: Any = cluster.scheduler
         if address is None:
-            address = stack.enter_context(_embedded(distributed, cluster.workers or cores()))
+            address = stack.enter_context(embedded(cluster.workers or cores()))
         else:
             _require_answer(distributed, address)
         yield stack.enter_context(distributed.Client(address, set_as_default=False))
@@ -153,15 +150,25 @@ _CONFIG = {
 }
 
 
-def _embedded(distributed: Any, workers: int) -> Any:
-    return distributed.LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        silence_logs=logging.CRITICAL,
-        memory_limit=distributed.system.MEMORY_LIMIT // workers,
-    )
+@contextlib.contextmanager
+def embedded(workers: int) -> Iterator[Any]:
+    """A Dask cluster of processes of one thread, on the loopback of this machine."""
+    distributed = require_dask()
+    import dask
+
+    with (
+        dask.config.set(_CONFIG),
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            memory_limit=distributed.system.MEMORY_LIMIT // workers,
+            preload=[dask_setup.__module__],
+        ) as local,
+    ):
+        yield local
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Many independent pieces of work, here or in processes of this machine; see also cluster.py.
 
 A piece of work is a generator at a module's top level: it yields how far it is and returns
-its result. Every engine takes tasks only as it has room for them, so that a long sequence
-of them need never be held, and stops all it started when it is closed.
+its result. Every engine first says with how many Workers, once it has what it needs; takes
+tasks only as it has room for them, so that a long sequence of them need never be held; and
+stops all it started when it is closed.
 """
 
 import contextlib
@@ -56,17 +57,17 @@ class Failed(NamedTuple):
 
 
 class Workers(NamedTuple):
-    """How many workers there are now."""
+    """How many workers there are now; the first event of every engine."""
 
     number: int
 
 
 Event = Moved | Finished | Failed | Workers
-Engine = Callable[[Work, Iterable[Task]], Generator[Event, None, None]]
 
 
 def run_here(work: Work, tasks: Iterable[Task]) -> Generator[Event, None, None]:
     """One task after the other in this process; errors are raised."""
+    yield Workers(1)
     for key, argument in tasks:
         steps = work(argument)
         with contextlib.closing(steps):
@@ -120,6 +121,7 @@ def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[
 
     Raises TrainingError where a process dies.
     """
+    yield Workers(jobs)
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
     pool = futures.ProcessPoolExecutor(jobs, context, _begin, (told, share_of_cores(jobs)))

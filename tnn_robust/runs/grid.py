@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,17 +66,18 @@ def grid_run(request: GridRequest) -> Iterator[Standing | Failed]:
     _check(request)
     known = finished_cells(out)
     finished = sum(_is_known(known, cell) for cell in grid.cells()) if len(known) else 0
-    header = {"kind": _KIND, "version": __version__, "code": code_digest(), "grid": grid.to_json()}
-    write_json(out / HEADER, header)
-    (out / FAILURES).unlink(missing_ok=True)
-    failed = workers = 0
-    yield Standing(grid.count, finished, failed, workers)
     if finished == grid.count:
+        _begin(request)
+        yield Standing(grid.count, finished, 0, 0)
         return
+    failed = workers = 0
     given: dict[str, Cell] = {}  # those in the cluster's hands
-    run = run_on_dask(cell_work, _tasks(request, known, given), request.cluster)
-    with contextlib.closing(run):
-        for event in run:
+    with contextlib.closing(
+        run_on_dask(cell_work, _tasks(request, known, given), request.cluster)
+    ) as run:
+        first = next(run)  # the workers are there and fit
+        _begin(request)
+        for event in chain([first], run):
             if isinstance(event, Workers):
                 workers = event.number
             elif isinstance(event, Finished):
@@ -88,6 +90,13 @@ def grid_run(request: GridRequest) -> Iterator[Standing | Failed]:
                 failed += 1
                 yield event
             yield Standing(grid.count, finished, failed, workers)
+
+
+def _begin(request: GridRequest) -> None:
+    grid = request.grid.to_json()
+    header = {"kind": _KIND, "version": __version__, "code": code_digest(), "grid": grid}
+    write_json(request.out / HEADER, header)
+    (request.out / FAILURES).unlink(missing_ok=True)
 
 
 def _check(request: GridRequest) -> None:

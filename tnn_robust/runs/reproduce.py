@@ -95,11 +95,12 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
     known = _known(path, header) if request.resume else {}
     records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
     left = [cell for cell in cells if cell.key not in records]
-    _write(path, header, records)
     counted = _Counted(cells, len(dataset.train.y), set(records))
-    yield counted.standing("")
     failures: list[Failed] = []
     with contextlib.closing(_events(request, left, device)) as run:
+        next(run)  # the engine is there
+        _write(path, header, records)
+        yield counted.standing("")
         for event in run:
             if isinstance(event, Moved):
                 yield counted.moved(event.progress)

@@ -2,11 +2,17 @@
 
 import contextlib
 import hashlib
+import signal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tnn_robust import __version__
+
+
+def dask_setup(_: Any) -> None:
+    """As a preload of the embedded cluster's workers: Ctrl-C is the first process's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Facts(NamedTuple):
