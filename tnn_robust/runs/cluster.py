@@ -162,7 +162,7 @@ def embedded(workers: int) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
             memory_limit=distributed.system.MEMORY_LIMIT // workers,
             preload=[dask_setup.__module__],

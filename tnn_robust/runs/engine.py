@@ -1,9 +1,9 @@
 """Many independent pieces of work, here or in processes of this machine; see also cluster.py.
 
-A piece of work is a generator at a module's top level: it yields how far it is and returns
-its result. Every engine first says with how many Workers, once it has what it needs; takes
-tasks only as it has room for them, so that a long sequence of them need never be held; and
-stops all it started when it is closed.
+A piece of work is a generator at a module's top level: it yields how far it is, JSON-safe,
+and returns its result. Every engine first says with how many Workers, once it has what it
+needs; takes tasks only as it has room for them, so that a long sequence of them need never
+be held; and stops all it started when it is closed.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import CheckpointError, InputError, TrainingError
-from tnn_robust.experiments.cells import CellProgress, cell_run, seconds_needed
+from tnn_robust.experiments.cells import cell_run, seconds_needed
 from tnn_robust.experiments.plan import Cell, Plan
 from tnn_robust.files import require_writable, write_bytes
 from tnn_robust.records import CellRecord
@@ -103,7 +103,7 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
         yield counted.standing("")
         for event in run:
             if isinstance(event, Moved):
-                yield counted.moved(event.progress)
+                yield counted.moved(event.key, event.progress)
             elif isinstance(event, Finished):
                 records[event.key] = event.result
                 _write(path, header, records)
@@ -189,9 +189,9 @@ class _Counted:
         self._costs = {cell.key: cost / sum(costs) for cell, cost in zip(cells, costs, strict=True)}
         self._done = {cell.key: float(cell.key in finished) for cell in cells}
 
-    def moved(self, progress: CellProgress) -> Standing:
-        self._done[progress.key] = min(progress.epoch / max(progress.epochs, 1), 0.999)
-        return self.standing(progress.key)
+    def moved(self, key: str, share: float) -> Standing:
+        self._done[key] = share
+        return self.standing(key)
 
     def finished(self, key: str) -> Standing:
         self._done[key] = 1.0
@@ -208,10 +208,11 @@ def _loaded(spec: DataSpec) -> Dataset:
     return load_dataset(spec)
 
 
-def _cell_work(task: CellTask) -> Generator[CellProgress, None, CellRecord]:
+def _cell_work(task: CellTask) -> Generator[float, None, CellRecord]:
+    """A cell; yields which share of its epochs is done."""
     data = _loaded(task.data)
     for found in cell_run(task.cell, data, state=task.state, device=task.device):
         if isinstance(found, CellRecord):
             return found
-        yield found
+        yield min(found.epoch / max(found.epochs, 1), 0.999)
     raise AssertionError("a cell ends with its record")
