@@ -188,6 +188,8 @@ def _quiet() -> Iterator[None]:
 def _require_fit(client: Any) -> None:
     mine = code_digest()
     for address, found in client.run(worker_facts, on_error="return").items():
+        if isinstance(found, OSError):
+            continue  # it died; each task asks again
         if isinstance(found, Exception):
             raise InputError(
                 f"worker {address} has no tnn-robust {__version__} like this one: "

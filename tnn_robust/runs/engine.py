@@ -123,7 +123,7 @@ def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[
     """
     yield Workers(jobs)
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
+    told, others = context.Queue(), multiprocessing.active_children()
     pool = futures.ProcessPoolExecutor(jobs, context, _begin, (told, share_of_cores(jobs)))
     left, done = iter(tasks), False
     waiting: set[futures.Future[Finished]] = set()
@@ -141,7 +141,8 @@ def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[
     finally:
         if not done:
             for child in multiprocessing.active_children():
-                child.terminate()
+                if child not in others:
+                    child.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
