@@ -8,11 +8,11 @@ import click
 
 from tnn_robust import __version__, choices
 from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
+from tnn_robust.choices import LARGEST_SEED
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 from tnn_robust.errors import InputError, TnnError
 
 INTERRUPTED = 130
-LARGEST_SEED = 2**32 - 1  # what every generator takes
 _MOST_SEEDS = 1000
 
 
@@ -159,6 +159,10 @@ data_place = options(
         help="Where to look for data first (then TNN_DATA, then the user cache).",
     ),
     click.option("--download", is_flag=True, help="Fetch missing data from OpenML, where it is."),
+)
+
+scheduler = click.option(
+    "--scheduler", metavar="tcp://HOST:PORT", help="Of a running Dask cluster."
 )
 
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")

@@ -6,9 +6,11 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
-from tnn_robust.errors import InputError
+from tnn_robust.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES
 from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
+
+ENGINES = ("processes", "dask")
 
 
 @shared.command("tnn-reproduce")
@@ -31,7 +33,11 @@ from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: by scale]")
 @click.option("--lr", type=float, help="[default: that of the paper]")
 @click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Processes.")
+@click.option("--engine", default="processes", help="processes, dask.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1; of dask one a core]"
+)
+@shared.scheduler
 @shared.device
 @shared.data_place
 @click.option("--out", type=shared.OUT, required=True, help="Directory of what is found.")
@@ -82,11 +88,18 @@ def _request(out: Path, given: dict[str, Any]) -> Any:
     corrected, published = given.pop("corrected"), given["published"]
     if corrected and (published or given["departures"]):
         raise InputError("--corrected excludes --as-published and --with")
+    engine, jobs, scheduler = (given.pop(name) for name in ("engine", "jobs", "scheduler"))
+    if engine not in ENGINES:
+        raise unknown_choice("engine", engine, ENGINES)
+    if scheduler is not None and engine != "dask":
+        raise InputError("--scheduler is of --engine dask")
     plan = Plan(**{name: given.pop(name) for name in Plan.__dataclass_fields__})
 
+    from tnn_robust.runs.cluster import Cluster
     from tnn_robust.runs.reproduce import ReproduceRequest
 
-    return ReproduceRequest(plan=plan, out=out, **given)
+    cluster = Cluster(scheduler, jobs) if engine == "dask" else None
+    return ReproduceRequest(plan=plan, out=out, jobs=jobs or 1, cluster=cluster, **given)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import click
 from tnn_robust_cli import _options as shared
 
 from tnn_robust import choices
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import Eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC
-from tnn_robust.errors import InputError, unknown_choice
+from tnn_robust.errors import InputError
+from tnn_robust.runs.requests import layer_widths, training_attack
 
 
 def _lists(names: tuple[str, ...]) -> str:
@@ -189,10 +190,7 @@ def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
 
 def _request(out: Path, given: dict[str, Any]):
     attack = _attack(given)
-    widths = given.pop("width")
-    layers = given.pop("layers")
-    if len(widths) not in (1, layers):
-        raise InputError(f"--width needs 1 value or {layers}, one a layer, got {len(widths)}")
+    widths = layer_widths(given.pop("width"), given.pop("layers"))
     data = shared.data_spec(given)
     for name in MACHINE_SPECIFIC:
         del given[name]
@@ -207,7 +205,7 @@ def _request(out: Path, given: dict[str, Any]):
     return TrainRequest(
         data=data,
         out=out,
-        widths=widths * layers if len(widths) == 1 else widths,
+        widths=widths,
         ranks=ranks,
         settings=_settings(given),
         attack=attack,
@@ -229,17 +227,17 @@ def _settings(given: dict[str, Any]):
 
 
 def _attack(given: dict[str, Any]):
-    name, norm, eps = given.pop("attack"), given.pop("norm"), given.pop("eps")
-    steps, step_size = given.pop("steps"), given.pop("step_size")
-    if name == "none":
-        return None
-    if name not in choices.TRAINING_ATTACKS:
-        raise unknown_choice("training attack", name, ("none", *choices.TRAINING_ATTACKS))
-    if name == "pgd" and steps is None:
-        steps = 10
     # A flow attacks the margin: the same direction, and its gradient never underflows.
     loss = "margin" if given["gradient_flow"] else given["loss"]
-    return attack_settings(name, Eps(*eps), norm=norm, steps=steps, step_size=step_size, loss=loss)
+    name, eps = given.pop("attack"), Eps(*given.pop("eps"))
+    return training_attack(
+        name,
+        eps,
+        norm=given.pop("norm"),
+        steps=given.pop("steps"),
+        step_size=given.pop("step_size"),
+        loss=loss,
+    )
 
 
 def _epoch_line(record: Any, epochs: int) -> str:

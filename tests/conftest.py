@@ -1,6 +1,7 @@
 """What the tests share: one thread a process, the real data, and small trained runs."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def binary_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on digits 3 vs 7, with one score; read-only."""
     return train_digits(tmp_path_factory.mktemp("runs") / "binary", "--classes", "3,7")
+
+
+@pytest.fixture(scope="session")
+def scheduler() -> Iterator[str]:
+    """The address of a Dask scheduler with two workers, which tests may kill."""
+    from tnn_robust.runs.cluster import embedded
+
+    with embedded(2) as local:
+        yield local.scheduler_address
 
 
 def loaded(run: Path):

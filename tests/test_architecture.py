@@ -50,7 +50,18 @@ BASE_USES = {
     "algebra": {"errors", "choices"},
     "__init__": set(),
 }
-HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "torchattacks", "safetensors", "rich")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "torchattacks",
+    "safetensors",
+    "rich",
+    "dask",
+    "distributed",
+)
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -108,6 +119,13 @@ def test_the_command_line_imports_nothing_heavy_at_its_top(path: Path) -> None:
     assert heavy <= ({"rich"} if path.name == "_render.py" else set())
 
 
+def test_dask_is_imported_only_when_it_is_asked_for() -> None:
+    users = {path.name for path in SOURCES if {"dask", "distributed"} & imports(path)}
+    assert users <= {"cluster.py"}
+    tops = [imports(path, top_level_only=True) for path in SOURCES]
+    assert not any(name.split(".")[0] in ("dask", "distributed") for top in tops for name in top)
+
+
 def test_code_of_a_user_is_imported_in_one_place() -> None:
     users = {path.name for path in SOURCES if "importlib" in imports(path)}
     assert users == {"foreign.py"}
@@ -122,7 +140,7 @@ def test_only_render_knows_rich() -> None:
     assert users == {"_render.py"}
 
 
-@pytest.mark.parametrize("command", ["train", "attack", "compress", "bound", "reproduce"])
+@pytest.mark.parametrize("command", ["train", "attack", "compress", "bound", "reproduce", "sweep"])
 def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
     code = (
         f"import sys, tnn_robust_cli.{command}; "

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import click
 import pytest
-from tnn_robust_cli import attack, bound, compress, reproduce, train
+from cli_checks import succeeded
+from conftest import run_cli
+from tnn_robust_cli import attack, bound, compress, reproduce, sweep, train
 
 from tnn_robust import choices
+from tnn_robust.experiments.grid import read_spec
+from tnn_robust.runs.cell import Place, check_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -17,6 +21,7 @@ COMMANDS = {
     "tnn-compress": compress.main,
     "tnn-bound": bound.main,
     "tnn-reproduce": reproduce.main,
+    "tnn-sweep": sweep.main,
 }
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -50,3 +55,16 @@ def test_make_help_lists_every_target() -> None:
     assert phony is not None
     documented = re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.M)
     assert sorted(documented) == sorted(phony.group(1).split())
+
+
+def test_the_example_of_a_sweep_is_one() -> None:
+    grid = read_spec(ROOT / "docs" / "examples" / "digits.toml")
+    check_grid(grid, Place("cpu"))
+    assert f"{grid.count} cells" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_example_of_a_sweep_runs(tmp_path: Path) -> None:
+    example = ROOT / "docs" / "examples" / "digits.toml"
+    printed = succeeded(run_cli("sweep", example, "--workers", 2, "--out", tmp_path / "out"))
+    assert "18 of 18 cells finished" in printed and max(map(len, printed.splitlines())) <= 80

@@ -50,3 +50,4 @@ COMPRESSIONS = (
 GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
 PARENTS = ("matrix", "pruned", "trained")
+LARGEST_SEED = 2**32 - 1  # what every generator takes

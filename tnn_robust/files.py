@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with _replacing(path) as temporary, temporary.open("wb") as handle:
         handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """The same for lines that end themselves and are never all in memory."""
+    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        handle.writelines(lines)
         handle.flush()
         os.fsync(handle.fileno())
 

@@ -23,6 +23,7 @@ from tnn_robust.records.bound import (
 from tnn_robust.records.comparison import ComparisonReport, ComparisonRow
 from tnn_robust.records.compression import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.records.curve import CurvePoint, EpsCurve, MinimalReport
+from tnn_robust.records.grid import GridRecord, GridReport, GridRow
 from tnn_robust.records.reproduce import CellRecord, Finding, PointRecord, Verdict
 from tnn_robust.records.sweep import SweepReport, SweepRow, WeightFacts
 from tnn_robust.records.training import BatchProgress, EpochRecord, StackedEpoch
@@ -49,6 +50,9 @@ __all__ = [
     "Finding",
     "FlowRecord",
     "Gap",
+    "GridRecord",
+    "GridReport",
+    "GridRow",
     "ImplicitRecord",
     "Interval",
     "LayerRecord",

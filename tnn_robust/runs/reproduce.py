@@ -1,44 +1,49 @@
-"""tnn-reproduce: the paper's experiments, cell by cell, in several processes, resumable."""
+"""tnn-reproduce: the paper's experiments, cell by cell on an engine, resumable."""
 
 import contextlib
 import json
-import multiprocessing
-import os
-import queue
-import signal
 from collections.abc import Generator, Iterator
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import CheckpointError, InputError, TrainingError
-from tnn_robust.experiments.cells import CellProgress, cell_run, seconds_needed
+from tnn_robust.experiments.cells import cell_run, seconds_needed
 from tnn_robust.experiments.plan import Cell, Plan
 from tnn_robust.files import require_writable, write_bytes
 from tnn_robust.records import CellRecord
+from tnn_robust.runs.cluster import Cluster, require_dask, run_on_dask
 from tnn_robust.runs.common import claim_directory, resolve_device
+from tnn_robust.runs.engine import (
+    Event,
+    Failed,
+    Finished,
+    Moved,
+    Task,
+    run_here,
+    run_in_processes,
+)
 
 RECORDS = "records.jsonl"
 _KIND = "tnn-robust.reproduction"
-_Run = Generator[CellProgress | CellRecord, None, None]
-_POLL = 0.5  # seconds between looks at the processes
 
 
 @dataclass(frozen=True)
 class ReproduceRequest:
-    """All that `tnn-reproduce` was asked. jobs: processes, which share the cores."""
+    """All that `tnn-reproduce` was asked.
+
+    jobs: processes, which share the cores; cluster: of Dask, in place of them, whose
+    workers must reach `out` and the data.
+    """
 
     plan: Plan
     out: Path
     jobs: int = 1
+    cluster: Cluster | None = None
     resume: bool = False
     overwrite: bool = False
     data_dir: str | None = None
@@ -61,7 +66,7 @@ class Standing(NamedTuple):
     finished_now: bool = False
 
 
-class Task(NamedTuple):
+class CellTask(NamedTuple):
     """What a process needs to run a cell."""
 
     cell: Cell
@@ -78,32 +83,53 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
     what cannot be done, and for a resumed run that asks for something else.
     """
     device = str(resolve_device(request.device))
+    if request.cluster is not None:
+        require_dask()
     if not request.resume:
         claim_directory(request.out, overwrite=request.overwrite)
     path = request.out / RECORDS
     require_writable(path)
-    dataset = load_dataset(request.data)
+    dataset = _loaded(request.data)
     cells = request.plan.cells(dataset.d, dataset.c, len(dataset.train.y))
     header = {"kind": _KIND, "plan": request.plan.to_json(), "data_digest": dataset.digest}
     known = _known(path, header) if request.resume else {}
     records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
     left = [cell for cell in cells if cell.key not in records]
-    _write(path, header, records)
-    tasks = [Task(cell, request.data, request.out / _state_name(cell), device) for cell in left]
     counted = _Counted(cells, len(dataset.train.y), set(records))
-    yield counted.standing("")
-    run = _here(tasks, dataset) if request.jobs == 1 else _in_processes(tasks, request.jobs)
-    with contextlib.closing(run):
-        for record in run:
-            if isinstance(record, CellProgress):
-                yield counted.moved(record)
-                continue
-            key = next(cell.key for cell in left if cell.to_json() == record.cell)
-            records[key] = record
-            _write(path, header, records)
-            (request.out / _state_name(_named(left, key))).unlink(missing_ok=True)
-            yield record
-            yield counted.finished(key)
+    failures: list[Failed] = []
+    with contextlib.closing(_events(request, left, device)) as run:
+        next(run)  # the engine is there
+        _write(path, header, records)
+        yield counted.standing("")
+        for event in run:
+            if isinstance(event, Moved):
+                yield counted.moved(event.key, event.progress)
+            elif isinstance(event, Finished):
+                records[event.key] = event.result
+                _write(path, header, records)
+                (request.out / _state_name(event.key)).unlink(missing_ok=True)
+                yield event.result
+                yield counted.finished(event.key)
+            elif isinstance(event, Failed):
+                failures.append(event)
+    if failures:
+        named = "; ".join(f"{failed.key}: {failed.why}" for failed in failures)
+        raise TrainingError(f"cells failed, --resume runs them again: {named}")
+
+
+def _events(
+    request: ReproduceRequest, cells: list[Cell], device: str
+) -> Generator[Event, None, None]:
+    out = request.out.absolute()  # a worker may stand elsewhere
+    tasks = [
+        Task(cell.key, CellTask(cell, request.data, out / _state_name(cell.key), device))
+        for cell in cells
+    ]
+    if request.cluster is not None:
+        return run_on_dask(_cell_work, tasks, request.cluster)
+    if request.jobs == 1:
+        return run_here(_cell_work, tasks)
+    return run_in_processes(_cell_work, tasks, request.jobs)
 
 
 def read_records(out: Path) -> list[CellRecord]:
@@ -132,12 +158,8 @@ def _key(cell: dict[str, Any]) -> str:
     return cell["arm"] if cell["n"] is None else f"{cell['arm']}, N = {cell['n']}"
 
 
-def _named(cells: list[Cell], key: str) -> Cell:
-    return next(cell for cell in cells if cell.key == key)
-
-
-def _state_name(cell: Cell) -> str:
-    plain = "".join(letter if letter.isalnum() else "-" for letter in cell.key)
+def _state_name(key: str) -> str:
+    plain = "".join(letter if letter.isalnum() else "-" for letter in key)
     return f"unfinished-{plain}.safetensors"
 
 
@@ -167,9 +189,9 @@ class _Counted:
         self._costs = {cell.key: cost / sum(costs) for cell, cost in zip(cells, costs, strict=True)}
         self._done = {cell.key: float(cell.key in finished) for cell in cells}
 
-    def moved(self, progress: CellProgress) -> Standing:
-        self._done[progress.key] = min(progress.epoch / max(progress.epochs, 1), 0.999)
-        return self.standing(progress.key)
+    def moved(self, key: str, share: float) -> Standing:
+        self._done[key] = share
+        return self.standing(key)
 
     def finished(self, key: str) -> Standing:
         self._done[key] = 1.0
@@ -181,66 +203,16 @@ class _Counted:
         return Standing(key, share, whole, len(self._done))
 
 
-def _here(tasks: list[Task], dataset: Dataset) -> _Run:
-    for task in tasks:
-        yield from cell_run(task.cell, dataset, state=task.state, device=task.device)
-
-
-# In a worker: the queue its progress goes to.
-_progress: Any = None
-
-
-def _begin(progress: Any, threads: int) -> None:
-    global _progress
-    _progress = progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
-    torch.set_num_threads(threads)
-
-
 @lru_cache(maxsize=1)
 def _loaded(spec: DataSpec) -> Dataset:
     return load_dataset(spec)
 
 
-def _work(task: Task) -> CellRecord:
-    record: CellRecord | None = None
-    for found in cell_run(task.cell, _loaded(task.data), state=task.state, device=task.device):
+def _cell_work(task: CellTask) -> Generator[float, None, CellRecord]:
+    """A cell; yields which share of its epochs is done."""
+    data = _loaded(task.data)
+    for found in cell_run(task.cell, data, state=task.state, device=task.device):
         if isinstance(found, CellRecord):
-            record = found
-        else:
-            _progress.put(found)
-    assert record is not None
-    return record
-
-
-def _in_processes(tasks: list[Task], jobs: int) -> _Run:
-    """Every task in one of `jobs` fresh processes; all of them end when this is closed."""
-    context = multiprocessing.get_context("spawn")
-    progress = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = futures.ProcessPoolExecutor(jobs, context, _begin, (progress, threads))
-    done = False
-    try:
-        waiting = {pool.submit(_work, task) for task in tasks}
-        while waiting:
-            ready, waiting = futures.wait(waiting, _POLL, futures.FIRST_COMPLETED)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    yield progress.get_nowait()
-            for future in ready:
-                yield _result(future)
-        done = True
-    finally:
-        if not done:
-            for child in multiprocessing.active_children():
-                child.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(future: "futures.Future[CellRecord]") -> CellRecord:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise TrainingError(
-            "a process of --jobs died (out of memory?): go on with --resume and fewer --jobs"
-        ) from error
+            return found
+        yield min(found.epoch / max(found.epochs, 1), 0.999)
+    raise AssertionError("a cell ends with its record")

@@ -1,0 +1,112 @@
+"""tnn-sweep: a grid of trainings and attacks on the processes or machines of a Dask cluster."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from tnn_robust_cli import _options as shared
+
+
+@shared.command("tnn-sweep")
+@click.argument("spec", type=shared.OUT)
+@click.option("--out", type=shared.OUT, required=True, help="Directory of what is found.")
+@shared.scheduler
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes of the embedded cluster.  [default: one a core]",
+)
+@click.option("--yes", is_flag=True, help="Also more than a million cells.")
+@click.option("--keep", is_flag=True, help="Keep the networks, in OUT/networks.")
+@click.option("--resume", is_flag=True, help="Go on in OUT, also with a spec that has grown.")
+@shared.device
+@shared.data_place
+def main(spec: Path, out: Path, **given: Any) -> None:
+    """Train and attack every cell of the grid in SPEC, a TOML file.
+
+    Its keys are the options of tnn-train, and below [evaluate] those of tnn-attack; lists
+    and ranges are swept. A cell's record is a file in OUT/cells and is never run again;
+    a cell that fails three times is reported and the rest goes on. Ends with a table, and
+    with cells.csv, summary.json and figure.png in OUT. Exit code 1: some cells failed.
+    """
+    from tnn_robust.experiments.grid import read_spec
+    from tnn_robust.files import write_json, write_lines
+    from tnn_robust.reporting.grid import csv_lines, grid_figure, grid_notes, grid_tables
+    from tnn_robust.runs.cell import Place
+    from tnn_robust.runs.cluster import Cluster
+    from tnn_robust.runs.grid import GridRequest, read_cells
+    from tnn_robust.runs.grid_report import Summary
+
+    grid = read_spec(spec)
+    request = GridRequest(
+        grid=grid,
+        out=out,
+        cluster=Cluster(given.pop("scheduler"), given.pop("workers")),
+        place=Place(*(given.pop(name) for name in Place._fields)),
+        **given,
+    )
+    failures = _run(request)
+    summary = Summary(grid)
+    records = summary.watch(read_cells(out, grid))
+    write_lines(out / "cells.csv", csv_lines(list(grid.swept), records))
+    report = summary.report()
+    write_json(out / "summary.json", report.to_json())
+
+    from tnn_robust_cli import _render
+
+    if report.rows:
+        grid_figure(report, out / "figure.png")
+        _render.show_tables(grid_tables(report))
+        _render.show_lines(grid_notes(report))
+    _render.show_lines(failures)
+    done = f"{report.finished} of {report.cells} cells finished, {report.seconds:.0f} s of work"
+    _render.show_lines([f"{done}. Saved in {out}."])
+    if report.finished < report.cells:
+        raise SystemExit(1)
+
+
+_SHOWN = 5  # failures; all are in the file
+
+
+def _run(request: Any) -> list[str]:
+    """Follow the cells under the bar; what to say of those that failed."""
+    from tnn_robust_cli import _render
+
+    from tnn_robust.runs.engine import Failed
+    from tnn_robust.runs.grid import FAILURES, grid_run
+
+    lines: list[str] = []
+    failed = 0
+    began: tuple[float, int] | None = None
+    try:
+        with _render.progress_bar() as bar:
+            for record in grid_run(request):
+                if isinstance(record, Failed):
+                    failed += 1
+                    lines += [_failure(record)] if failed <= _SHOWN else []
+                    continue
+                done = record.finished + record.failed
+                began = began or (time.monotonic(), done)
+                text = f"cells on {record.workers} workers, {record.failed} failed"
+                bar.update(text, done, record.cells)
+                if done > began[1]:
+                    left = (time.monotonic() - began[0]) / (done - began[1]) * (record.cells - done)
+                    text = f"{done}/{record.cells} {text}, {_render.duration(left)} left"
+                    bar.log(text, done, record.cells)
+    except KeyboardInterrupt:
+        said = f"Interrupted. {request.out} holds what is finished; go on with --resume."
+        click.echo(said, err=True)
+        raise SystemExit(shared.INTERRUPTED) from None
+    if failed:
+        lines.append(f"WARNING: {failed} cells failed: see {request.out / FAILURES}.")
+    return lines
+
+
+def _failure(failure: Any) -> str:
+    tries = "once" if failure.tries == 1 else f"{failure.tries} times"
+    return f"WARNING: cell {failure.key} failed {tries}: {failure.why}"
+
+
+if __name__ == "__main__":
+    main()

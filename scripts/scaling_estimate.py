@@ -1,0 +1,128 @@
+"""What a grid of 10^5 cells takes on 1, 8 and 64 workers, from measured figures.
+
+python scripts/scaling_estimate.py SWEEP_DIR...
+
+Cell times come from the records of finished sweeps; what Dask, the files and the scan cost a
+cell is measured here, with cells that do nothing. Nothing is assumed but that a cell takes as
+long on 64 workers as on one: workers share no disk but the records'.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tnn_robust.experiments.grid import make_grid
+from tnn_robust.files import write_bytes
+from tnn_robust.records import GridRecord
+from tnn_robust.runs.cluster import Cluster, embedded, run_on_dask
+from tnn_robust.runs.engine import Finished, Task
+from tnn_robust.runs.grid import HEADER, cell_path, finished_cells
+
+CELLS = 10**5
+WORKERS = (1, 8, 64)
+EMPTY = 1500  # cells that do nothing
+WRITTEN = 300
+EMBEDDED = 2
+
+
+def nothing(argument: Any):
+    """A cell that returns a record at once."""
+    yield from ()
+    return argument
+
+
+def cell_times(folder: Path) -> list[float]:
+    paths = sorted((folder / "cells").glob("*/*.json"))
+    records = (GridRecord.from_json(json.loads(path.read_bytes())) for path in paths)
+    return [record.train_seconds + record.attack_seconds for record in records]
+
+
+def record_of(folder: Path) -> GridRecord:
+    path = next((folder / "cells").glob("*/*.json"))
+    return GridRecord.from_json(json.loads(path.read_bytes()))
+
+
+def empty_cells(record: GridRecord) -> tuple[float, float]:
+    """Seconds a cell with Dask's whole round, and seconds until the cluster is there."""
+    began = time.perf_counter()
+    with embedded(EMBEDDED) as local:
+        started = time.perf_counter() - began
+        tasks = (Task(str(i), record) for i in range(EMPTY))
+        marks = []
+        for event in run_on_dask(nothing, tasks, Cluster(local.scheduler_address)):
+            if isinstance(event, Finished):
+                marks.append(time.perf_counter())
+    first = len(marks) // 5  # the first find cold caches
+    return (marks[-1] - marks[first]) / (len(marks) - 1 - first), started
+
+
+def files(record: GridRecord) -> dict[str, float]:
+    """Seconds to write a record, to scan and to read one; bytes of one."""
+    text = json.dumps(record.to_json()).encode()
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        cells = list(make_grid({"seed": f"0:{CELLS}"}).cells())
+        began = time.perf_counter()
+        for cell in cells[:WRITTEN]:
+            write_bytes(cell_path(folder, cell.digest), text)
+        written = (time.perf_counter() - began) / WRITTEN
+        for cell in cells:
+            path = cell_path(folder, cell.digest)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        began = time.perf_counter()
+        assert len(finished_cells(folder)) == CELLS
+        scanned = (time.perf_counter() - began) / CELLS
+    began = time.perf_counter()
+    for _ in range(WRITTEN):
+        GridRecord.from_json(json.loads(text))
+    read = (time.perf_counter() - began) / WRITTEN
+    began = time.perf_counter()
+    named = sum(1 for _ in make_grid({"seed": f"0:{CELLS}"}).cells())
+    digest = (time.perf_counter() - began) / named
+    return {"write": written, "scan": scanned, "read": read, "digest": digest, "bytes": len(text)}
+
+
+def span(seconds: float) -> str:
+    units = ((86400 * 2, 86400, "d"), (7200, 3600, "h"), (120, 60, "min"), (0, 1, "s"))
+    size, name = next((size, name) for least, size, name in units if seconds >= least)
+    return f"{seconds / size:.1f} {name}"
+
+
+def main(folders: list[Path]) -> None:
+    if not folders:
+        sys.exit("needs directories of finished sweeps")
+    record = record_of(folders[0])
+    dask, started = empty_cells(record)
+    cost = files(record)
+    serial = dask + cost["write"]
+    print(f"measured on {len(os.sched_getaffinity(0))} cores, {EMBEDDED} workers, ms a cell:")
+    print(f"  Dask, nothing done        {1e3 * dask:8.2f}   ({1 / dask:.0f} cells a second)")
+    print(f"  writing its record        {1e3 * cost['write']:8.2f}   ({cost['bytes']} bytes)")
+    print(f"  naming it                 {1e3 * cost['digest']:8.4f}")
+    print(f"  finding it finished       {1e3 * cost['scan']:8.4f}")
+    print(f"  reading it for the table  {1e3 * cost['read']:8.2f}")
+    print(f"cluster of {EMBEDDED} workers up in {started:.1f} s")
+    disk = CELLS * (-(-int(cost["bytes"]) // 4096) * 4096)
+    print(f"{CELLS} records: {disk / 1e9:.2f} GB in blocks of 4 KiB, {CELLS // 256} a folder")
+    for folder in folders:
+        times = cell_times(folder)
+        cell = statistics.fmean(times)
+        grid = json.loads((folder / HEADER).read_text())["grid"]
+        print(f"\n{folder}: {len(times)} cells of {cell:.2f} s on average")
+        print("  " + ", ".join(f"{k} {v}" for k, v in grid.items() if len(v) > 1))
+        for workers in WORKERS:
+            # The client writes while workers work: what takes longer decides.
+            total = max(CELLS * cell / workers, CELLS * serial)
+            bound = "cells" if cell / workers >= serial else "scheduler and records"
+            print(f"  {workers:3d} workers: {span(total)}, bound by {bound}")
+        print(f"  the scheduler is full from {cell / serial:.0f} workers on")
+
+
+if __name__ == "__main__":
+    main([Path(name) for name in sys.argv[1:]])
