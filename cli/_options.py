@@ -73,7 +73,7 @@ def _complain(text: str, *, everywhere: bool = True) -> None:
 
 def refuse_processes(what: str) -> None:
     """InputError where several processes would all do the same."""
-    if launched().count > 1:
+    if launched().size > 1:
         raise InputError(f"{what} runs in one process: start it without torchrun")
 
 

@@ -10,7 +10,7 @@ class Launch(NamedTuple):
     """This process: its number from 0, how many there are, its number on this machine."""
 
     number: int
-    count: int
+    size: int
     local: int
 
     @property
@@ -23,5 +23,5 @@ def launched() -> Launch:
     """This process among those of its run; alone where torchrun did not start it."""
     if _FROM_TORCHRUN not in os.environ:
         return Launch(0, 1, 0)
-    number, count, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Launch(number, count, local)
+    number, size, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Launch(number, size, local)

@@ -20,13 +20,14 @@ from tnn_robust.launch import launched
 
 _PATIENCE = timedelta(days=1)  # torchrun stops the others when one dies, long before this
 _MESSAGE = 4096  # bytes of an error told to the others
+_WHOLE = {1: torch.uint8, 4: torch.int32, 8: torch.int64}
 
 
 class Team(NamedTuple):
-    """The processes of a run, this one being `number` of `count`."""
+    """The processes of a run, this one being `number` of `size`."""
 
     number: int = 0
-    count: int = 1
+    size: int = 1
 
     @property
     def first(self) -> bool:
@@ -39,7 +40,7 @@ class Team(NamedTuple):
         A process that gets none takes the first example with weight 0: it then runs the
         same code, and its part of a mean vanishes.
         """
-        own = places.tensor_split(self.count, 1)[self.number]
+        own = places.tensor_split(self.size, 1)[self.number]
         weight = own.shape[1] / places.shape[1]
         return (own if weight else places[:, :1]), weight
 
@@ -48,7 +49,7 @@ class Team(NamedTuple):
 
         Real and complex, of one precision and device: they travel as one.
         """
-        if self.count == 1:
+        if self.size == 1:
             return
         real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
         flat = torch.cat([t.reshape(-1) for t in real]).mul_(weight)
@@ -59,15 +60,25 @@ class Team(NamedTuple):
 
     def total(self, counts: Tensor) -> Tensor:
         """The sum of whole numbers over the processes."""
-        if self.count > 1:
+        if self.size > 1:
             with _heard():
                 dist.all_reduce(counts)
         return counts
 
+    def fill(self, tensors: Sequence[Tensor]) -> None:
+        """Give all processes the rows that each has filled, in place and bit for bit.
+
+        On the CPU, contiguous; every row is filled by at most one process and 0 in the others.
+        """
+        for tensor in tensors:
+            bits = tensor.view(_WHOLE[tensor.element_size()])
+            with _heard():  # a sum of floats would lose the sign of zero
+                dist.all_reduce(bits)
+
     def require_at_least_one(self, n: int, what: str) -> None:
         """InputError for fewer than one example a process."""
-        if n < self.count:
-            raise InputError(f"{self.count} processes need at least {self.count} {what}, got {n}")
+        if n < self.size:
+            raise InputError(f"{self.size} processes need at least {self.size} {what}, got {n}")
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
@@ -75,7 +86,7 @@ class Team(NamedTuple):
 
         No process goes on before all are through.
         """
-        if self.count == 1:
+        if self.size == 1:
             yield
             return
         failure: TnnError | None = None
@@ -92,7 +103,7 @@ class Team(NamedTuple):
         own = torch.zeros(_MESSAGE, dtype=torch.uint8)
         content = message.encode()[:_MESSAGE]
         own[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
-        all_of_them = [torch.empty_like(own) for _ in range(self.count)]
+        all_of_them = [torch.empty_like(own) for _ in range(self.size)]
         with _heard():
             dist.all_gather(all_of_them, own)
         texts = (bytes(one.tolist()).rstrip(b"\0") for one in all_of_them)
@@ -110,7 +121,7 @@ def joined() -> Iterator[Team]:
     destroyed while they live can abort at exit.
     """
     launch = launched()
-    if launch.count == 1:
+    if launch.size == 1:
         yield ALONE
         return
     on_gpu = launch.local < torch.cuda.device_count() and dist.is_nccl_available()
@@ -119,7 +130,7 @@ def joined() -> Iterator[Team]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
     before = signal.signal(signal.SIGTERM, _stopped)
     try:
-        yield Team(launch.number, launch.count)
+        yield Team(launch.number, launch.size)
     except TnnError as error:
         # Losses and weights are the same in all processes; what else is raised here is not.
         error.everywhere = isinstance(error, TrainingError | AgreedError)
@@ -147,6 +158,6 @@ def _stopped(number: int, frame: object) -> None:
 def _lost() -> LostProcess:
     launch = launched()
     return LostProcess(
-        f"process {launch.number} of {launch.count} (from 0) was stopped because another has "
-        "ended, which says why; go on with --resume"
+        f"process {launch.number} of {launch.size}, from 0, was stopped: another has ended, "
+        "and says why if it could; go on with --resume"
     )

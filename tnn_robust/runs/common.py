@@ -28,9 +28,9 @@ def resolve_device(name: str) -> torch.device:
     launch = launched()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if launch.count > 1 and name.startswith("cuda"):
+    if launch.size > 1 and name.startswith("cuda"):
         if name != "cuda":
-            raise InputError(f"{launch.count} processes need a GPU each: --device cuda, not {name}")
+            raise InputError(f"{launch.size} processes need a GPU each: --device cuda, not {name}")
         name = f"cuda:{launch.local}"
     try:
         device = torch.device(name)
