@@ -11,13 +11,16 @@ from shutil import copytree
 
 import pytest
 import torch
-from cli_checks import load_json, without
+from cli_checks import load_json, refused, without
 from conftest import run_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tnn_robust_cli import _options
 
+from tnn_robust.errors import InputError
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.runs import blocks
+from tnn_robust.runs.common import resolve_device
 from tnn_robust.runs.journal import FILE_NAME as JOURNAL
 from tnn_robust.team import Team
 
@@ -108,7 +111,18 @@ def test_two_processes_train_and_attack_as_one(tmp_path) -> None:
 @pytest.mark.slow
 def test_every_way_of_training_is_that_of_one_process(tmp_path) -> None:
     ways = {
-        "complex": (*UNEVEN, *SGD, "--transform", "dft", "--rank", 3, "--track", 2),
+        "complex": (
+            *UNEVEN,
+            *SGD,
+            "--classes",
+            "3,7",
+            "--transform",
+            "dft",
+            "--rank",
+            3,
+            "--track",
+            2,
+        ),
         "penalties": (*UNEVEN, *SGD, "--norm-penalty", 0.1, "--nuclear", 0.01),
         "seeds": (*UNEVEN, *SGD, "--seeds", "0:3"),
         "adam": (*UNEVEN, "--weight-decay", 0.01),
@@ -185,17 +199,11 @@ def test_a_killed_attack_goes_on_with_another_number_of_processes(digits_run, tm
     ("command", "says"),
     [
         (("train", *UNEVEN, "--batch-size", 1), "2 processes need at least 2 examples in a batch"),
-        (("train", *UNEVEN, "--n-train", 1), "2 processes need at least 2 training examples"),
-        (("train", *UNEVEN, "--epochs", "x"), "'x' is not a valid integer"),
-        (("train", "--gradient-flow"), "--gradient-flow runs in one process"),
-        (("train", *UNEVEN, "--lr", 1e30), "not finite in epoch 1"),
-        (("train", *UNEVEN, "--device", "cuda"), "device 'cuda"),
-        (("attack", "RUN", "--n", 1), "2 processes need at least 2 train examples"),
-        (("attack", "RUN", "--minimal"), "--minimal runs in one process"),
+        (("train", *UNEVEN, *SGD, "--lr", 1e30, "--norm-bound", 1e30), "not finite in epoch 1"),
+        (("attack", "RUN", "--n", 1), "2 processes need at least 2 train examples, got 1"),
         (("attack", "RUN", "--attack", "fgsm", "--n", 20), "left the ball"),
-        (("compress", "RUN", "--rank", 2), "tnn-compress runs in one process"),
     ],
-    ids=lambda value: value if isinstance(value, str) else None,
+    ids=["batch", "diverges", "examples", "process 1 alone"],
 )
 def test_an_error_is_one_line_of_one_process(command, says, digits_run, tmp_path) -> None:
     words = [digits_run if word == "RUN" else word for word in command]
@@ -206,5 +214,44 @@ def test_an_error_is_one_line_of_one_process(command, says, digits_run, tmp_path
     assert "exitcode  : 2 " in err
     (line,) = ours(err)
     assert says in line
-    if "not finite" not in says:
-        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("train", "--epochs", "x", "--out", "OUT"), "'x' is not a valid integer"),
+        (("train", "--gradient-flow", "--out", "OUT"), "--gradient-flow runs in one process"),
+        (("attack", "RUN", "--minimal"), "--minimal runs in one process"),
+        (("attack", "RUN", "--eps", "0:0.1:0.05"), "--curve runs in one process"),
+        (("attack", "RUN", "--verify", "x"), "--verify runs in one process"),
+        (("compress", "RUN", "--rank", 2, "--out", "OUT"), "tnn-compress runs in one process"),
+        (("bound", "RUN"), "tnn-bound runs in one process"),
+    ],
+    ids=["usage", "flow", "minimal", "curve", "verify", "compress", "bound"],
+)
+def test_what_one_process_does_refuses_to_be_started_twice(
+    command, says, number, digits_run, tmp_path, monkeypatch
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": number, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("LOCAL_RANK", str(number))
+    monkeypatch.setattr(_options, "_TIME_TO_SPEAK", 0)
+    places = {"RUN": digits_run, "OUT": tmp_path / "out"}
+    result = run_cli(*(places.get(word, word) for word in command))
+    if number == 0:
+        refused(result, says)
+    else:
+        assert (result.exit_code, result.output) == (2, "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_name_no_gpu(monkeypatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="2 processes need a GPU each: --device cuda, not cuda:0"):
+        resolve_device("cuda:0")
+    with pytest.raises(InputError, match="2 processes need at least 2 examples, got 1"):
+        Team(0, 2).require_at_least_one(1, "examples")
