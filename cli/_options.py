@@ -1,6 +1,9 @@
 """Options and parameter types that the commands share. Imports neither torch nor rich."""
 
-from collections.abc import Callable
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,39 +14,76 @@ from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
 from tnn_robust.choices import LARGEST_SEED
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 from tnn_robust.errors import InputError, TnnError
+from tnn_robust.launch import launched
 
 INTERRUPTED = 130
 _MOST_SEEDS = 1000
+_TIME_TO_SPEAK = 10  # seconds
 
 
 class Command(click.Command):
-    """A command whose errors are one line and exit code 2, and Ctrl-C is no traceback."""
+    """A command whose errors are one line and exit code 2, and Ctrl-C is no traceback.
+
+    Of the processes of one run the first speaks for all. shared: whether they can share
+    the work; if not, the command refuses to be started several times over.
+    """
+
+    shared = False
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             hint = f"see {ctx.info_name} --help"
-            click.echo(f"Error: {' '.join(error.format_message().split())} ({hint})", err=True)
+            _complain(f"Error: {' '.join(error.format_message().split())} ({hint})")
             ctx.exit(2)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _first_speaks():
+                if not self.shared:
+                    refuse_processes(str(self.name))
+                return super().invoke(ctx)
         except TnnError as error:
-            click.echo(f"Error: {error}", err=True)
+            _complain(f"Error: {error}", everywhere=error.everywhere)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            _complain("Interrupted.")
             ctx.exit(INTERRUPTED)
 
 
-def command(name: str) -> Callable[[Callable], click.Command]:
-    """A console command with --help and --version."""
+@contextlib.contextmanager
+def _first_speaks() -> Iterator[None]:
+    """Nothing printed inside is seen but of the first process."""
+    if launched().first:
+        yield
+        return
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _complain(text: str, *, everywhere: bool = True) -> None:
+    """Say why the command ends; of what all processes would say, the first says it."""
+    if launched().first or not everywhere:
+        click.echo(text, err=True)
+    else:  # torchrun ends all processes when one has ended: let the first speak before
+        time.sleep(_TIME_TO_SPEAK)
+
+
+def refuse_processes(what: str) -> None:
+    """InputError where several processes would all do the same."""
+    if launched().size > 1:
+        raise InputError(f"{what} runs in one process: start it without torchrun")
+
+
+def command(name: str, *, shared: bool = False) -> Callable[[Callable], click.Command]:
+    """A console command with --help and --version; shared: see `Command`."""
 
     def decorate(function: Callable) -> click.Command:
         settings = {"help_option_names": ["-h", "--help"], "show_default": True}
         made = click.command(name, cls=Command, context_settings=settings)(function)
+        made.shared = shared
         return click.version_option(__version__, prog_name=name)(made)
 
     return decorate

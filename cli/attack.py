@@ -11,7 +11,7 @@ from tnn_robust import choices
 from tnn_robust.errors import InputError
 
 
-@shared.command("tnn-attack")
+@shared.command("tnn-attack", shared=True)
 @_subjects.subjects
 @shared.attacking
 @click.option(
@@ -54,6 +54,7 @@ def main(
     choice = shared.attack_choice(given)
     who = _subjects.take(given, recorded=verify is not None)
     if verify is not None:
+        shared.refuse_processes("--verify")
         _verify(verify, who[0], json_file, given)
         return
     if ranged and not minimal and not compare:
@@ -73,8 +74,12 @@ def main(
     if (curve or minimal) and (len(seeds) > 1 or given["resume"]):
         raise InputError("--curve and --minimal take one --seed and no --resume")
 
+    if curve or minimal:
+        shared.refuse_processes("--curve" if curve else "--minimal")
+
     from tnn_robust.files import require_writable, write_json
     from tnn_robust.runs.attack import AttackRequest
+    from tnn_robust.team import joined
 
     for path in (json_file, save_adv, figure):
         if path is not None:
@@ -88,41 +93,42 @@ def main(
     }
     requests = [AttackRequest(**one, **settings, **given) for one in who]
     request = requests[0]
-    if compare:
-        value = _compare(requests)
-    elif curve:
-        value = _curve(request, figure)
-    elif minimal:
-        value = _minimal(request)
-    else:
-        value = _report(request, save_adv)
-    if json_file is not None:
-        write_json(json_file, value)
+    with joined() as team:
+        if compare:
+            value = _compare(requests, team)
+        elif curve:
+            value = _curve(request, figure)
+        elif minimal:
+            value = _minimal(request)
+        else:
+            value = _report(request, save_adv, team)
+        if json_file is not None and team.first:
+            write_json(json_file, value)
 
 
-def _report(request: Any, save_adv: Path | None) -> dict[str, Any]:
+def _report(request: Any, save_adv: Path | None, team: Any) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
     from tnn_robust.reporting.tables import attack_notes, attack_tables
     from tnn_robust.runs.attack import AttackFinished, attack_run
     from tnn_robust.runs.verify import save_points
 
-    finished = _render.follow(attack_run(request))
+    finished = _render.follow(attack_run(request, team))
     assert isinstance(finished, AttackFinished)
     _render.show_tables(attack_tables(finished.report))
     _render.show_lines(attack_notes(finished.report))
-    if save_adv is not None:
+    if save_adv is not None and team.first:
         save_points(save_adv, finished)
     return finished.report.to_json()
 
 
-def _compare(requests: list[Any]) -> dict[str, Any]:
+def _compare(requests: list[Any], team: Any) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
     from tnn_robust.reporting.comparison import comparison_notes, comparison_table
     from tnn_robust.runs.compare import compare_run
 
-    found = _render.follow(compare_run(requests))
+    found = _render.follow(compare_run(requests, team))
     _render.show_tables([comparison_table(found)])
     _render.show_lines(comparison_notes(found))
     return found.to_json()

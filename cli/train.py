@@ -73,7 +73,7 @@ _OF_BATCHES = (
 _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
 
 
-@shared.command("tnn-train")
+@shared.command("tnn-train", shared=True)
 @shared.options(shared.data_set, shared.data_place, _NETWORK, _ATTACK, _TRAINING, _FLOW)
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option(
@@ -99,6 +99,7 @@ def main(out: Path, **given: Any) -> None:
         raise InputError("--seeds trains side by side: it takes no --gradient-flow and --track")
     request = _request(out, given)
     if flow:
+        shared.refuse_processes("--gradient-flow")
         _flow(request, out)
     else:
         _epochs(request, out, seeds)
@@ -159,11 +160,15 @@ def _epochs(request: Any, out: Path, seeds: tuple[int, ...] | None) -> None:
     from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
     from tnn_robust.runs.seeds import train_seeds
     from tnn_robust.runs.train import train_run
+    from tnn_robust.team import joined
 
     epochs, last = request.settings.epochs, ""
     try:
-        with _render.progress_bar() as bar:
-            for record in train_run(request) if seeds is None else train_seeds(request, seeds):
+        with joined() as team, _render.progress_bar() as bar:
+            records = (
+                train_run(request, team) if seeds is None else train_seeds(request, seeds, team)
+            )
+            for record in records:
                 if isinstance(record, EpochRecord | StackedEpoch):
                     last = _epoch_line(record, epochs)
                     bar.update(last, record.epoch, epochs)

@@ -13,7 +13,7 @@ from tnn_robust.evaluation.gap import Attacked, attack_rows, measure_parts, wors
 from tnn_robust.evaluation.risk import Outcomes, attack_part, join, measure, worst_of
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.network import Architecture, new_model, to_dense
-from tnn_robust.runs import attack as run
+from tnn_robust.runs import attack_target as run
 from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
 from tnn_robust.runs.report import make_check
 
@@ -191,18 +191,21 @@ def test_results_do_not_depend_on_the_block(case):
     assert not torch.equal(other.loss, whole.loss)  # the start is random
 
 
-def test_blocks_say_how_far_they_are(case):
+def test_blocks_are_those_of_the_grid_that_were_asked_for(case):
     model, x, y = case
     attack = attack_settings("fgsm", Eps("0.1", 0.1))
-    blocks = list(
-        attack_part(
-            model, x, y, torch.arange(23), perturb=make_perturb(attack), check=make_check(attack),
-            loss=LOSSES["logistic"], seed=0, block=10,
+    found = [
+        list(
+            attack_part(
+                model, x, y, torch.arange(23), perturb=make_perturb(attack),
+                check=make_check(attack), loss=LOSSES["logistic"], seed=0, block=10, starts=starts,
+            )
         )
-    )  # fmt: skip
-    assert [(one.done, one.total, len(one.x_adv)) for one in blocks] == [
-        (10, 23, 10), (20, 23, 10), (23, 23, 3),
+        for starts in (None, [20, 0])
     ]  # fmt: skip
+    places = [[(one.start, len(one.x_adv), one.together) for one in blocks] for blocks in found]
+    assert places == [[(0, 10, 10), (10, 10, 10), (20, 3, 10)], [(20, 3, 10), (0, 10, 10)]]
+    assert torch.equal(found[1][0].outcomes.loss, found[0][2].outcomes.loss)
 
 
 def test_scaled_scores_keep_accuracies(case):

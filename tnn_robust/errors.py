@@ -8,7 +8,12 @@ from collections.abc import Iterable
 
 
 class TnnError(Exception):
-    """A request that cannot be met; the message says what was needed and what came."""
+    """A request that cannot be met; the message says what was needed and what came.
+
+    everywhere: all processes of one run raise it alike, so that one of them may say it.
+    """
+
+    everywhere = True
 
 
 class InputError(TnnError):
@@ -25,6 +30,14 @@ class CheckpointError(TnnError):
 
 class TrainingError(TnnError):
     """Training cannot go on."""
+
+
+class AgreedError(TnnError):
+    """One process of a run met an error, and all of them stop for it."""
+
+
+class LostProcess(TnnError):
+    """Another process of the run has ended, and this one cannot go on alone."""
 
 
 class AttackError(TnnError):

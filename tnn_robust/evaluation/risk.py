@@ -1,6 +1,6 @@
 """Losses of a network per example, clean and under attack."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -43,17 +43,40 @@ class Outcomes(NamedTuple):
     vanished: Tensor
 
 
-class Block(NamedTuple):
-    """A stretch of examples done: its first row, how many so far, their outcomes and points.
+OUTCOME_DTYPES = {
+    "clean_loss": torch.float64,
+    "clean_correct": torch.bool,
+    "loss": torch.float64,
+    "correct": torch.bool,
+    "predictions": torch.int64,
+    "radius": torch.float64,
+    "vanished": torch.bool,
+}
 
-    x_adv is on the CPU, None for a block taken from `known`.
+
+class Block(NamedTuple):
+    """A stretch of examples done: its first row, outcomes and points x_adv on the CPU.
+
+    together: how many examples were computed at a time, fewer than asked where the
+    device's memory ran out.
     """
 
     start: int
-    done: int
-    total: int
     outcomes: Outcomes
-    x_adv: Tensor | None
+    x_adv: Tensor
+    together: int
+
+
+class _Attack(NamedTuple):
+    """What is done to every block: an attack, the verification of its points, the risk's loss.
+
+    seed: of the noise.
+    """
+
+    perturb: Perturb
+    check: Check
+    loss: Loss
+    seed: int
 
 
 def attack_part(
@@ -67,33 +90,50 @@ def attack_part(
     loss: Loss,
     seed: int,
     block: int,
-    known: Mapping[int, Outcomes] | None = None,
+    starts: Sequence[int] | None = None,
 ) -> Iterator[Block]:
     """Attack examples block by block, verify every returned point, and measure.
 
     x (n, d, c), y (n,) and indices (n,), the examples' places in the data set,
-    lie on the model's device. Memory grows with the block. known: outcomes of
-    blocks already done, by their first row, which are passed on as they are.
+    lie on the model's device. Memory grows with the block. starts: first rows of the
+    blocks to do, multiples of `block`; None does all.
 
     block: examples computed together. It changes the last digits, since matrix
-    products of other shapes round in another way, and nothing else.
+    products of other shapes round in another way, and nothing else. Where the device
+    has no memory for so many, they are halved from there on.
 
     Raises AttackError for a point outside its ball and for scores that are not
-    finite, InputError for scores that do not fit the labels.
+    finite, InputError for scores that do not fit the labels and for no memory for one.
     """
-    for start in range(0, len(x), block):
-        end = min(start + block, len(x))
-        if known and start in known:
-            yield Block(start, end, len(x), known[start], None)
-            continue
-        clean, labels, where = fresh_rows(start, end, x, y, indices)
+    attack, size = _Attack(perturb, check, loss, seed), block
+    for start in range(0, len(x), block) if starts is None else starts:
+        columns = fresh_rows(start, min(start + block, len(x)), x, y, indices)
         if start == 0:  # inside an attack the same mistakes would fail less clearly
             with torch.no_grad():
-                _scores(model, clean[:1], y)
-        found = perturb(model, clean, labels, Streams(seed, where))
-        radius = check(clean, found.x, where)
-        outcomes = measure(model, clean, found.x, labels, radius, found.vanished, loss=loss)
-        yield Block(start, end, len(x), outcomes, found.x.cpu())
+                _scores(model, columns[0][:1], y)
+        while (done := _in_pieces(model, columns, attack, size)) is None:
+            if size == 1:
+                raise InputError(f"no memory for one example on {x.device}")
+            size = -(-min(size, len(columns[0])) // 2)
+        outcomes, x_adv = done
+        yield Block(start, outcomes, x_adv, size)
+
+
+def _in_pieces(
+    model: Model, columns: Sequence[Tensor], attack: _Attack, size: int
+) -> tuple[Outcomes, Tensor] | None:
+    """Outcomes and points of a block, `size` examples at a time; None without the memory."""
+    outcomes, points = [], []
+    try:
+        for start in range(0, len(columns[0]), size):
+            x, y, where = fresh_rows(start, start + size, *columns)
+            found = attack.perturb(model, x, y, Streams(attack.seed, where))
+            radius = attack.check(x, found.x, where)
+            outcomes.append(measure(model, x, found.x, y, radius, found.vanished, loss=attack.loss))
+            points.append(found.x.cpu())
+    except torch.OutOfMemoryError:
+        return None
+    return join(outcomes), torch.cat(points)
 
 
 def fresh_rows(start: int, end: int, *columns: Tensor) -> list[Tensor]:

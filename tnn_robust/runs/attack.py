@@ -5,39 +5,29 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import frozen
-from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps, stopping
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import InputError
-from tnn_robust.evaluation.gap import NO_WORK, Attacked, Work, worst_case
-from tnn_robust.evaluation.risk import Counted, Outcomes, attack_part, carry_on, join
-from tnn_robust.losses import LOSSES
+from tnn_robust.evaluation.gap import Attacked, worst_case
 from tnn_robust.models.checkpoint import versions
 from tnn_robust.records import AttackReport, Check
 from tnn_robust.runs.attack_seeds import merge_seeds
+from tnn_robust.runs.attack_target import AttackProgress, Job, Target, attack_target
 from tnn_robust.runs.blocks import compute_block
 from tnn_robust.runs.checks import report_checks
 from tnn_robust.runs.common import describe_data, subset
 from tnn_robust.runs.journal import FILE_NAME as JOURNAL_NAME
-from tnn_robust.runs.journal import Entry, Journal, Key
-from tnn_robust.runs.report import (
-    Points,
-    Result,
-    attacked,
-    check_attacks,
-    make_check,
-    make_report,
-)
+from tnn_robust.runs.journal import Journal
+from tnn_robust.runs.report import Points, Result, attacked, check_attacks, make_report
 from tnn_robust.runs.subject import Loaded, Source, Subject, load_subject
 from tnn_robust.runs.twin import dense_twin
+from tnn_robust.team import ALONE, Team
 
 PARTS = ("train", "test")
 
@@ -90,16 +80,6 @@ class AttackRequest:
 
 
 @dataclass(frozen=True)
-class AttackProgress:
-    """Examples done of one attack on one part."""
-
-    attack: str
-    part: str
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
 class AttackFinished:
     """The report, and the points behind it if they were asked for: [attack][part].
 
@@ -114,11 +94,18 @@ class AttackFinished:
     points: list[dict[str, Points]] = field(default_factory=list)
 
 
-def attack_run(request: AttackRequest) -> Iterator[AttackProgress | AttackFinished]:
-    """Attack a network on the training and the test part; the last record is the report."""
-    subject, dataset, spec = request.load()
-    attacks = chosen_attacks(request, subject)
-    yield from attack_subject(subject, dataset, describe_data(dataset, spec), attacks, request)
+def attack_run(
+    request: AttackRequest, team: Team = ALONE
+) -> Iterator[AttackProgress | AttackFinished]:
+    """Attack a network on the training and the test part; the last record is the report.
+
+    The processes of a team share the blocks of examples; each gets the whole report.
+    """
+    with team.agreeing():
+        subject, dataset, spec = request.load()
+        attacks = chosen_attacks(request, subject)
+    info = describe_data(dataset, spec)
+    yield from attack_subject(subject, dataset, info, attacks, request, team)
 
 
 def chosen_attacks(request: AttackRequest, subject: Subject) -> tuple[AttackSettings, ...]:
@@ -153,17 +140,21 @@ def attack_subject(
     dataset_info: dict[str, Any],
     attacks: tuple[AttackSettings, ...],
     request: AttackRequest,
+    team: Team = ALONE,
 ) -> Iterator[AttackProgress | AttackFinished]:
     """The same for a network and data in memory."""
-    if request.keep_points and request.more_seeds:
-        raise InputError("--save-adv keeps one point of an example: it takes one --seed")
-    check_attacks(attacks, subject)
-    parts = targets_of(subject, dataset, request)
-    journal = _journal(subject, dataset_info, attacks, request)
+    with team.agreeing():
+        if request.keep_points and request.more_seeds:
+            raise InputError("--save-adv keeps one point of an example: it takes one --seed")
+        check_attacks(attacks, subject)
+        parts = targets_of(subject, dataset, request)
+        for part in PARTS:
+            team.require_at_least_one(len(parts[part].indices), f"{part} examples")
+    job = _job(subject, dataset_info, attacks, request, team)
     runs: list[list[Attacked]] = []
     for turn, seed in enumerate(request.seeds):
         found, points = yield from _attack_all(
-            subject, attacks, turn, _reseeded(parts, seed), request, journal
+            job, attacks, turn, _reseeded(parts, seed), request.sequential
         )
         runs.append(found)
     found = merge_seeds(request.seeds, runs, sequential=request.sequential)
@@ -171,12 +162,39 @@ def attack_subject(
     if request.checks:
         yield AttackProgress("masking checks", "test", 0, 1)
         held = (parts["test"].examples, parts["test"].indices)
-        twin = dense_twin(subject.info, subject.device)
-        checks = report_checks(subject, dataset, held, attacks, request.seed, twin)
-    report = make_report(found, subject.info, dataset_info, request.seed, request.suite, checks)
-    if journal is not None:
-        journal.finish()
+        with team.agreeing():
+            twin = dense_twin(subject.info, subject.device)
+            checks = report_checks(subject, dataset, held, attacks, request.seed, twin)
+    info = _with_notes(subject.info, job)
+    report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
+    if job.journal is not None:
+        job.journal.finish()
     yield AttackFinished(report, attacks, worst_case(found).test.correct, tuple(found), points)
+
+
+def _job(
+    subject: Subject,
+    dataset_info: dict[str, Any],
+    attacks: tuple[AttackSettings, ...],
+    request: AttackRequest,
+    team: Team,
+) -> Job:
+    block = compute_block(subject.model, subject.device)
+    journal = _journal(subject, dataset_info, attacks, request, block, team)
+    return Job(
+        subject, block, request.batch_size, request.keep_points, journal, team, together=block
+    )
+
+
+def _with_notes(info: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What a report says of the network, and of memory that ran out under the attack."""
+    if job.together == job.block:
+        return info
+    note = (
+        f"Memory ran out on {job.subject.device}: down to {job.together} examples were computed "
+        f"at a time, not {job.block}, which can change last digits."
+    )
+    return {**info, "notes": [*info.get("notes", ()), note]}
 
 
 def _journal(
@@ -184,6 +202,8 @@ def _journal(
     dataset_info: dict[str, Any],
     attacks: tuple[AttackSettings, ...],
     request: AttackRequest,
+    block: int,
+    team: Team,
 ) -> Journal | None:
     """The record to resume from, in the run directory."""
     if request.resume and request.keep_points:
@@ -203,21 +223,11 @@ def _journal(
         "suite": request.suite,
         "seed": list(request.seeds),
         "n": request.n,
-        "block": compute_block(subject.model, subject.device),
+        "block": block,
         "device": str(subject.device),
         "versions": versions(),
     }
-    return Journal(folder / JOURNAL_NAME, header, resume=request.resume)
-
-
-class Target(NamedTuple):
-    """A part under attack; so_far: what earlier attacks of a suite have left."""
-
-    name: str
-    examples: Part
-    indices: Tensor
-    seed: int
-    so_far: Result | None = None
+    return Journal(folder / JOURNAL_NAME, header, resume=request.resume, team=team)
 
 
 def targets_of(subject: Subject, dataset: Dataset, request: AttackRequest) -> dict[str, Target]:
@@ -236,12 +246,11 @@ def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
 
 
 def _attack_all(
-    subject: Subject,
+    job: Job,
     attacks: tuple[AttackSettings, ...],
     turn: int,
     parts: dict[str, Target],
-    request: AttackRequest,
-    journal: Journal | None,
+    sequential: bool,
 ) -> Generator[AttackProgress, None, tuple[list[Attacked], list[dict[str, Points]]]]:
     """Every attack on both parts under one seed, whose turn it is."""
     found: list[Attacked] = []
@@ -250,82 +259,13 @@ def _attack_all(
         started, results = time.perf_counter(), {}
         place = turn * len(attacks) + number  # in the journal: every seed has its own entries
         for part, target in parts.items():
-            results[part] = yield from _attack_target(
-                subject, settings, place, target, request, journal
-            )
+            results[part] = yield from attack_target(job, settings, place, target)
         found.append(attacked(settings, results, time.perf_counter() - started))
-        if request.keep_points:
+        if job.keep_points:
             points.append({part: _points(results[part], parts[part]) for part in PARTS})
-        if request.sequential:
+        if sequential:
             parts = {part: parts[part]._replace(so_far=results[part]) for part in PARTS}
     return found, points
-
-
-def _attack_target(
-    subject: Subject,
-    settings: AttackSettings,
-    number: int,
-    target: Target,
-    request: AttackRequest,
-    journal: Journal | None,
-) -> Generator[AttackProgress, None, Result]:
-    """Attack a whole part, or in a suite the examples that still stand.
-
-    number: of the attack, in the journal of finished blocks if there is one.
-    """
-    so_far, n = target.so_far, len(target.indices)
-    rows = torch.arange(n) if so_far is None else so_far.outcomes.correct.nonzero()[:, 0]
-    if so_far is not None and not len(rows):
-        return so_far._replace(work=NO_WORK)
-    where = rows.to(target.indices.device)
-    counted, transform = Counted(subject.model), subject.transform
-    known = {} if journal is None else journal.of(number, target.name)
-    size = compute_block(subject.model, target.indices.device)
-    together = -(-request.batch_size // size)
-    blocks: list[Outcomes] = []
-    x_adv: list[Tensor] = []
-    fresh: list[tuple[Key, Entry]] = []
-    done = [sum(entry.forwards for entry in known.values())]
-    done.append(sum(entry.backwards for entry in known.values()))
-    with frozen(subject.model):
-        before = (0, 0)
-        for block in attack_part(
-            counted,
-            target.examples.x[where],
-            target.examples.y[where],
-            target.indices[where],
-            perturb=make_perturb(settings, transform=transform),
-            check=make_check(settings, transform),
-            loss=LOSSES[subject.loss],
-            seed=target.seed,
-            block=size,
-            known={start: entry.outcomes for start, entry in known.items()},
-        ):
-            blocks.append(block.outcomes)
-            if request.keep_points and block.x_adv is not None:
-                x_adv.append(block.x_adv)
-            if block.x_adv is not None:
-                passes = (counted.forwards - before[0], counted.backwards - before[1])
-                key = (number, target.name, block.start)
-                fresh.append((key, Entry(block.outcomes, *passes)))
-            before = (counted.forwards, counted.backwards)
-            if len(blocks) % together and block.done < block.total:
-                continue
-            if journal is not None:
-                journal.add(fresh)
-            fresh = []
-            yield AttackProgress(settings.name, target.name, block.done, block.total)
-    found = join(blocks)
-    points = torch.cat(x_adv) if request.keep_points else None
-    broken = int((found.clean_correct & ~found.correct).sum())
-    passes = (done[0] + counted.forwards, done[1] + counted.backwards)
-    work = Work(len(rows), broken, *passes)
-    if so_far is None:
-        return Result(found, points, work)
-    outcomes, taken = carry_on(so_far.outcomes, rows, found)
-    if so_far.x_adv is not None and points is not None:
-        points = so_far.x_adv.index_copy(0, rows[taken], points[taken])
-    return Result(outcomes, points, work)
 
 
 def _points(result: Result, target: Target) -> Points:

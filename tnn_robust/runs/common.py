@@ -16,13 +16,22 @@ from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import CheckpointError, DataError, InputError
 from tnn_robust.files import write_bytes
+from tnn_robust.launch import launched
 from tnn_robust.models.checkpoint import Checkpoint
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; InputError for a device that is not there."""
+    """`auto` is the GPU where there is one; InputError for a device that is not there.
+
+    Of several processes each gets the GPU of its number on this machine.
+    """
+    launch = launched()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launch.size > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise InputError(f"{launch.size} processes need a GPU each: --device cuda, not {name}")
+        name = f"cuda:{launch.local}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # the meta device holds no values

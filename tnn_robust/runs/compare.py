@@ -21,17 +21,40 @@ from tnn_robust.runs.attack import (
 from tnn_robust.runs.common import describe_data
 from tnn_robust.runs.report import check_attacks
 from tnn_robust.runs.subject import Loaded, Subject
+from tnn_robust.team import ALONE, Team
 
 _TRANSFORMED = "tubal-nuclear"
 
 
-def compare_run(requests: Sequence[AttackRequest]) -> Iterator[AttackProgress | ComparisonReport]:
+def compare_run(
+    requests: Sequence[AttackRequest], team: Team = ALONE
+) -> Iterator[AttackProgress | ComparisonReport]:
     """Attack the network of every request alike; the last record is the comparison.
 
     The first network's training attack fills in what the choice leaves open, and
     its loss gives all risks. Raises InputError, before anything is attacked, for
     networks of other data, or of another transform where the ball depends on it.
     """
+    with team.agreeing():
+        first, subjects, attacks = _loaded(requests)
+    names = _names(subjects)
+    data = describe_data(first.dataset, first.spec)
+    rows: list[ComparisonRow] = []
+    standing: list[Tensor] = []
+    for i, request in enumerate(requests):
+        for record in attack_subject(subjects[i], first.dataset, data, attacks[i], request, team):
+            if isinstance(record, AttackFinished):
+                standing.append(record.standing)
+                rows.append(_row(names[i], record, standing[0], request.seed))
+            else:
+                yield replace(record, attack=f"{names[i]}, {record.attack}")
+    yield ComparisonReport(tuple(rows))
+
+
+def _loaded(
+    requests: Sequence[AttackRequest],
+) -> tuple[Loaded, list[Subject], list[tuple[AttackSettings, ...]]]:
+    """The first network with its data, all networks, and the attacks on each."""
     first = requests[0].load()
     subjects = [first.subject]
     for request in requests[1:]:  # one data set in memory: the others are only looked at
@@ -45,18 +68,7 @@ def compare_run(requests: Sequence[AttackRequest]) -> Iterator[AttackProgress | 
     for one, chosen in zip(subjects, attacks, strict=True):
         _require_same_ball(subjects[0], one, chosen)
         check_attacks(chosen, one)
-    names = _names(subjects)
-    data = describe_data(first.dataset, first.spec)
-    rows: list[ComparisonRow] = []
-    standing: list[Tensor] = []
-    for i, request in enumerate(requests):
-        for record in attack_subject(subjects[i], first.dataset, data, attacks[i], request):
-            if isinstance(record, AttackFinished):
-                standing.append(record.standing)
-                rows.append(_row(names[i], record, standing[0], request.seed))
-            else:
-                yield replace(record, attack=f"{names[i]}, {record.attack}")
-    yield ComparisonReport(tuple(rows))
+    return first, subjects, attacks
 
 
 def _row(name: str, found: AttackFinished, first: Tensor, seed: int) -> ComparisonRow:

@@ -4,6 +4,7 @@ One JSON line a block, each with a checksum; the first says what is attacked
 and how. A report is a function of these lines, so a resumed one is the same.
 """
 
+import errno
 import json
 import os
 import zlib
@@ -14,21 +15,22 @@ from typing import Any, NamedTuple
 import torch
 
 from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.evaluation.risk import Outcomes
+from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
+from tnn_robust.team import ALONE, Team
 
 FILE_NAME = "attack.progress.jsonl"
-_LOGICAL = ("clean_correct", "correct", "vanished")
-_WHOLE = ("predictions",)
 
 
 class Entry(NamedTuple):
-    """A finished block: its outcomes and the passes it took."""
+    """A finished block: its outcomes, the passes it took, and how many examples at a time."""
 
     outcomes: Outcomes
     forwards: int
     backwards: int
+    together: int
 
 
+_WORK = ("forwards", "backwards", "together")
 Key = tuple[int, str, int]  # number of the attack, part, first row of the block
 
 
@@ -37,32 +39,43 @@ class Journal:
 
     header: everything the outcomes depend on, JSON-safe. With `resume` the
     blocks of an earlier run are taken over: InputError names what differs if its
-    header is another; a torn last line is dropped and its block done again.
+    header is another; a torn last line is dropped and its block done again. The
+    processes of a team write to one file, which the first begins and removes.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool):
-        self._path = path
+    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool, team: Team = ALONE):
+        self._path, self._first = path, team.first
         self.known: dict[Key, Entry] = {}
         # Two runs may write to one file at once: a line says which it is of.
         self._run = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-        whole = checked_lines(path) if resume else []
-        if resume and not whole:
-            raise InputError(f"nothing to resume at {path}: run it without --resume")
-        if whole:
-            require_same(path, whole[0], json.loads(json.dumps(header)))
-            whole = [whole[0], *(line for line in whole[1:] if line["run"] == self._run)]
-            for line in whole[1:]:
-                attack, part, start, entry = _decode(line)
-                self.known[attack, part, start] = entry
-        self._kept = True
+        self._kept = False
+        with team.agreeing():
+            whole = self._read(header) if resume else []
+        with team.agreeing():
+            if team.first:
+                self._begin(whole or [header], resume)
+        self._kept = bool(team.total(torch.tensor(int(self._kept))))
+
+    def _read(self, header: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take over what an earlier run has done; the lines of this run's file."""
+        whole = checked_lines(self._path)
+        if not whole:
+            raise InputError(f"nothing to resume at {self._path}: run it without --resume")
+        require_same(self._path, whole[0], json.loads(json.dumps(header)))
+        own = [line for line in whole[1:] if line["run"] == self._run]
+        for line in own:
+            attack, part, start, entry = _decode(line)
+            self.known[attack, part, start] = entry
+        return [whole[0], *own]
+
+    def _begin(self, lines: list[dict[str, Any]], resume: bool) -> None:
+        """What was torn goes, the rest is written again as it stood."""
         try:
-            # What was torn goes, the rest is written again as it stood.
-            text = "".join(checked_line(value) for value in (whole or [header]))
-            path.write_text(text, encoding="utf-8")
+            self._path.write_text("".join(map(checked_line, lines)), encoding="utf-8")
+            self._kept = True
         except OSError as error:
             if resume:
-                raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-            self._kept = False
+                raise InputError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def of(self, attack: int, part: str) -> dict[int, Entry]:
         """The finished blocks of one attack on one part, by their first row."""
@@ -79,7 +92,7 @@ class Journal:
             lines = []
             for (attack, part, start), entry in entries:
                 columns = {name: c.tolist() for name, c in entry.outcomes._asdict().items()}
-                work = {"forwards": entry.forwards, "backwards": entry.backwards}
+                work = {name: getattr(entry, name) for name in _WORK}
                 place = {"run": self._run, "attack": attack, "part": part, "start": start}
                 lines.append(checked_line({**place, **work, **columns}))
             _append(self._path, "".join(lines))
@@ -91,15 +104,18 @@ class Journal:
         if not self._kept:
             return
         self._kept = False
-        self._path.unlink(missing_ok=True)
+        if self._first:
+            self._path.unlink(missing_ok=True)
 
 
 def _append(path: Path, text: str) -> None:
     """To the end of a file that is there: one that another run removed is not begun anew."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    with os.fdopen(descriptor, "ab") as file:
-        file.write(text.encode())
-        file.flush()
+    # One write, unbuffered: the lines of several processes do not mix.
+    with os.fdopen(descriptor, "ab", buffering=0) as file:
+        content = text.encode()
+        if file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, "no space for the record")
         os.fsync(descriptor)
 
 
@@ -145,10 +161,6 @@ def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[tuple[str
 
 
 def _decode(value: dict[str, Any]) -> tuple[int, str, int, Entry]:
-    columns = []
-    for name in Outcomes._fields:
-        dtype = torch.bool if name in _LOGICAL else torch.float64
-        dtype = torch.int64 if name in _WHOLE else dtype
-        columns.append(torch.tensor(value[name], dtype=dtype))
-    entry = Entry(Outcomes(*columns), value["forwards"], value["backwards"])
+    columns = {name: torch.tensor(value[name], dtype=d) for name, d in OUTCOME_DTYPES.items()}
+    entry = Entry(Outcomes(**columns), *(value[name] for name in _WORK))
     return value["attack"], value["part"], value["start"], entry

@@ -18,8 +18,10 @@ from tnn_robust.runs.train import (
     TrainRequest,
     TrainStarted,
     open_run,
+    require_enough,
     training_perturb,
 )
+from tnn_robust.team import ALONE, Team
 from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
 from tnn_robust.training.optimizers import (
     make_optimizer,
@@ -33,7 +35,7 @@ _SIDE_BY_SIDE = 32  # networks; more are trained in turn, so that memory does no
 
 
 def train_seeds(
-    request: TrainRequest, seeds: Sequence[int]
+    request: TrainRequest, seeds: Sequence[int], team: Team = ALONE
 ) -> Iterator[TrainStarted | BatchProgress | StackedEpoch]:
     """Train a network a seed into `request.out`/seed-I, as `train_run` would each of them.
 
@@ -49,12 +51,14 @@ def train_seeds(
         raise InputError("--seeds trains in batches: it takes no gradient flow")
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"--seeds needs at least one seed, each once, got {list(seeds)}")
-    device = resolve_device(request.device)
-    if not request.resume:
-        claim_directory(request.out, overwrite=request.overwrite)
-    dataset = load_dataset(request.data)
-    runs = [open_run(each, dataset) for each in _requests(request, seeds)]
-    with removed_on_error(request.out):
+    with team.agreeing():
+        device = resolve_device(request.device)
+        if not request.resume:
+            claim_directory(request.out, overwrite=request.overwrite)
+        dataset = load_dataset(request.data)
+        require_enough(team, dataset, settings)
+        runs = [open_run(each, dataset, team) for each in _requests(request, seeds)]
+    with removed_on_error(request.out), team.agreeing():
         for run in runs:
             run.prepare()
     first = runs[0].model
@@ -63,7 +67,8 @@ def train_seeds(
     failures: dict[int, str] = {}
     while group := _behind(runs, settings.epochs):
         until = min([settings.epochs, *(r.done for r in runs if r.done > group[0].done)])
-        for record in _train_together(group, replace(settings, epochs=until), dataset, device):
+        goal = replace(settings, epochs=until)
+        for record in _train_together(group, goal, dataset, device, team):
             if isinstance(record, StackedEpoch):
                 failures |= record.failures
             yield record
@@ -93,7 +98,11 @@ def _behind(runs: Sequence[Run], epochs: int) -> list[Run]:
 
 
 def _train_together(
-    group: Sequence[Run], settings: TrainSettings, dataset: Dataset, device: torch.device
+    group: Sequence[Run],
+    settings: TrainSettings,
+    dataset: Dataset,
+    device: torch.device,
+    team: Team,
 ) -> Iterator[BatchProgress | StackedEpoch]:
     """Train runs with as many epochs done to the last of `settings`, writing each every epoch."""
     request = group[0].request
@@ -111,6 +120,7 @@ def _train_together(
         optimizer=optimizer,
         seeds=seeds,
         first_epoch=group[0].done + 1,
+        team=team,
     )
     for record in records:
         if isinstance(record, StackedEpoch):

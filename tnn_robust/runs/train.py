@@ -36,6 +36,7 @@ from tnn_robust.runs.common import (
     subset,
 )
 from tnn_robust.runs.trajectory import Recorder, make_recorder, tracked_examples
+from tnn_robust.team import ALONE, Team
 from tnn_robust.training.gradient_flow import FlowSettings
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
@@ -100,33 +101,42 @@ class TrainStarted:
     tracked: int = 0
 
 
-def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | EpochRecord]:
+def train_run(
+    request: TrainRequest, team: Team = ALONE
+) -> Iterator[TrainStarted | BatchProgress | EpochRecord]:
     """Train a network into `request.out`, one record at a time.
 
     The directory holds a usable checkpoint from the start: model.safetensors
     and the state to resume from are replaced after every epoch, so an
-    interruption or a NaN leaves those of the last good epoch.
+    interruption or a NaN leaves those of the last good epoch. Of a team the first
+    process writes; the others need the data and, to resume, the directory.
 
     Raises TnnError for what cannot be done, before anything is written.
     """
     settings = request.settings
     if not isinstance(settings, TrainSettings):
         raise InputError("train_run needs TrainSettings: gradient flow is flow_run's")
-    device = resolve_device(request.device)
-    if not request.resume:
-        claim_directory(request.out, overwrite=request.overwrite)
-    dataset = load_dataset(request.data)
-    run = open_run(request, dataset)
-    run.model.to(device)
-    optimizer = make_optimizer(run.model, settings)
-    restore_optimizer(optimizer, run.state)
-    with removed_on_error(request.out):
+    with team.agreeing():
+        device = resolve_device(request.device)
+        if not request.resume:
+            claim_directory(request.out, overwrite=request.overwrite)
+        dataset = load_dataset(request.data)
+        require_enough(team, dataset, settings)
+        run = open_run(request, dataset, team)
+        run.model.to(device)
+        optimizer = make_optimizer(run.model, settings)
+        restore_optimizer(optimizer, run.state)
+    recorder = None
+    with removed_on_error(request.out), team.agreeing():
         run.prepare()
-        recorder = _recorder(request, settings, run.model, dataset, run.done)
+        if team.first:
+            recorder = _recorder(request, settings, run.model, dataset, run.done)
     architecture, count = run.model.architecture, run.model.parameter_count
     tracked = 0 if recorder is None else recorder.n
     yield TrainStarted(dataset, architecture, count, str(device), run.done, tracked)
-    records = _records(request, settings, run.model, optimizer, dataset, device, run.done, recorder)
+    records = _records(
+        request, settings, run.model, optimizer, dataset, device, run.done, recorder, team
+    )
     for record in records:
         if isinstance(record, EpochRecord):
             run.keep(record, run.model, optimizer_tensors(optimizer))
@@ -135,16 +145,22 @@ def train_run(request: TrainRequest) -> Iterator[TrainStarted | BatchProgress | 
 
 @dataclass
 class Run:
-    """A run directory and what it holds: the network, the optimiser's state, the epochs done."""
+    """A run directory and what it holds: the network, the optimiser's state, the epochs done.
+
+    writes: False where another process of the team writes it.
+    """
 
     request: TrainRequest
     model: TNN
     state: dict[str, Tensor]
     done: int
     data: dict[str, Any]
+    writes: bool = True
 
     def prepare(self) -> None:
         """Write a fresh run's first checkpoint; drop the metrics of epochs run again."""
+        if not self.writes:
+            return
         if self.done == 0:
             self._save()
         keep_lines(self.request.out / METRICS, "epoch", self.done)
@@ -152,6 +168,8 @@ class Run:
     def keep(self, record: EpochRecord, model: TNN, state: dict[str, Tensor]) -> None:
         """Write what the network is after an epoch."""
         self.model, self.state, self.done = model, state, record.epoch
+        if not self.writes:
+            return
         append_line(self.request.out / METRICS, json.dumps(record.to_json()))
         self._save()
 
@@ -208,6 +226,7 @@ def _records(
     device: torch.device,
     done: int,
     watch: Callable[[int], None] | None,
+    team: Team,
 ) -> Iterator[BatchProgress | EpochRecord]:
     monitor, _ = subset(dataset.test, MONITOR, request.seed, device)
     x, y = (tensor.to(device) for tensor in dataset.train)
@@ -222,7 +241,14 @@ def _records(
         seed=request.seed,
         first_epoch=done + 1,
         watch=watch,
+        team=team,
     )
+
+
+def require_enough(team: Team, dataset: Dataset, settings: TrainSettings) -> None:
+    """InputError where a process would never have an example to train on."""
+    team.require_at_least_one(len(dataset.train.y), "training examples")
+    team.require_at_least_one(settings.batch_size, "examples in a batch (--batch-size)")
 
 
 def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
@@ -243,12 +269,12 @@ def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
     )
 
 
-def open_run(request: TrainRequest, dataset: Dataset) -> Run:
+def open_run(request: TrainRequest, dataset: Dataset, team: Team = ALONE) -> Run:
     """A fresh network, or the one the run stopped with, on the CPU; nothing is written."""
     architecture, data = make_architecture(request, dataset), describe_data(dataset, request.data)
     if not request.resume:
         model = new_model(architecture, request.seed, data=dataset.train.x)
-        return Run(request, model, {}, 0, data)
+        return Run(request, model, {}, 0, data, team.first)
     path = request.out / STATE
     tensors, header, _ = read_tensors(path, kind=STATE_KIND)
     # More epochs than at first is what resuming is for.
@@ -256,7 +282,7 @@ def open_run(request: TrainRequest, dataset: Dataset) -> Run:
     weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
     state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
     model = model_from_tensors(architecture, weights)
-    return Run(request, model, state, int(header["epochs_done"]), data)
+    return Run(request, model, state, int(header["epochs_done"]), data, team.first)
 
 
 def require_same(

@@ -14,6 +14,7 @@ from tnn_robust.losses import LOSSES, margin
 from tnn_robust.models.network import TNN, layer_norms
 from tnn_robust.randomness import Streams
 from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
+from tnn_robust.team import ALONE, Team
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
 from tnn_robust.training.optimizers import OPTIMIZERS, retire
 from tnn_robust.training.penalties import Extra
@@ -118,6 +119,7 @@ def fit(
     first_epoch: int = 1,
     extra: Extra | None = None,
     watch: Callable[[int], None] | None = None,
+    team: Team = ALONE,
 ) -> Iterator[BatchProgress | EpochRecord]:
     """Train in place from `first_epoch` to `settings.epochs`; yields where it stands.
 
@@ -125,7 +127,8 @@ def fit(
     examples. Data order and perturbation noise are functions of (seed, epoch,
     example), so that a resumed run equals an uninterrupted one. After an
     EpochRecord the weights are finite. extra: a term added to the objective. watch is
-    called after every step with its number, from 1 on over all epochs.
+    called after every step with its number, from 1 on over all epochs. team: processes
+    that share every batch's examples and have the same weights.
 
     Raises TrainingError naming the epoch when loss or weights are not finite,
     or when all ReLUs are dead.
@@ -141,6 +144,7 @@ def fit(
         first_epoch=first_epoch,
         extra=extra,
         watch=watch,
+        team=team,
     )
     for record in records:
         if isinstance(record, BatchProgress):
@@ -163,6 +167,7 @@ def fit_stacked(
     first_epoch: int = 1,
     extra: Extra | None = None,
     watch: Callable[[int], None] | None = None,
+    team: Team = ALONE,
 ) -> Iterator[BatchProgress | StackedEpoch]:
     """Train the S networks of a stack (`models.stacked.stack_models`), or one, in place.
 
@@ -178,14 +183,16 @@ def fit_stacked(
     running = _Running(model, optimizer, seeds)
     for epoch in range(first_epoch, settings.epochs + 1):
         started, running.failures = time.perf_counter(), {}
-        losses = yield from _train_epoch(running, train, settings, perturb, epoch, extra, watch)
+        losses = yield from _train_epoch(
+            running, train, settings, perturb, epoch, extra, watch, team
+        )
         norms = torch.linalg.vector_norm(layer_norms(model).detach(), dim=0).tolist()
         # Weights of 1e30 have no finite norm either.
         finite = [math.isfinite(loss + norm) for loss, norm in zip(losses, norms, strict=True)]
         running.stop(finite, _NOT_FINITE.format(epoch))
         records: dict[int, EpochRecord] = {}
         if running.living:
-            clean, robust, alive = accuracies(model, monitor, perturb, seeds)
+            clean, robust, alive = accuracies(model, monitor, perturb, seeds, team)
             running.stop(alive, _DEAD.format(epoch))
             seconds, n = time.perf_counter() - started, len(monitor)
             records = {
@@ -222,19 +229,21 @@ def _train_epoch(
     epoch: int,
     extra: Extra | None,
     watch: Callable[[int], None] | None,
+    team: Team,
 ) -> Generator[BatchProgress, None, list[float]]:
     """One pass over the examples; returns each network's mean loss."""
     device, total = train.x.device, torch.zeros(len(running.seeds), device=train.x.device)
     orders = torch.stack([data_order(len(train), seed, epoch) for seed in running.seeds])
     splits = orders.to(device).split(settings.batch_size, 1)
     noise = [seed + epoch * 1_000_003 for seed in running.seeds]
-    for batch, places in enumerate(splits, start=1):
+    for batch, whole in enumerate(splits, start=1):
+        places, weight = team.share(whole)
         x, y = train.take(places)
         streams = _streams(noise, places)
         losses = train_step(
-            running.model, x, y, streams, settings, perturb, running.optimizer, extra
+            running.model, x, y, streams, settings, perturb, running.optimizer, extra, team, weight
         )
-        total += losses * places.shape[1]
+        total += losses * whole.shape[1]
         if watch is not None:
             watch((epoch - 1) * len(splits) + batch)
         if batch % _PROGRESS_EVERY == 0:
@@ -263,8 +272,13 @@ def train_step(
     perturb: Perturb | None,
     optimizer: torch.optim.Optimizer,
     extra: Extra | None = None,
+    team: Team = ALONE,
+    weight: float = 1.0,
 ) -> Tensor:
-    """One step of every network; their losses (S,) before it."""
+    """One step of every network; their losses (S,) before it.
+
+    x (S b, d, c): this process's part of the batch, which weighs `weight` in the team's.
+    """
     if perturb is not None:
         x = perturb(model, x, y, streams).x
     scores = model(x)
@@ -278,10 +292,12 @@ def train_step(
         objective = objective + settings.nuclear * nuclear_penalty(model)
     optimizer.zero_grad()
     objective.backward()
+    losses = losses.detach()
+    team.average([losses, *(p.grad for p in model.parameters() if p.grad is not None)], weight)
     optimizer.step()
     if settings.norm_bound is not None and not settings.norm_penalty:
         project_norms(model, settings.norm_bound)
-    return losses.detach()
+    return losses
 
 
 def data_order(n: int, seed: int, epoch: int) -> Tensor:
@@ -291,14 +307,19 @@ def data_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def accuracies(
-    model: TNN, monitor: Examples, perturb: Perturb | None, seeds: Sequence[int]
+    model: TNN,
+    monitor: Examples,
+    perturb: Perturb | None,
+    seeds: Sequence[int],
+    team: Team = ALONE,
 ) -> tuple[list[float], list[float], list[bool]]:
     """Clean and robust accuracy at the weights as they are, under the training attack, and
     whether any score is not 0, of each network."""
     counts = torch.zeros(3, model.count, dtype=torch.long, device=monitor.x.device)
     block = max(1, _MONITOR_ROWS // model.count)
-    for places in torch.arange(len(monitor), device=monitor.x.device).split(block):
-        places = places.expand(model.count, -1)
+    whole = torch.arange(len(monitor), device=monitor.x.device).expand(model.count, -1)
+    own, weight = team.share(whole)
+    for places in own.split(block, 1):
         x, y = monitor.take(places)
         with torch.no_grad():
             scores = model(x)
@@ -310,6 +331,6 @@ def accuracies(
         counts += torch.stack(
             [t.view(model.count, -1).sum(1) for t in (clean, robust, scores != 0)]
         )
-    clean_count, robust_count, alive = counts.tolist()
+    clean_count, robust_count, alive = team.total(counts * (weight > 0)).tolist()
     n = len(monitor)
     return [k / n for k in clean_count], [k / n for k in robust_count], [k > 0 for k in alive]
