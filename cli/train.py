@@ -42,6 +42,11 @@ _TRAINING = shared.options(
     click.option("--loss", default="cross-entropy", help="cross-entropy, logistic, exponential."),
     click.option("--norm-bound", type=float, help="Keep every ||W_l||_F and ||w|| at most so."),
     click.option("--norm-penalty", type=float, default=0.0, help="Softly, with this weight."),
+    click.option(
+        "--matmul-precision",
+        default=choices.MATMUL_PRECISIONS[0],
+        help=f"Of training steps: {_lists(choices.MATMUL_PRECISIONS)} (high is TF32 on a GPU).",
+    ),
     click.option("--nuclear", type=float, default=0.0, help="Weight of the tubal nuclear norm."),
 )
 
@@ -69,6 +74,7 @@ _OF_BATCHES = (
     "norm_bound",
     "norm_penalty",
     "nuclear",
+    "matmul_precision",
 )
 _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
 

@@ -2,9 +2,11 @@
 
 python scripts/scaling_estimate.py SWEEP_DIR...
 
-Cell times come from the records of finished sweeps; what Dask, the files and the scan cost a
-cell is measured here, with cells that do nothing. Nothing is assumed but that a cell takes as
-long on 64 workers as on one: workers share no disk but the records'.
+Cell times come from the records of finished sweeps: processor time, so that a machine that
+others load does not stretch them (wall time of cells on a GPU, which waits for it). What
+Dask costs a cell is the processor time of the process that holds scheduler and client, over
+cells that do nothing: the part that more workers do not share. It is assumed that a cell
+takes as long beside 63 others as alone.
 """
 
 import json
@@ -14,7 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from tnn_robust.experiments.grid import make_grid
 from tnn_robust.files import write_bytes
@@ -25,8 +29,8 @@ from tnn_robust.runs.grid import HEADER, cell_path, finished_cells
 
 CELLS = 10**5
 WORKERS = (1, 8, 64)
-EMPTY = 1500  # cells that do nothing
-WRITTEN = 300
+EMPTY = 600  # cells that do nothing
+WRITTEN = 200
 EMBEDDED = 2
 
 
@@ -39,7 +43,8 @@ def nothing(argument: Any):
 def cell_times(folder: Path) -> list[float]:
     paths = sorted((folder / "cells").glob("*/*.json"))
     records = (GridRecord.from_json(json.loads(path.read_bytes())) for path in paths)
-    return [record.train_seconds + record.attack_seconds for record in records]
+    on_gpu = torch.cuda.is_available()
+    return [r.train_seconds + r.attack_seconds if on_gpu else r.cpu_seconds for r in records]
 
 
 def record_of(folder: Path) -> GridRecord:
@@ -47,18 +52,24 @@ def record_of(folder: Path) -> GridRecord:
     return GridRecord.from_json(json.loads(path.read_bytes()))
 
 
-def empty_cells(record: GridRecord) -> tuple[float, float]:
-    """Seconds a cell with Dask's whole round, and seconds until the cluster is there."""
-    began = time.perf_counter()
+class Round(NamedTuple):
+    """Seconds a cell that does nothing takes: processor time of scheduler and client, and wall."""
+
+    serial: float
+    wall: float
+
+
+def empty_cells(record: GridRecord) -> Round:
     with embedded(EMBEDDED) as local:
-        started = time.perf_counter() - began
         tasks = (Task(str(i), record) for i in range(EMPTY))
         marks = []
         for event in run_on_dask(nothing, tasks, Cluster(local.scheduler_address)):
             if isinstance(event, Finished):
-                marks.append(time.perf_counter())
-    first = len(marks) // 5  # the first find cold caches
-    return (marks[-1] - marks[first]) / (len(marks) - 1 - first), started
+                marks.append((time.process_time(), time.perf_counter()))
+    first = len(marks) // 5  # before that caches are cold
+    count = len(marks) - 1 - first
+    (cpu, wall), (cpu_end, wall_end) = marks[first], marks[-1]
+    return Round((cpu_end - cpu) / count, (wall_end - wall) / count)
 
 
 def files(record: GridRecord) -> dict[str, float]:
@@ -67,25 +78,32 @@ def files(record: GridRecord) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         cells = list(make_grid({"seed": f"0:{CELLS}"}).cells())
-        began = time.perf_counter()
+        times = []
         for cell in cells[:WRITTEN]:
+            began = time.perf_counter()
             write_bytes(cell_path(folder, cell.digest), text)
-        written = (time.perf_counter() - began) / WRITTEN
+            times.append(time.perf_counter() - began)
         for cell in cells:
             path = cell_path(folder, cell.digest)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        began = time.perf_counter()
+        began = time.process_time()
         assert len(finished_cells(folder)) == CELLS
-        scanned = (time.perf_counter() - began) / CELLS
-    began = time.perf_counter()
+        scanned = (time.process_time() - began) / CELLS
+    began = time.process_time()
     for _ in range(WRITTEN):
         GridRecord.from_json(json.loads(text))
-    read = (time.perf_counter() - began) / WRITTEN
-    began = time.perf_counter()
+    read = (time.process_time() - began) / WRITTEN
+    began = time.process_time()
     named = sum(1 for _ in make_grid({"seed": f"0:{CELLS}"}).cells())
-    digest = (time.perf_counter() - began) / named
-    return {"write": written, "scan": scanned, "read": read, "digest": digest, "bytes": len(text)}
+    digest = (time.process_time() - began) / named
+    return {
+        "write": statistics.median(times),
+        "scan": scanned,
+        "read": read,
+        "digest": digest,
+        "bytes": len(text),
+    }
 
 
 def span(seconds: float) -> str:
@@ -98,16 +116,14 @@ def main(folders: list[Path]) -> None:
     if not folders:
         sys.exit("needs directories of finished sweeps")
     record = record_of(folders[0])
-    dask, started = empty_cells(record)
-    cost = files(record)
-    serial = dask + cost["write"]
-    print(f"measured on {len(os.sched_getaffinity(0))} cores, {EMBEDDED} workers, ms a cell:")
-    print(f"  Dask, nothing done        {1e3 * dask:8.2f}   ({1 / dask:.0f} cells a second)")
+    dask, cost = empty_cells(record), files(record)
+    serial = dask.serial + cost["write"]
+    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.0f}; ms a cell:")
+    print(f"  Dask, scheduler and client {1e3 * dask.serial:7.2f}   (wall {1e3 * dask.wall:.2f})")
     print(f"  writing its record        {1e3 * cost['write']:8.2f}   ({cost['bytes']} bytes)")
     print(f"  naming it                 {1e3 * cost['digest']:8.4f}")
     print(f"  finding it finished       {1e3 * cost['scan']:8.4f}")
     print(f"  reading it for the table  {1e3 * cost['read']:8.2f}")
-    print(f"cluster of {EMBEDDED} workers up in {started:.1f} s")
     disk = CELLS * (-(-int(cost["bytes"]) // 4096) * 4096)
     print(f"{CELLS} records: {disk / 1e9:.2f} GB in blocks of 4 KiB, {CELLS // 256} a folder")
     for folder in folders:

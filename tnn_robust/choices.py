@@ -35,6 +35,7 @@ SUITES = ("standard", "quick", "paper")
 MODEL_INPUTS = ("auto", "tvector", "image", "flat")
 LOSSES = ("margin", "logistic", "cross-entropy", "exponential")
 OPTIMIZERS = ("adam", "sgd")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 ODE_SOLVERS = ("dopri5",)
 COMPRESSIONS = (
     "rank",

@@ -81,16 +81,18 @@ def _claim_1(records: Sequence[CellRecord]) -> Verdict:
             continue
         level, slope, share = fit_root_n(sizes)
         found = _finding(f"{arm}: b of AGP = a + b / sqrt(N)", slope, float(np.mean(level)), 1)
-        fits = SUPPORTED if share >= R_SQUARED else NOT if share < 0.5 else OPEN
+        fits = SUPPORTED if share >= R_SQUARED else OPEN
         findings += [found, Finding(f"{arm}: R^2 of that fit", share, None, fits)]
-        findings.append(_exponent(arm, fit_power(sizes)))
+        if min(float(np.mean(list(values.values()))) for values in sizes.values()) > 0:
+            findings.append(_exponent(arm, fit_power(sizes)))
         findings.append(
             Finding(f"{arm}: a, the gap as N grows", float(np.mean(level)), interval(level), "")
         )
     rule = (
         f"per arm, fits for each seed: b above 0 by its interval, R^2 of the seeds' mean at least "
-        f"{R_SQUARED} (below 0.5: not supported), and p within {NEAR} of 1/2 by its interval "
-        "(wholly outside: not supported); a is reported, not judged"
+        f"{R_SQUARED} (below: undecided, since noise lowers it too), and p within {NEAR} of 1/2 "
+        "by its interval (wholly outside: not supported; left out where a mean gap is not above "
+        "0); a is reported, not judged"
     )
     return _verdict(1, "the AGP falls like 1/sqrt(N)", rule, findings)
 

@@ -15,7 +15,8 @@ class GridRecord(Record):
     """One trained and attacked network.
 
     cell: its settings by name, all of them; report: of the attacks, without the run's
-    path; train_seconds, attack_seconds: wall time, data included; code: digest of the
+    path; train_seconds, attack_seconds: wall time, data included; cpu_seconds: processor
+    time of the worker in both, which other programs do not stretch; code: digest of the
     library's source.
     """
 
@@ -23,6 +24,7 @@ class GridRecord(Record):
     report: AttackReport
     train_seconds: float
     attack_seconds: float
+    cpu_seconds: float
     code: str
 
     def to_json(self) -> dict[str, Any]:

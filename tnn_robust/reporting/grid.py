@@ -28,6 +28,7 @@ _CSV = (
     "agp_accuracy",
     "train_seconds",
     "attack_seconds",
+    "cpu_seconds",
 )
 
 
@@ -124,6 +125,7 @@ def csv_lines(report_names: Sequence[str], records: Iterable[GridRecord]) -> Ite
                 worst.agp.accuracy,
                 record.train_seconds,
                 record.attack_seconds,
+                record.cpu_seconds,
             ]
         )
 

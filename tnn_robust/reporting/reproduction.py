@@ -76,7 +76,8 @@ def deliver(
 ) -> None:
     """Write table.md, table.csv, verdicts.json and the figures, each whole or not at all."""
     rows = summaries(records)
-    text = markdown(result_table(records)) + "\n" + _verdict_markdown(verdicts, ratios)
+    text = _heading(records) + markdown(result_table(records)) + "\n"
+    text += _verdict_markdown(verdicts, ratios)
     write_bytes(out / TABLE, text.encode())
     write_bytes(out / CSV, _csv(rows).encode())
     found = {
@@ -86,6 +87,23 @@ def deliver(
     }
     write_bytes(out / VERDICTS, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     figures(out, records, rows)
+
+
+def _heading(records: Sequence[CellRecord]) -> str:
+    """What was run: a reader of a table of departures must see that it is one."""
+    if not records:
+        return ""
+    cell = records[0].cell
+    sizes = sorted({record.cell["batch_size"] for record in records})
+    departures = ", ".join(cell["departures"])
+    bound = "none" if cell["norm_bound"] is None else f"{cell['norm_bound']:g}"
+    return (
+        f"# {cell['experiment'].upper()}, "
+        f"{f'with departures of the demo: {departures}' if departures else 'corrected'}\n\n"
+        f"{cell['optimizer']} lr {cell['lr']:g}, batches of {' or '.join(map(str, sizes))}, "
+        f"{cell['points'][-1]} epochs, FGSM in training of eps {cell['eps']}, norm bound {bound}, "
+        f"{len(cell['seeds'])} seeds, {cell['channels']} channels.\n\n"
+    )
 
 
 def _csv(rows: Sequence[Summary]) -> str:

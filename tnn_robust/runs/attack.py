@@ -16,6 +16,7 @@ from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import InputError
 from tnn_robust.evaluation.gap import Attacked, worst_case
 from tnn_robust.models.checkpoint import versions
+from tnn_robust.precision import in_full_float32
 from tnn_robust.records import AttackReport, Check
 from tnn_robust.runs.attack_seeds import merge_seeds
 from tnn_robust.runs.attack_target import AttackProgress, Job, Target, attack_target
@@ -134,6 +135,7 @@ def chosen_attacks(request: AttackRequest, subject: Subject) -> tuple[AttackSett
     return attacks
 
 
+@in_full_float32
 def attack_subject(
     subject: Subject,
     dataset: Dataset,

@@ -105,11 +105,11 @@ def cell_work(task: CellTask) -> Generator[Any, None, GridRecord]:
     yield from ()  # a cell is short: nothing is told of its inside
     with _folder(task.keep) as folder:
         train, attack = requests_of(task.settings, folder, task.place)
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         _last(train_run(train))
         trained = time.perf_counter()
         found = _last(attack_run(attack))
-        ended = time.perf_counter()
+        ended, processor = time.perf_counter(), time.process_time() - processor
     assert isinstance(found, AttackFinished)
     model = {**found.report.model, "path": None}
     return GridRecord(
@@ -117,6 +117,7 @@ def cell_work(task: CellTask) -> Generator[Any, None, GridRecord]:
         report=replace(found.report, model=model),
         train_seconds=trained - began,
         attack_seconds=ended - trained,
+        cpu_seconds=processor,
         code=code_digest(),
     )
 

@@ -14,6 +14,7 @@ from tnn_robust.evaluation.curve import SweptBlock, curve, curve_part, join_swee
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.network import TNN
+from tnn_robust.precision import in_full_float32
 from tnn_robust.randomness import Streams
 from tnn_robust.records import EpsCurve, MinimalReport
 from tnn_robust.runs.attack import PARTS, AttackProgress, AttackRequest, Target, targets_of
@@ -25,6 +26,7 @@ from tnn_robust.runs.subject import Subject
 MINIMAL_NORMS = ("linf", "l2", "l1")
 
 
+@in_full_float32
 def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
     """One warm-started upward sweep over the eps of the request; the last record is the curve.
 
@@ -98,6 +100,7 @@ def _certified(
     return radii[0], radii[1]
 
 
+@in_full_float32
 def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalReport]:
     """The smallest perturbation of every example; the last two records are train and test."""
     subject, dataset, _ = request.load()

@@ -44,6 +44,7 @@ from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, re
 METRICS = "metrics.jsonl"
 STATE = "training.safetensors"
 STATE_KIND = "training-state"
+_SINCE = {"matmul_precision": "highest"}  # what runs of before an option was there had
 MONITOR = 512  # test examples watched during training; nothing is chosen by them
 
 
@@ -290,7 +291,7 @@ def require_same(
 ) -> None:
     """Refuse to resume with other settings than those stored, save the `free`, or other data."""
     for key, value in request.to_json().items():
-        stored = header["request"].get(key)
+        stored = header["request"].get(key, _SINCE.get(key))
         if key not in free and stored != json.loads(json.dumps(value)):
             raise InputError(f"{path} was trained with {key} = {stored}, got {value}")
     if header["data_digest"] != dataset.digest:

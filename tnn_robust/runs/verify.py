@@ -17,6 +17,7 @@ from tnn_robust.evaluation.gap import NO_WORK, Attacked
 from tnn_robust.evaluation.risk import Outcomes, join, measure
 from tnn_robust.files import read_tensors, write_tensors
 from tnn_robust.losses import LOSSES
+from tnn_robust.precision import FULL, matmul_precision
 from tnn_robust.records import AttackReport
 from tnn_robust.runs.attack import PARTS, AttackFinished
 from tnn_robust.runs.common import describe_data
@@ -145,7 +146,7 @@ def recompute(
         radius = check(x, x_adv, indices)
         # Whether the attack was blind cannot be seen from its result, only taken over.
         blind = points.vanished[rows].to(device)
-        with frozen(subject.model):
+        with frozen(subject.model), matmul_precision(FULL):
             results.append(measure(subject.model, x, x_adv, y, radius, blind, loss=loss))
     return join(results)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tnn_robust.errors import InputError, TrainingError, unknown_choice
 from tnn_robust.losses import LOSSES, margin
 from tnn_robust.models.network import TNN, layer_norms
+from tnn_robust.precision import matmul_precision, require_precision
 from tnn_robust.randomness import Streams
 from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
 from tnn_robust.team import ALONE, Team
@@ -46,7 +47,8 @@ class TrainSettings:
 
     norm_bound: bound on each ||W_l||_F and on ||w||, held by projection after
     each step, or by norm_penalty x excess^2 where that is above 0; nuclear:
-    weight of the tubal nuclear norm.
+    weight of the tubal nuclear norm. matmul_precision: of the products of a training
+    step, see `precision`; what is measured is measured in full float32.
     """
 
     epochs: int = 20
@@ -59,10 +61,12 @@ class TrainSettings:
     norm_bound: float | None = None
     norm_penalty: float = 0.0
     nuclear: float = 0.0
+    matmul_precision: str = "highest"
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise unknown_choice("optimizer", self.optimizer, OPTIMIZERS)
+        require_precision(self.matmul_precision)
         if self.loss not in LOSSES or self.loss == "margin":
             raise unknown_choice("training loss", self.loss, [x for x in LOSSES if x != "margin"])
         self._require("a whole number of at least 1", lambda v: v >= 1, "epochs", "batch_size")
@@ -240,9 +244,11 @@ def _train_epoch(
         places, weight = team.share(whole)
         x, y = train.take(places)
         streams = _streams(noise, places)
-        losses = train_step(
-            running.model, x, y, streams, settings, perturb, running.optimizer, extra, team, weight
-        )
+        with matmul_precision(settings.matmul_precision):
+            losses = train_step(
+                running.model, x, y, streams, settings, perturb, running.optimizer, extra, team,
+                weight,
+            )  # fmt: skip
         total += losses * whole.shape[1]
         if watch is not None:
             watch((epoch - 1) * len(splits) + batch)
