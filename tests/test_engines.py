@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -178,3 +179,24 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
             for event in run_on_dask(obey, tasks, Cluster(local.scheduler_address)):
                 if isinstance(event, Moved):
                     local.close()
+
+
+def test_processes_end_with_the_first_one(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from test_engines import orders; from engine_works import obey\n"
+        "from tnn_robust.runs.engine import run_in_processes\n"
+        f"if __name__ == '__main__': "
+        f"list(run_in_processes(obey, orders(Path({str(tmp_path)!r}), a='wait'), 1))\n"
+    )
+    script = tmp_path / "first.py"
+    script.write_text(code)
+    there = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    first = subprocess.Popen([sys.executable, str(script)], env=there)
+    worker = pid_of(tmp_path, "a")
+    first.kill()
+    first.wait()
+    for _ in range(200):
+        if not Path(f"/proc/{worker}/stat").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the worker outlived the process that started it")
