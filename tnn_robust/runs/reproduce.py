@@ -96,6 +96,7 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
     records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
     left = [cell for cell in cells if cell.key not in records]
     counted = _Counted(cells, len(dataset.train.y), set(records))
+    order = [cell.key for cell in cells]  # processes finish in another one
     failures: list[Failed] = []
     with contextlib.closing(_events(request, left, device)) as run:
         next(run)  # the engine is there
@@ -106,7 +107,7 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
                 yield counted.moved(event.key, event.progress)
             elif isinstance(event, Finished):
                 records[event.key] = event.result
-                _write(path, header, records)
+                _write(path, header, {key: records[key] for key in order if key in records})
                 (request.out / _state_name(event.key)).unlink(missing_ok=True)
                 yield event.result
                 yield counted.finished(event.key)
