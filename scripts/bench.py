@@ -122,9 +122,7 @@ def tracking(case: tuple, rank: int | None) -> tuple[Callable, Callable]:
     n = tracked_examples(N_TRAIN, EVERY, len(x))
     _, looked_at = network((*case[:3], n), rank)
     y = torch.arange(n) % 2
-    tracker = Tracker(
-        model, looked_at, y, perturb=fgsm(), seed=0, loss="logistic", n_train=N_TRAIN
-    )
+    tracker = Tracker(model, looked_at, y, perturb=fgsm(), seed=0, loss="logistic", n_train=N_TRAIN)
     return lambda: tracker.record(0), training_step(model, x)
 
 
