@@ -108,10 +108,8 @@ def attack_part(
     attack, size = _Attack(perturb, check, loss, seed), block
     for start in range(0, len(x), block) if starts is None else starts:
         columns = fresh_rows(start, min(start + block, len(x)), x, y, indices)
-        if start == 0:  # inside an attack the same mistakes would fail less clearly
-            with torch.no_grad():
-                _scores(model, columns[0][:1], y)
-        while (done := _in_pieces(model, columns, attack, size)) is None:
+        labels = y if start == 0 else None
+        while (done := _in_pieces(model, columns, attack, size, labels)) is None:
             if size == 1:
                 raise InputError(f"no memory for one example on {x.device}")
             size = -(-min(size, len(columns[0])) // 2)
@@ -120,11 +118,17 @@ def attack_part(
 
 
 def _in_pieces(
-    model: Model, columns: Sequence[Tensor], attack: _Attack, size: int
+    model: Model, columns: Sequence[Tensor], attack: _Attack, size: int, labels: Tensor | None
 ) -> tuple[Outcomes, Tensor] | None:
-    """Outcomes and points of a block, `size` examples at a time; None without the memory."""
+    """Outcomes and points of a block, `size` examples at a time; None without the memory.
+
+    labels: those of the whole part, to be tried on the first example beforehand.
+    """
     outcomes, points = [], []
     try:
+        if labels is not None:  # inside an attack the same mistakes would fail less clearly
+            with torch.no_grad():
+                _scores(model, columns[0][:1], labels)
         for start in range(0, len(columns[0]), size):
             x, y, where = fresh_rows(start, start + size, *columns)
             found = attack.perturb(model, x, y, Streams(attack.seed, where))
