@@ -22,7 +22,7 @@ def depth_study():
 
 def small(depth_study, **changed):
     asked = {"dataset": "digits", "examples": 30, "width": 6, "depths": (2, 7), "eps": 0.1}
-    return depth_study.Study(**{**asked, "least_steps": 40, "path": 0.5, **changed})
+    return depth_study.Study(**{**asked, "least_steps": 60, "path": 0.5, **changed})
 
 
 @pytest.mark.parametrize("layers", (1, 2, 40))

@@ -154,8 +154,13 @@ def test_the_controller_is_that_of_lyu_and_li():
 
 
 def test_a_diverging_ode_is_a_clear_error():
-    with pytest.raises(TrainingError, match="the ODE diverged at time"):
-        run(network(), *separable(), lr=1e200, ode="dopri5")
+    for seed in range(4):  # some die on the way, which is no fault of theirs
+        with pytest.raises(TrainingError, match="the ODE diverged at time"):
+            run(network(seed=seed), *separable(), lr=1e200, ode="dopri5")
+    model = network()
+    model.layers[0].weight.data.zero_()
+    with pytest.raises(TrainingError, match="the network died"):
+        run(model, *separable(), ode="dopri5")
 
 
 def test_dead_networks_and_wrong_ones_are_refused():

@@ -74,7 +74,7 @@ class Dopri5:
 
         self._objective, self.step_size = objective, step_size
         start = torch.nn.utils.parameters_to_vector(objective.parameters).detach()
-        self._here = start.cpu().numpy()
+        self._here, self._moving = start.cpu().numpy(), False
         self._solver = RK45(
             self._velocity,
             time,
@@ -84,6 +84,7 @@ class Dopri5:
             atol=_ATOL,
             first_step=step_size,
         )
+        self._moving = True
 
     def _velocity(self, time: float, flat: numpy.ndarray) -> numpy.ndarray:
         objective = self._objective
@@ -92,6 +93,8 @@ class Dopri5:
         self._place(flat)
         if not math.isfinite(objective.log_risk):
             raise _diverged(time, f"log-risk is {objective.log_risk}")
+        if self._moving and not bool(objective.seen.sample.q.any()):
+            raise _diverged(time, "a step went so far that every score is 0")
         found = objective.gradient()
         return -torch.cat([g.flatten() for g in found]).cpu().numpy()
 
