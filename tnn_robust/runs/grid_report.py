@@ -12,6 +12,7 @@ from tnn_robust.records import AttackRow, GridRecord, GridReport, GridRow, Inter
 
 MOST_ROWS = 10_000  # that are held; cells.csv has every cell of any grid
 _FIGURES = ("clean", "robust", "risk", "agp")
+_SHARES = ("clean", "robust")  # from 0 to 1, which Student's interval does not know
 
 
 @dataclass
@@ -36,6 +37,8 @@ class _Group:
         spreads = {}
         for name, values in self.values.items():
             ci = student_interval(values) if len(values) > 1 else self._over_examples()[name]
+            if name in _SHARES and ci is not None:
+                ci = max(ci[0], 0.0), min(ci[1], 1.0)
             spreads[name] = Spread(tuple(values), ci)
         return GridRow(setting=self.setting, blind=self.blind, warned=self.warned, **spreads)
 
