@@ -193,6 +193,7 @@ def test_every_setting_reaches_the_requests() -> None:
         "attack": "fgsm", "norm": "l2", "eps": "0.3", "steps": 3, "step_size": 0.1, "epochs": 3,
         "batch_size": 7, "lr": 0.3, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1,
         "loss": "exponential", "norm_bound": 3.0, "norm_penalty": 0.1, "nuclear": 0.1,
+        "matmul_precision": "high",
         "split_seed": 4, "seed": 4, "evaluate.attack": ["fw"], "evaluate.suite": "quick",
         "evaluate.norm": "l2", "evaluate.eps": ["0.3"], "evaluate.steps": 3,
         "evaluate.step_size": 0.2, "evaluate.restarts": 3, "evaluate.random_start": False,

@@ -208,6 +208,7 @@ TRAINED: dict[str, Setting] = {
     "norm_bound": Setting(NUMBER, None),
     "norm_penalty": Setting(NUMBER, 0.0),
     "nuclear": Setting(NUMBER, 0.0),
+    "matmul_precision": Setting(TEXT, "highest"),
 }
 EVALUATED: dict[str, Setting] = {
     "attack": Setting(NAMES, None),
