@@ -6,7 +6,8 @@ from cli_checks import content, load_json, refused, succeeded
 from conftest import run_cli, train_digits
 from test_cli_compress import compress
 
-from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
+from tnn_robust.files import container, read_tensors
+from tnn_robust.models.checkpoint import KIND, load_checkpoint, save_checkpoint
 from tnn_robust.records import CompressionReport
 
 METHODS = {
@@ -130,4 +131,21 @@ def test_a_checkpoint_of_zeros_is_refused(tmp_path):
     for options in (("--rank", 2), ("--method", "sensitivity", "--params", 0.5)):
         result = run_cli("compress", run, *options, "--out", tmp_path / "out")
         refused(result, "layer 1 holds only zeros")
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_that_are_no_network_are_refused(tmp_path):
+    """One of no layers, and one whose transform is not orthogonal."""
+    run = train_digits(tmp_path / "run", "--epochs", 1)
+    path = load_checkpoint(run).path
+    tensors, header, _ = read_tensors(path, kind=KIND)
+    empty = {**header, "architecture": {**header["architecture"], "widths": [], "ranks": []}}
+    scaled = {**tensors, "transform_matrix": 2 * tensors["transform_matrix"]}
+    for held, text, needed in (
+        ({"head": tensors["head"]}, empty, "needs one width and one rank a layer"),
+        (scaled, header, "needs an orthogonal matrix"),
+    ):
+        path.write_bytes(container(held, kind=KIND, header=text)[0])
+        refused(run_cli("compress", run, "--rank", 2, "--out", tmp_path / "out"), needed)
+        refused(run_cli("compress", run, "--sweep", "1,2", "--out", tmp_path / "out"), needed)
     assert not (tmp_path / "out").exists()

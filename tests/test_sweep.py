@@ -176,6 +176,27 @@ def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path,
     assert len(again) == 1 and again[0] == found
 
 
+def test_ctrl_c_is_one_word_and_resume_finishes(digits_run, tmp_path, monkeypatch):
+    options = ("--sweep", "1,2", "--n", 20, "--attack", "fgsm", "--parent", "pruned")
+    files = ("--csv", tmp_path / "s.csv", "--out", tmp_path / "out")
+    plain, calls = sweep_row.Judge.row, []
+
+    def stopped(judge, one):
+        calls.append(one.kind)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return plain(judge, one)
+
+    monkeypatch.setattr(sweep_row.Judge, "row", stopped)
+    result = run_cli("compress", digits_run, *options, *files)
+    assert result.exit_code == 130 and result.stderr.splitlines()[-1] == "Interrupted."
+    assert not (tmp_path / "s.csv").exists()
+    succeeded(run_cli("compress", digits_run, *options, *files, "--resume"))
+    # The original again, whose points are in no file, and the two rows that were missing.
+    assert calls[4:] == ["original", "t-SVD", "pruned"]
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 6
+
+
 def test_a_resumed_sweep_refuses_other_settings_and_altered_rows(digits_run, tmp_path):
     out = tmp_path / "out"
     options = ("--n", 20, "--attack", "fgsm", "--out", out)

@@ -1,10 +1,12 @@
 """Penalties of compression, the plateau rule, learning-compression, rank-adaptive training."""
 
+import numpy as np
 import pytest
 import torch
 
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.compression.truncate import densify
 from tnn_robust.errors import InputError, TrainingError
 from tnn_robust.losses import LOSSES, margin
 from tnn_robust.models.layers import LowRankTProductLinear
@@ -250,6 +252,59 @@ def test_rank_adaptive_training_goes_up_to_full_rank():
         assert epochs[-1].loss < epochs[0].loss and epochs[-1].clean_accuracy > 0.95
         for old, new in zip(model.t_layers, made.t_layers, strict=True):
             assert new.rank == min(old.d_in, old.d_out)
+
+
+def slow_step(core, gradient, lr, theta, share, components):
+    """One step of a layer by its definition: numpy, face by face; the faces after it."""
+    u0, s0, v0 = (part.numpy() for part in core[:3])
+    (_, p, room), q = u0.shape, v0.shape[1]
+    cut = []
+    for u, s, v, g in zip(u0, s0, v0, gradient.numpy(), strict=True):
+        h = lr * np.sqrt((p + q) * room) / np.linalg.norm(g @ v)
+        left, _ = np.linalg.qr(np.hstack([u, u * s - h * g @ v]))
+        right, _ = np.linalg.qr(np.hstack([v, v * s - h * g.T @ u]))
+        middle = left.T @ (u * s @ v.T - h * g) @ right
+        a, values, b = np.linalg.svd(middle)
+        cut.append((left @ a[:, :room], values[:room], b[:room] @ right.T))
+    threshold = np.sort(np.concatenate([values for _, values, _ in cut]))[-components]
+    faces = []
+    for a, values, b in cut:
+        tails = [np.sqrt(sum(values[j:] ** 2)) for j in range(room)]
+        held = [v >= threshold and t > theta * tails[0] for v, t in zip(values, tails, strict=True)]
+        n = sum(held)
+        mean = sum(values[:n] ** 2) / max(n, 1)
+        drawn = np.sqrt((1 - share) * values[:n] ** 2 + share * mean)
+        faces.append(a[:, :n] * drawn @ b[:n])
+    return np.stack(faces)
+
+
+@pytest.mark.parametrize(("theta", "share"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2)])
+def test_a_rank_adaptive_step_is_that_of_a_slow_loop_over_faces(theta, share):
+    x, y = blobs(40)
+    x = x.double()
+    model = network(ranks=(1, 2), dtype=torch.float64)
+    components, lr = (6, 7), 1e-2
+    cores = [make_core(layer, n) for layer, n in zip(model.t_layers, components, strict=True)]
+    dense = densify(to_model(model.transform, cores, model.head.detach()))
+    LOSSES["cross-entropy"](dense(x), y).mean().backward()
+    records = dynamic_fit(
+        model,
+        components,
+        x,
+        y,
+        monitor=(x, y),
+        settings=TrainSettings(epochs=1, batch_size=len(x), lr=lr),
+        dynamic=DynamicSettings(theta, share),
+        perturb=None,
+        seed=0,
+    )
+    *_, made = records
+    for old, new, core, n in zip(dense.t_layers, made.t_layers, cores, components, strict=True):
+        wanted = slow_step(core, old.weight.grad, lr, theta, share, n)
+        np.testing.assert_allclose(new.faces().detach().numpy(), wanted, atol=1e-10)
+    slope = dense.head.grad
+    moved = model.head.detach() - lr * slope / (slope.abs() + 1e-8)
+    torch.testing.assert_close(made.head.detach(), moved)
 
 
 def test_a_small_step_of_rank_adaptive_training_follows_the_projected_gradient():
