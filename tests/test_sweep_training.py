@@ -1,0 +1,62 @@
+"""tnn-compress --sweep with the methods that train."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cli_checks import refused, succeeded
+from conftest import run_cli
+
+from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.compression import latency
+from tnn_robust.models.checkpoint import load_checkpoint
+from tnn_robust.runs.build import CompressRequest
+from tnn_robust.runs.compress import compress_run
+from tnn_robust.runs.repair import RepairSettings
+from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
+from tnn_robust.training.learning_compression import LCSchedule
+
+
+@pytest.fixture(autouse=True)
+def _short_latencies(monkeypatch):
+    monkeypatch.setattr(latency, "_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "_LEAST", 1)
+
+
+TRAINED = {"lc": RepairSettings(epochs=1, lc=LCSchedule(steps=2)), "dynamic": RepairSettings(2)}
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_methods_that_train_go_through_a_sweep(digits_run, tmp_path, method):
+    """Up to the whole size, and each row that of the single compression."""
+    base = CompressRequest(
+        run=digits_run,
+        out=tmp_path / "out",
+        rule=None,
+        choice=AttackChoice(names=("fgsm",)),
+        n=30,
+        repair=TRAINED[method],
+    )
+    *_, report = sweep_run(SweepRequest(base, make_sizes("0.4,1", method=method), ("matrix",)))
+    assert [(r.size, r.kind) for r in report.rows[1::2]] == [("0.4", "t-SVD"), ("1", "t-SVD")]
+    whole = report.rows[0].summary.parameters
+    for row in report.rows[1::2]:
+        assert row.summary.parameters <= float(row.size) * whole and row.note
+    # No matrix network is as small as the first row; the second's is.
+    assert report.rows[2].summary.parameters > report.rows[1].summary.parameters
+    assert "smallest" in report.rows[2].note and not report.rows[4].note
+    single = replace(base, out=tmp_path / "single", rule=make_sizes("0.4", method=method)[0].rule)
+    *_, found = compress_run(single)
+    row = report.rows[1]
+    mine = load_checkpoint(tmp_path / "out" / "size-0.4").model.state_dict()
+    for name, tensor in load_checkpoint(tmp_path / "single").model.state_dict().items():
+        assert torch.equal(mine[name], tensor)
+    assert row.note == found.note and row.summary.parameters == found.after.parameters
+
+
+def test_learning_compression_of_factors_is_refused_before_the_first_row(digits_run, tmp_path):
+    small = ("--rank", 2, "--n", 10, "--attack", "fgsm", "--out", tmp_path / "small")
+    succeeded(run_cli("compress", digits_run, *small))
+    options = ("--sweep", "0.5", "--method", "lc", "--n", 10, "--out", tmp_path / "out")
+    refused(run_cli("compress", tmp_path / "small", *options), "dense layers", "--densify")
+    assert not (tmp_path / "out").exists()
