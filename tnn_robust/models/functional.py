@@ -16,7 +16,7 @@ from tnn_robust.models.buffers import BUFFERS, Lent
 
 Stacks = Sequence[Tensor]
 
-_BLOCK_BYTES = 5 * 2**18  # of the widest activations of a block: measured, docs/performance.md
+_BLOCK_BYTES = 2**22  # of the widest activations of a block: measured, docs/performance.md
 
 
 def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: Tensor) -> Tensor:
