@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from cli_checks import refused, succeeded
-from conftest import run_cli
+from conftest import run_cli, train_digits
 
 from tnn_robust.attacks.settings import AttackChoice
 from tnn_robust.compression import latency
-from tnn_robust.models.checkpoint import load_checkpoint
+from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
 from tnn_robust.runs.build import CompressRequest
 from tnn_robust.runs.compress import compress_run
-from tnn_robust.runs.repair import RepairSettings
+from tnn_robust.runs.repair import RepairSettings, settings_of
 from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
 from tnn_robust.training.learning_compression import LCSchedule
 
@@ -60,3 +60,25 @@ def test_learning_compression_of_factors_is_refused_before_the_first_row(digits_
     options = ("--sweep", "0.5", "--method", "lc", "--n", 10, "--out", tmp_path / "out")
     refused(run_cli("compress", tmp_path / "small", *options), "dense layers", "--densify")
     assert not (tmp_path / "out").exists()
+
+
+def retrained(run, **changes):
+    """The run with other words on its training; None takes one out."""
+    found = load_checkpoint(run)
+    training = {**found.header.training, **changes}
+    training = {name: value for name, value in training.items() if value is not None}
+    save_checkpoint(found.path, found.model, replace(found.header, training=training))
+
+
+def test_how_a_run_was_trained_is_asked_before_the_first_row(tmp_path):
+    """Settings newer than a run have their defaults; without the old ones it is refused."""
+    run = train_digits(tmp_path / "run", "--epochs", 1)
+    told = settings_of(load_checkpoint(run))
+    retrained(run, matmul_precision=None)
+    assert settings_of(load_checkpoint(run)) == told
+    retrained(run, lr=None)
+    options = ("--sweep", "1", "--n", 10, "--attack", "fgsm", "--out", tmp_path / "out")
+    for more in (("--finetune", 1), ("--parent", "trained")):
+        result = run_cli("compress", run, *options, *more)
+        refused(result, "does not say how it was trained")
+        assert not (tmp_path / "out").exists()

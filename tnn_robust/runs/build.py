@@ -136,7 +136,7 @@ def read_original(request: CompressRequest) -> Original:
     check_attacks(attacks, subject)
     t_svd: Sequence[Spectrum] | None = None
     if request.rule is not None:
-        require_trainable(checkpoint.model, request.rule, request.repair)
+        require_trainable(checkpoint, request.rule, request.repair)
         t_svd = spectra_of(checkpoint.model)
     dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     data = describe_data(dataset, spec)

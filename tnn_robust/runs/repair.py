@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tnn_robust.compression.costs import parameter_costs
-from tnn_robust.compression.rules import Rule
+from tnn_robust.compression.rules import TRAINED, Rule
 from tnn_robust.compression.select import MultiRanks, penalty_ranks
 from tnn_robust.compression.spectrum import Spectrum, spectra_of
 from tnn_robust.compression.truncate import compress, densify
@@ -27,6 +27,7 @@ from tnn_robust.training.plateau import Plateau
 from tnn_robust.training.rank_adaptive import DynamicSettings, dynamic_fit
 
 _MONITOR = 512
+_TOLD = ("epochs", "batch_size", "lr", "optimizer", "loss")  # by every run
 
 RanksOf = Callable[[Sequence[Spectrum]], MultiRanks]
 
@@ -110,11 +111,14 @@ def train_anew(
     return _told("training anew", records, epochs)
 
 
-def require_trainable(model: TNN, rule: Rule, asked: RepairSettings) -> None:
-    """Raise InputError for what a method that trains cannot start from."""
+def require_trainable(checkpoint: Checkpoint, rule: Rule, asked: RepairSettings) -> None:
+    """Raise TnnError for what repair, or a method that trains, cannot start from."""
+    layers = checkpoint.model.t_layers
+    if asked.epochs or rule.method in TRAINED:
+        settings_of(checkpoint)
     if rule.method == "dynamic" and not asked.epochs:
         raise InputError("--method dynamic trains the factors: give --finetune EPOCHS")
-    if rule.method == "lc" and any(layer.rank is not None for layer in model.t_layers):
+    if rule.method == "lc" and any(layer.rank is not None for layer in layers):
         raise InputError("--method lc needs a network of dense layers: --densify makes one")
 
 
@@ -251,6 +255,8 @@ def settings_of(checkpoint: Checkpoint) -> TrainSettings:
         return TrainSettings(loss=stored["loss"])
     try:
         names = TrainSettings.__dataclass_fields__
-        return TrainSettings(**{name: stored[name] for name in names})
+        # What older runs do not name was not there to be set: its default is how it was.
+        told = {name: stored[name] for name in names if name in stored}
+        return TrainSettings(**{**told, **{name: stored[name] for name in _TOLD}})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error

@@ -18,7 +18,7 @@ from tnn_robust.runs.build import CompressRequest, Original, build, ranks_under,
 from tnn_robust.runs.common import claim_directory
 from tnn_robust.runs.journal import checked_line, checked_lines, require_same
 from tnn_robust.runs.parents import Parents
-from tnn_robust.runs.repair import Training
+from tnn_robust.runs.repair import Training, settings_of
 from tnn_robust.runs.subject import subject_of
 from tnn_robust.runs.sweep_row import Candidate, Judge
 
@@ -110,6 +110,8 @@ def sweep_run(request: SweepRequest) -> Iterator[SweepRecord]:
     if not request.resume:
         claim_directory(base.out, overwrite=base.overwrite)
     original = read_original(replace(base, rule=request.sizes[0].rule))
+    if "trained" in request.parents:
+        settings_of(original.checkpoint)
     for size in request.sizes:  # what cannot be had is refused before the first row
         ranks_under(original, request.at(size))
     known = _Rows(path, _header(original, request), resume=request.resume)
