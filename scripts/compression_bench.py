@@ -99,13 +99,13 @@ def latency_follows_flops(row: SweepRow, first: SweepRow) -> None:
     )
 
 
-def bytes_are_the_factors(row: SweepRow) -> None:
+def bytes_are_the_factors(row: SweepRow, channels: int) -> None:
     needed = 4 * row.summary.parameters
-    excess = row.summary.bytes / needed - 1
+    excess, matrix = row.summary.bytes / needed - 1, 4 * channels**2 / needed
     say(
         "bytes on disk within 3 % of what the kept factors need",
         abs(excess) <= 0.03,
-        f"{row.summary.bytes} for {needed}, {100 * excess:+.2f} %",
+        f"{row.summary.bytes} for {needed}, {100 * excess:+.2f} % (M: {100 * matrix:.2f} %)",
     )
 
 
@@ -180,7 +180,7 @@ def in_turn(*calls: Callable[[], object], repeats: int = 5) -> list[float]:
 def twenty_sizes(run: Path) -> None:
     """The t-SVDs of the weights in a sweep of 20 sizes, counted."""
     calls = []
-    rules = {f"{i}": {"rank": (i,)} for i in range(1, 21)}
+    rules = {f"{i}": {"energy": i / 20} for i in range(1, 21)}
     few = argparse.Namespace(steps=1, n=10, lc_steps=1)
 
     def counted(faces: torch.Tensor, **given: bool) -> tsvd.FaceSVD:
@@ -205,7 +205,7 @@ def main() -> int:
     asked = parser.parse_args()
     report = ten_times_fewer(asked.runs[0], asked)
     latency_follows_flops(report.rows[1], report.rows[0])
-    bytes_are_the_factors(report.rows[1])
+    bytes_are_the_factors(report.rows[1], load_checkpoint(asked.runs[0]).model.transform.channels)
     one_svd()
     twenty_sizes(asked.runs[0])
     rules_before_repair(asked.runs, asked)
