@@ -38,12 +38,17 @@ def scale(records: list[CellRecord]) -> str:
     seeds = {len(record.seeds) for record in records}
     sizes = sorted({record.cell["n"] for record in records if record.cell["n"]})
     arms = list(dict.fromkeys(record.cell["arm"] for record in records))
-    parts = [f"{sum(len(record.seeds) for record in records)} networks ({', '.join(arms)})"]
+    networks = sum(len(record.seeds) for record in records)
+    parts = [f"{_many(networks, 'network')} ({', '.join(arms)})"]
     parts += [f"N = {sizes[0]} to {sizes[-1]} in {len(sizes)} sizes"] if sizes else []
-    parts.append(f"{'/'.join(map(str, sorted(seeds)))} seeds")
-    parts.append(f"{'/'.join(sorted({str(r.points[-1].epoch) for r in records}))} epochs")
+    parts += [_many(count, "seed") for count in sorted(seeds)]
+    parts += [_many(count, "epoch") for count in sorted({r.points[-1].epoch for r in records})]
     hours = math.fsum(record.seconds for record in records) / 3600
     return "; ".join(parts) + f"; {hours:.1f} hours of one process"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def claim(name: str, records: list[CellRecord], verdict: Verdict) -> str:
