@@ -251,7 +251,7 @@ def startup() -> Iterator[dict]:
     for point in sorted(entry_points(group="console_scripts"), key=lambda point: point.name):
         if point.value.startswith("tnn_robust_cli."):
             run = [sys.executable, "-m", point.module, "--help"]
-            yield _startup(f"{point.name} --help", run, HELP_TARGET)
+            yield _startup(f"help of {point.name}", run, HELP_TARGET)
     yield _startup("first batches", [sys.executable, "-c", _FIRST_BATCH], FIRST_BATCH_TARGET)
 
 
