@@ -115,8 +115,10 @@ def test_a_task_that_fails_three_times_is_reported_and_the_rest_goes_on(
     tmp_path: Path, dask: Cluster
 ) -> None:
     """Deaths, errors that may pass, and one that will not."""
-    kinds = {"bad": "die", "bug": "bug", "no": "refuse", "a": "go", "b": "go"}
-    found = outcomes(list(run_on_dask(obey, orders(tmp_path, **kinds), dask)))
+    # Deaths apart: with a worker go results not fetched yet, which Dask makes anew.
+    found: dict[str, Any] = {}
+    for kinds in ({"bad": "die", "a": "go"}, {"bug": "bug", "no": "refuse", "b": "go"}):
+        found |= outcomes(list(run_on_dask(obey, orders(tmp_path, **kinds), dask)))
     assert {key for key, one in found.items() if isinstance(one, Finished)} == {"a", "b"}
     assert (found["bad"].tries, starts(tmp_path, "bad")) == (3, 3)
     assert "died 3 times" in found["bad"].why
