@@ -30,6 +30,7 @@ class Ball(NamedTuple):
     clips: shrinking entries shrinks the norm, so clipping to a box stays in the ball.
     bring(x, delta, eps): x + delta brought into ball, box and subspace, where clipping
         would leave the subspace.
+    recordable: project and ascend wait for nothing on the host (see `graphs`).
     """
 
     project: Callable[[Tensor, Radius], Tensor]
@@ -39,11 +40,17 @@ class Ball(NamedTuple):
     entry_bound: Callable[[int, int], float]
     clips: bool
     bring: Callable[[Tensor, Tensor, Radius], Tensor] | None = None
+    recordable: bool = False
 
 
 def per_example(size: Radius, like: Tensor) -> Radius:
     """A radius or step size that multiplies perturbations, in their dtype and device."""
     return size.to(like).reshape(-1, 1, 1) if isinstance(size, Tensor) else size
+
+
+def _number(size: Radius, like: Tensor) -> Tensor:
+    """A radius as a tensor in dtype and device of `like`, made there: nothing is copied to it."""
+    return size.to(like) if isinstance(size, Tensor) else like.new_full((), size)
 
 
 def _tiny(t: Tensor) -> float:
@@ -61,7 +68,7 @@ def _draw(delta: Tensor, streams: Streams, draw: int, law: Callable[..., Tensor]
 
 def shrink_to(delta: Tensor, norm: Tensor, eps: Radius) -> Tensor:
     """Scale the examples whose norm exceeds eps back onto the sphere."""
-    bound = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device)
+    bound = _number(eps, delta)
     return delta * (bound / norm.clamp_min(_tiny(delta))).clamp_max(1.0).reshape(-1, 1, 1)
 
 
@@ -122,7 +129,7 @@ def _l1_ascend(gradient: Tensor) -> Tensor:
 
 def project_rows_l1(values: Tensor, eps: Radius) -> Tensor:
     """Project each row of (n, m) onto the l1 ball by the sorted threshold (Duchi et al. 2008)."""
-    bound = torch.as_tensor(eps, dtype=values.dtype, device=values.device).reshape(-1, 1)
+    bound = _number(eps, values).reshape(-1, 1)
     magnitude = values.abs()
     ordered = magnitude.sort(1, descending=True).values
     count = torch.arange(1, values.shape[1] + 1, dtype=values.dtype, device=values.device)
@@ -149,7 +156,7 @@ def _on_singular_values(
 
 
 def _clip_rows(s: Tensor, eps: Radius) -> Tensor:
-    return torch.minimum(s, torch.as_tensor(eps, dtype=s.dtype, device=s.device).reshape(-1, 1))
+    return torch.minimum(s, _number(eps, s).reshape(-1, 1))
 
 
 def _nuclear_ascend(gradient: Tensor) -> Tensor:
@@ -181,6 +188,7 @@ BALLS: dict[str, Ball] = {
         radius=_linf_radius,
         entry_bound=lambda d, c: 1.0,
         clips=True,
+        recordable=True,
     ),
     "l2": Ball(
         project=lambda delta, eps: shrink_to(delta, _l2_radius(delta), eps),
@@ -189,6 +197,7 @@ BALLS: dict[str, Ball] = {
         radius=_l2_radius,
         entry_bound=lambda d, c: math.sqrt(d * c),
         clips=True,
+        recordable=True,
     ),
     "l1": Ball(
         project=_l1_project,
@@ -197,6 +206,7 @@ BALLS: dict[str, Ball] = {
         radius=_l1_radius,
         entry_bound=lambda d, c: float(d * c),
         clips=True,
+        recordable=True,
     ),
     "nuclear": Ball(
         project=lambda delta, eps: _on_singular_values(delta, project_rows_l1, eps),

@@ -1,12 +1,14 @@
 """Losses of a network per example, clean and under attack."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tnn_robust.errors import AttackError, InputError
+from tnn_robust.graphs import each_time
 from tnn_robust.losses import Loss, margin, predict
 from tnn_robust.randomness import Streams
 
@@ -238,10 +240,19 @@ class Counted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.model(x)
-        self.forwards += len(x)
+        each_time(partial(self._count, len(x), 0))
         if scores.requires_grad:
             scores.register_hook(self._count_back)
         return scores
 
+    @property
+    def recordable(self) -> bool:
+        """As the model is (see `graphs`): what it counts is counted whenever it is played."""
+        return getattr(self.model, "recordable", False)
+
     def _count_back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
+        each_time(partial(self._count, 0, len(gradient)))
+
+    def _count(self, forwards: int, backwards: int) -> None:
+        self.forwards += forwards
+        self.backwards += backwards

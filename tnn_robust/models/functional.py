@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.models.buffers import BUFFERS, Lent
+from tnn_robust.models.fused import is_fused, mix_mask_mix, mix_relu_mix
 
 Stacks = Sequence[Tensor]
 
@@ -79,7 +80,9 @@ def _complex_network(
 class _Network(torch.autograd.Function):
     """One autograd node for the whole network: few kernels, ReLU masks read off the outputs,
     gradients overwritten in place, nothing kept or computed for weights that ask for none,
-    and what is not returned computed in buffers that the next pass takes over."""
+    and what is not returned computed in buffers that the next pass takes over. On a GPU what
+    lies between two face products is one kernel (`fused`), which keeps an int8 mask instead
+    of the output."""
 
     @staticmethod
     def forward(
@@ -100,6 +103,12 @@ class _Network(torch.autograd.Function):
                     BUFFERS.give(faces)
                 faces, i = product, i + 1
             h, width = faces.view(c, -1), faces.shape[2]
+            if layer < last and is_fused(matrix, h):
+                after, mask = mix_relu_mix(matrix, h)
+                BUFFERS.give(h)
+                outputs.append(mask)
+                h = after
+                continue
             out = _leave(matrix, h) if layer == last else _mix(inverse, h)
             outputs.append(out.relu_())
             if out is not h:
@@ -112,13 +121,13 @@ class _Network(torch.autograd.Function):
                     _given(out, h)
                 elif h is out:
                     h = h.clone()
+        scores = _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)
         if not live:
-            scores = _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)
             BUFFERS.give(out)
             return scores
         ctx.save_for_backward(matrix, head, *flat)
         ctx.outputs, ctx.inputs, ctx.lengths, ctx.kept = outputs, inputs, lengths, kept
-        return _rows(out, head).matmul(head.flatten(-2).mT).view(n, -1)
+        return scores
 
     @staticmethod
     def backward(ctx: Any, grad_scores: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,9 +145,13 @@ class _Network(torch.autograd.Function):
         grad = _rows(BUFFERS.take(outputs[-1].shape, grad_scores), head)
         grad = torch.matmul(scores_grad, head.flatten(-2), out=grad).view(outputs[-1].shape)
         for layer in reversed(range(len(outputs))):
-            _mask(grad, outputs[layer], 0, grad_input=grad)
             last = layer == len(outputs) - 1
-            grad = _given(grad, _enter(matrix, grad) if last else _mix(matrix, grad))
+            if outputs[layer].dtype == torch.int8:
+                grad = _given(grad, mix_mask_mix(matrix, grad, outputs[layer]))
+            else:
+                grad = grad if last else _given(grad, _mix(inverse, grad))
+                _mask(grad, outputs[layer], 0, grad_input=grad)
+                grad = _given(grad, _enter(matrix, grad) if last else _mix(matrix, grad))
             faces = grad.view(len(flat[i - 1]), -1, flat[i - 1].shape[1])
             for _ in range(ctx.lengths[layer]):
                 i -= 1
@@ -147,8 +160,6 @@ class _Network(torch.autograd.Function):
                 if i or wanted[0]:
                     faces = _given(faces, _faces(faces, flat[i]))
             grad = faces.view(c, -1)
-            if layer:
-                grad = _given(grad, _mix(inverse, grad))
         x_grad = None
         if wanted[0]:  # its own memory: it is returned
             x_grad = grad.T.contiguous() if matrix is None else torch.mm(grad.T, matrix)

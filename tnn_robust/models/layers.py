@@ -51,13 +51,17 @@ class TProductLinear(nn.Module):
     def stacks(self) -> tuple[Tensor, ...]:
         return (self.weight,)
 
+    def stacks_for(self, n: int) -> tuple[Tensor, ...]:
+        """What n examples are multiplied by, right to left."""
+        return (self.weight,)
+
     def faces(self) -> Tensor:
         """The faces of W, (k, d_out, d_in)."""
         return self.weight
 
 
 class LowRankTProductLinear(nn.Module):
-    """A weight of tubal rank at most r, W = left *_M right, never multiplied out.
+    """A weight of tubal rank at most r, W = left *_M right.
 
     left (k, d_out, r), right (k, r, d_in). ranks (k,) int64: a multi-rank whose
     largest is r, None where every face has rank r. Columns and rows beyond r_k
@@ -121,6 +125,16 @@ class LowRankTProductLinear(nn.Module):
     @property
     def stacks(self) -> tuple[Tensor, ...]:
         return (self.right, self.left)
+
+    def stacks_for(self, n: int) -> tuple[Tensor, ...]:
+        """What n examples are multiplied by: the factors, or W where that is less work.
+
+        At ranks above d_in d_out / (d_in + d_out) W saves every example something, and
+        costs one product of the factors.
+        """
+        dense = self.d_in * self.d_out
+        saved = n * (self.rank * (self.d_in + self.d_out) - dense)
+        return (self.faces(),) if saved > self.rank * dense else self.stacks
 
     def faces(self) -> Tensor:
         return torch.bmm(self.left, self.right)

@@ -61,6 +61,7 @@ class TNN(nn.Module):
     (S, s, d_L, c) makes it S networks side by side (see models/stacked.py).
     """
 
+    recordable = True  # reads nothing back to the host: see `graphs`
     transform_matrix: Tensor
 
     def __init__(self, transform: Transform, layers: list[TLayer], head: Tensor):
@@ -118,7 +119,7 @@ class TNN(nn.Module):
             raise InputError(f"this t-NN needs (n, {d}, {c}), got {tuple(x.shape)}")
         if len(x) % self.count:
             raise InputError(f"{self.count} stacked networks need as many rows each, got {len(x)}")
-        layers = [layer.stacks for layer in self.t_layers]
+        layers = [layer.stacks_for(len(x) // self.count) for layer in self.t_layers]
         return t_network(x, self.transform, layers, self.head)
 
     @property

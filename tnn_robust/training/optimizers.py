@@ -1,12 +1,14 @@
 """Optimisers by name, and their state as named tensors, of one network or of a stack."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tnn_robust.errors import CheckpointError
+from tnn_robust.graphs import is_recording
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import of_network, side_by_side
 
@@ -42,6 +44,23 @@ def _sgd(parameters: list[Tensor], s: Rates) -> torch.optim.Optimizer:
 def _fusible(parameters: list[Tensor]) -> bool:
     # One kernel a step instead of ten a weight; torch has none for the DFT's complex ones.
     return all(parameter.is_floating_point() for parameter in parameters)
+
+
+@contextlib.contextmanager
+def while_recording(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """A step inside may be recorded (see `graphs`): torch wants that said for Adam.
+
+    Said all the time, torch would warn of every plain step; a fused step is the same.
+    """
+    named = [group for group in optimizer.param_groups if "capturable" in group]
+    before = [group["capturable"] for group in named]
+    for group in named:
+        group["capturable"] |= is_recording()
+    try:
+        yield
+    finally:
+        for group, value in zip(named, before, strict=True):
+            group["capturable"] = value
 
 
 OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
