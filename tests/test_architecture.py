@@ -23,6 +23,7 @@ BASE = {
     "launch",
     "precision",
     "team",
+    "graphs",
     "algebra",
     "__init__",
 }
@@ -62,6 +63,7 @@ BASE_USES = {
     "launch": set(),
     "precision": {"errors", "choices"},
     "team": {"errors", "launch"},
+    "graphs": set(),
     "algebra": {"errors", "choices"},
     "__init__": set(),
 }

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+BENCH = SCRIPTS / "bench.py"
 
 
 def test_the_benchmark_prints_a_verdict_a_case_and_writes_them(tmp_path):
@@ -20,3 +24,23 @@ def test_the_benchmark_prints_a_verdict_a_case_and_writes_them(tmp_path):
         assert value > 0 and row["reached"] == (value <= row["target"])
     products = [row for row in rows if "share_of_peak" in row]
     assert len(products) == 8 and all(row["share_of_peak"] > 0 for row in products)
+
+
+GPU_TARGETS = ("A.2 training step", "PGD-100 x 10", "A.1 in full")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), ((["--smoke"], "no verdict of a smoke run"), ([], "not measured"))
+)
+def test_the_gpus_benchmark_runs_and_without_one_says_so(tmp_path, options, says):
+    if not options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(SCRIPTS / "bench_gpu.py"), *options]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    for name in GPU_TARGETS:
+        (line,) = [one for one in ran.stdout.splitlines() if one.startswith(f"{name}:")]
+        assert says in line
+    if not options:
+        rows = json.loads((tmp_path / "bench_gpu.json").read_text())
+        assert [row["seconds"] for row in rows] == [None] * len(GPU_TARGETS)

@@ -6,7 +6,7 @@ gets the same noise whatever batch, order, process or device it is met in.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +28,11 @@ class Streams(NamedTuple):
     seed: int | Tensor
     indices: Tensor
 
+    @classmethod
+    def of(cls, seeds: Tensor, places: Tensor) -> "Streams":
+        """Those of S networks side by side: seeds (S,), and places (S, b) of their examples."""
+        return cls(seeds.repeat_interleave(places.shape[1]), places.reshape(-1))
+
     def take(self, rows: Tensor | slice) -> "Streams":
         seed = self.seed[rows] if isinstance(self.seed, Tensor) else self.seed
         return Streams(seed, self.indices[rows])
@@ -43,7 +48,7 @@ def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tenso
     """
     seed = streams.seed
     if not isinstance(seed, Tensor):
-        seed = streams.indices.new_tensor(_signed(seed))
+        seed = seed_tensor(seed, streams.indices.device)
     key = _mix(_mix(seed) + draw)
     rows = _mix(_mix(key + streams.indices * _GOLDEN))
     columns = torch.arange(1, size + 1, device=streams.indices.device) * _GOLDEN
@@ -63,6 +68,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)
         yield
+
+
+def seed_tensor(seed: int | Sequence[int], device: torch.device) -> Tensor:
+    """Seeds of any size as int64, one 0-dim or several (S,), as `Streams` takes them."""
+    if isinstance(seed, int):
+        return torch.tensor(_signed(seed), device=device)
+    return torch.tensor([_signed(one) for one in seed], device=device)
 
 
 def _signed(value: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tnn_robust.attacks.best import LOOK, Best
 from tnn_robust.attacks.threat import Ball, Radius, is_box, per_example, shrink_to
 from tnn_robust.errors import AttackError, InputError
+from tnn_robust.graphs import Recorded
 from tnn_robust.losses import Loss, margin_loss
 from tnn_robust.randomness import Streams
 
@@ -84,6 +85,21 @@ def ascend(
     once = first is x and steps * restarts == 1
     scene = _Scene(x, y, eps, step_size, streams, first, _bounds(ball, x, eps, step_size, once))
     rank, best, z = margin_loss if stop_broken else loss, Best(x), x
+
+    def climb_in(scene: _Scene) -> Recorded:
+        """A step of these examples, (z, point, value, blind) -> the same after it."""
+
+        def step(z: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
+            best.now = known
+            value, gradient = _value_and_gradient(model, z, scene.y, loss, rank)
+            if keep_best:
+                best.raise_to(z, value)
+            best.follow(gradient)
+            return _moved(scene, z, gradient, ball, skip_blocked), *best.now
+
+        return Recorded(step, recordable=ball.recordable and getattr(model, "recordable", False))
+
+    climb, climbed = climb_in(scene), scene
     if keep_best and first is not x:
         best.raise_to(x, _value(model, x, y, rank))
     for restart in range(restarts):
@@ -97,11 +113,10 @@ def ascend(
                 scene, z = best.drop_broken((scene, z))
             if not len(z):
                 break
-            value, gradient = _value_and_gradient(model, z, scene.y, loss, rank)
-            if keep_best:
-                best.raise_to(z, value)
-            best.follow(gradient)
-            z = _moved(scene, z, gradient, ball, skip_blocked)
+            if scene is not climbed:
+                climb, climbed = climb_in(scene), scene
+            z, *known = climb(z, *best.now)
+            best.now = known
         if keep_best and len(z):
             best.raise_to(z, _value(model, z, scene.y, rank))
     x_adv, highest, blind = best.whole()

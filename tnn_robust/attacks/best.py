@@ -29,6 +29,15 @@ class Best:
         """Look at points z of these ranks (n,), NaN where the model cannot be trusted."""
         self.point, self.value = better(self.point, self.value, z, value)
 
+    @property
+    def now(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Point, value and blind."""
+        return self.point, self.value, self.blind
+
+    @now.setter
+    def now(self, known: Sequence[Tensor]) -> None:
+        self.point, self.value, self.blind = known
+
     def follow(self, gradient: Tensor) -> None:
         """Look at a gradient (n, d, c)."""
         self.blind = self.blind & is_blind(gradient)
@@ -59,11 +68,10 @@ class Best:
         return self._left[0], self._left[1], self._left[2]
 
     def _store(self) -> None:
-        now = (self.point, self.value, self.blind)
         if self._left is None:
-            self._left = now
+            self._left = self.now
         else:
-            pairs = zip(self._left, now, strict=True)
+            pairs = zip(self._left, self.now, strict=True)
             self._left = tuple(old.index_copy(0, self._places, new) for old, new in pairs)
 
 

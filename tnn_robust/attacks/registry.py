@@ -1,7 +1,7 @@
 """From an attack's settings to a callable `perturb(model, x, y, streams) -> Perturbed`."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -36,13 +36,23 @@ def make_perturb(
 
         return make_zoo_perturb(settings)
     run = _last_iterate if not keep_best else RUNS[settings.name]
-    ball = ball_for(settings, transform)
+    return _Perturb(settings, ball_for(settings, transform), run)
 
-    def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+
+@dataclass(frozen=True)
+class _Perturb:
+    settings: AttackSettings
+    ball: Ball
+    run: Run
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         with frozen(model):
-            return run(settings, ball, model, x, y, streams)
+            return self.run(self.settings, self.ball, model, x, y, streams)
 
-    return perturb
+    @property
+    def recordable(self) -> bool:
+        """Whether all of it may be part of a recording (see `graphs`), as in a training step."""
+        return self.run is _last_iterate and self.ball.recordable
 
 
 def ball_for(settings: AttackSettings, transform: Transform | None = None) -> Ball:

@@ -103,7 +103,7 @@ class _Network(torch.autograd.Function):
                     BUFFERS.give(faces)
                 faces, i = product, i + 1
             h, width = faces.view(c, -1), faces.shape[2]
-            if layer < last and is_fused(matrix, h):
+            if matrix is not None and layer < last and is_fused(matrix, h):
                 after, mask = mix_relu_mix(matrix, h)
                 BUFFERS.give(h)
                 outputs.append(mask)

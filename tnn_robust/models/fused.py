@@ -18,14 +18,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-_MOST_CHANNELS = 64  # the matrix and a tile of activations stay on the chip
+_MOST_CHANNELS = 32  # of 64 the unrolled products in full float32 take half a megabyte of code
 _COLUMNS = 64  # of a tile
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def is_fused(matrix: Tensor | None, h: Tensor) -> bool:
+def is_fused(matrix: Tensor, h: Tensor) -> bool:
     """Whether `mix_relu_mix` takes activations h (c, m) under this transform matrix (c, c)."""
-    if matrix is None or h.dtype != torch.float32 or len(h) > _MOST_CHANNELS:
+    if h.dtype != torch.float32 or len(h) > _MOST_CHANNELS:
         return False
     return (h.is_cuda or _INTERPRETED) and _is_right(h.device, len(h), _precision())
 
@@ -52,7 +52,7 @@ def _launch(matrix: Tensor, t: Tensor, mask: Tensor, *, masked: bool) -> Tensor:
         t,
         mask,
         out,
-        matrix,
+        matrix.contiguous(),
         columns,
         channels=c,
         padded=padded,
@@ -68,6 +68,8 @@ def _precision() -> str:
 
 
 def _kernels() -> ModuleType:
+    # Triton warns of a default to come where this is not said: products and sums may be fused.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     from tnn_robust.models import fused_kernels
 
     return fused_kernels

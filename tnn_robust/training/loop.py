@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from tnn_robust.errors import InputError, TrainingError, unknown_choice
+from tnn_robust.graphs import Recorded
 from tnn_robust.losses import LOSSES, margin
 from tnn_robust.models.network import TNN, layer_norms
 from tnn_robust.precision import matmul_precision, require_precision
-from tnn_robust.randomness import Streams
+from tnn_robust.randomness import Streams, seed_tensor
 from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
 from tnn_robust.team import ALONE, Team
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
-from tnn_robust.training.optimizers import OPTIMIZERS, retire
+from tnn_robust.training.optimizers import OPTIMIZERS, retire, while_recording
 from tnn_robust.training.penalties import Extra
 
 _PROGRESS_EVERY = 20  # batches between progress records, each of which reads the loss back
@@ -185,11 +186,10 @@ def fit_stacked(
     if len(seeds) != model.count or len(set(seeds)) != len(seeds):
         raise InputError(f"{model.count} networks need as many different seeds, got {seeds}")
     running = _Running(model, optimizer, seeds)
+    step = _recorded_step(model, train, settings, perturb, optimizer, extra, team)
     for epoch in range(first_epoch, settings.epochs + 1):
         started, running.failures = time.perf_counter(), {}
-        losses = yield from _train_epoch(
-            running, train, settings, perturb, epoch, extra, watch, team
-        )
+        losses = yield from _train_epoch(running, train, settings, step, epoch, watch, team)
         norms = torch.linalg.vector_norm(layer_norms(model).detach(), dim=0).tolist()
         # Weights of 1e30 have no finite norm either.
         finite = [math.isfinite(loss + norm) for loss, norm in zip(losses, norms, strict=True)]
@@ -229,9 +229,8 @@ def _train_epoch(
     running: _Running,
     train: Examples,
     settings: TrainSettings,
-    perturb: Perturb | None,
+    step: Recorded,
     epoch: int,
-    extra: Extra | None,
     watch: Callable[[int], None] | None,
     team: Team,
 ) -> Generator[BatchProgress, None, list[float]]:
@@ -239,16 +238,9 @@ def _train_epoch(
     device, total = train.x.device, torch.zeros(len(running.seeds), device=train.x.device)
     orders = torch.stack([data_order(len(train), seed, epoch) for seed in running.seeds])
     splits = orders.to(device).split(settings.batch_size, 1)
-    noise = [seed + epoch * 1_000_003 for seed in running.seeds]
+    noise = seed_tensor([seed + epoch * 1_000_003 for seed in running.seeds], device)
     for batch, whole in enumerate(splits, start=1):
-        places, weight = team.share(whole)
-        x, y = train.take(places)
-        streams = _streams(noise, places)
-        with matmul_precision(settings.matmul_precision):
-            losses = train_step(
-                running.model, x, y, streams, settings, perturb, running.optimizer, extra, team,
-                weight,
-            )  # fmt: skip
+        (losses,) = step(whole, noise)
         total += losses * whole.shape[1]
         if watch is not None:
             watch((epoch - 1) * len(splits) + batch)
@@ -262,11 +254,34 @@ def _train_epoch(
     return [value / len(train) for value in total.tolist()]
 
 
-def _streams(seeds: Sequence[int], places: Tensor) -> Streams:
-    if len(seeds) == 1:
-        return Streams(seeds[0], places[0])
-    each = torch.tensor(seeds, device=places.device).repeat_interleave(places.shape[1])
-    return Streams(each, places.reshape(-1))
+def _recorded_step(
+    model: TNN,
+    train: Examples,
+    settings: TrainSettings,
+    perturb: Perturb | None,
+    optimizer: torch.optim.Optimizer,
+    extra: Extra | None,
+    team: Team,
+) -> Recorded:
+    """(places (S, b) of a batch, seeds (S,) of its noise) -> (losses (S,),): a training step.
+
+    On a GPU it becomes a graph, unless something in it talks to the host: singular values,
+    another process, an attack that is not known not to, or torch's Adam of complex weights.
+    """
+
+    def step(whole: Tensor, noise: Tensor) -> tuple[Tensor]:
+        places, weight = team.share(whole)
+        x, y = train.take(places)
+        with matmul_precision(settings.matmul_precision), while_recording(optimizer):
+            losses = train_step(
+                model, x, y, Streams.of(noise, places), settings, perturb, optimizer, extra, team,
+                weight,
+            )  # fmt: skip
+        return (losses,)
+
+    quiet = extra is None and not settings.nuclear and team is ALONE
+    quiet = quiet and (perturb is None or getattr(perturb, "recordable", False))
+    return Recorded(step, recordable=quiet and not model.transform.is_complex)
 
 
 def train_step(
@@ -325,13 +340,14 @@ def accuracies(
     block = max(1, _MONITOR_ROWS // model.count)
     whole = torch.arange(len(monitor), device=monitor.x.device).expand(model.count, -1)
     own, weight = team.share(whole)
+    noise = seed_tensor(seeds, monitor.x.device)
     for places in own.split(block, 1):
         x, y = monitor.take(places)
         with torch.no_grad():
             scores = model(x)
             clean = robust = margin(scores, y) > 0
         if perturb is not None:
-            x_adv = perturb(model, x, y, _streams(seeds, places)).x
+            x_adv = perturb(model, x, y, Streams.of(noise, places)).x
             with torch.no_grad():
                 robust = clean & (margin(model(x_adv), y) > 0)
         counts += torch.stack(

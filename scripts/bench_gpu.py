@@ -1,0 +1,156 @@
+"""The targets on a GPU, in absolute times, with the share of the card's measured peak.
+
+    python scripts/bench_gpu.py [--smoke]
+
+Without a GPU every target is printed as not measured; --smoke takes tiny networks on the
+CPU, to see that the script runs. Writes bench_gpu.json. The targets are for one H200.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from bench import operations, product_calls, verdict
+
+from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.threat import ball_of
+from tnn_robust.evaluation.risk import attack_part
+from tnn_robust.losses import LOSSES
+from tnn_robust.models.network import TNN, Architecture, new_model
+from tnn_robust.records import BatchProgress
+from tnn_robust.runs.blocks import compute_block
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer
+
+SMOKE = "--smoke" in sys.argv[1:]
+DEVICE = torch.device("cpu" if SMOKE else "cuda")
+WIDTH, CHANNELS, N_ATTACKED = (4, 5, 20) if SMOKE else (256, 28, 10_000)
+STEPS, RESTARTS, BATCHES, PEAK_SIZE = (3, 2, 60, 64) if SMOKE else (100, 10, 400, 8192)
+BATCH = 80
+TARGETS = {"A.2 training step": 0.3e-3, "PGD-100 x 10": 10.0, "A.1 in full": 120.0}  # seconds
+
+
+def network(scores: int) -> TNN:
+    shape = Architecture(CHANNELS, CHANNELS, (WIDTH,) * 3, (None,) * 3, scores, "dct")
+    return new_model(shape, 0).to(DEVICE)
+
+
+def images(n: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(n, CHANNELS, CHANNELS, device=DEVICE)
+    return x, torch.arange(n, device=DEVICE) % classes
+
+
+def clock() -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def training_step() -> tuple[float, float]:
+    """Seconds a step of `fit` by FGSM, a step early in an epoch to one late in it, and its
+    operations."""
+    model = network(1)
+    x, y = images(BATCH * BATCHES, 2)
+    settings = TrainSettings(epochs=2, batch_size=BATCH, loss="logistic")
+    fgsm = attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic")
+    records = fit(
+        model,
+        x,
+        y,
+        monitor=(x[:BATCH], y[:BATCH]),
+        settings=settings,
+        perturb=make_perturb(fgsm, keep_best=False),
+        optimizer=make_optimizer(model, settings),
+        seed=0,
+    )
+    seen = [(r.batch, clock()) for r in records if isinstance(r, BatchProgress) and r.epoch == 2]
+    (first, began), (last, ended) = seen[0], seen[-1]
+    return (ended - began) / (last - first), operations(
+        product_calls(network(1).cpu(), BATCH, training=True)
+    )
+
+
+def attack() -> tuple[float, float]:
+    """Seconds of PGD over the images with verification and measuring, and its operations."""
+    model = network(10)
+    x, y = images(N_ATTACKED, 10)
+    settings = attack_settings("pgd", Eps("0.1", 0.1), steps=STEPS, restarts=RESTARTS)
+    ball, block = ball_of("linf"), compute_block(model, DEVICE)
+
+    def check(x: torch.Tensor, x_adv: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        return verify(x, x_adv, ball=ball, eps=0.1, name="pgd", indices=where)
+
+    began = clock()
+    done = attack_part(
+        model, x, y, torch.arange(len(x), device=DEVICE), perturb=make_perturb(settings),
+        check=check, loss=LOSSES["cross-entropy"], seed=0, block=block,
+    )  # fmt: skip
+    count = sum(len(block.x_adv) for block in done)
+    seconds = clock() - began
+    assert count == N_ATTACKED
+    each = operations(product_calls(network(10).cpu(), 1)) * STEPS * RESTARTS
+    return seconds, float(each * N_ATTACKED)
+
+
+def a1_in_full() -> tuple[float, None]:
+    """Seconds of the command, start-up, evaluation and records included."""
+    sizes = ["--scale", "smoke", "--dataset", "digits"] if SMOKE else ["--ranks", "4,28"]
+    with tempfile.TemporaryDirectory() as out:
+        run = ["-c", "from tnn_robust_cli.reproduce import main; main()", "a1", *sizes]
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, *run, "--device", DEVICE.type, "--out", str(Path(out) / "a1")],
+            check=True,
+            capture_output=True,
+        )
+        return time.perf_counter() - began, None
+
+
+def peak() -> float:
+    """Operations a second of one large product in full float32."""
+    left, right = torch.rand(2, PEAK_SIZE, PEAK_SIZE, device=DEVICE)
+    out = left @ right
+    began = clock()
+    for _ in range(5):
+        torch.mm(left, right, out=out)
+    return 10 * PEAK_SIZE**3 / (clock() - began)
+
+
+def main() -> None:
+    there = SMOKE or torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if there and not SMOKE else "no GPU"
+    print(f"torch {torch.__version__}, {name}")
+    rows: list[dict] = []
+    measures: dict[str, Callable[[], tuple[float, float | None]]] = {
+        "A.2 training step": training_step,
+        "PGD-100 x 10": attack,
+        "A.1 in full": a1_in_full,
+    }
+    for what, target in TARGETS.items():
+        row = {"what": what, "target": target, "device": name, "seconds": None}
+        if there:
+            limit = peak()
+            seconds, count = measures[what]()
+            row |= {"seconds": seconds, "reached": seconds <= target}
+            found = "no verdict of a smoke run" if SMOKE else verdict(seconds <= target)
+            share = ""
+            if count is not None:
+                row["share_of_peak"] = count / seconds / limit
+                share = f", {row['share_of_peak']:.0%} of the peak"
+            print(f"{what}: {seconds:.4g} s{share}, target {target}: {found}")
+        else:
+            print(f"{what}: not measured, target {target}")
+        rows.append(row)
+    if not SMOKE:
+        Path("bench_gpu.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
