@@ -52,7 +52,7 @@ bench: $(STAMP) ## Every speed target with reached or missed (GPU: not measured 
 	$(BIN)/python scripts/bench_peers.py
 
 bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt eagerpy GitPython requests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt eagerpy GitPython requests six
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
 		foolbox adversarial-robustness-toolbox pyautoattack
 	$(BIN)/python scripts/bench_peers.py

@@ -34,7 +34,7 @@ from tnn_robust.runs.common import load_run_data
 EPS, STEPS, RESTARTS, WIDTH, LAYERS = Eps("20/255", 20 / 255), 40, 5, 128, 3
 STEP = 2.5 * EPS.value / STEPS
 ROUNDS = 3
-TARGET = 1 / 3
+TARGET = 1 / 4
 MODEL, OUTPUT = Path("runs/bench-model"), Path("bench_peers.json")
 
 Attack = Callable[[Tensor, Tensor], Tensor]

@@ -5,8 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits as sklearn_digits
 
 from tnn_robust.choices import DATASETS
+from tnn_robust.data import sources
 from tnn_robust.data.catalogue import LOADERS, load_dataset
 from tnn_robust.data.dataset import Scaling
 from tnn_robust.data.spec import DataSpec
@@ -206,3 +208,14 @@ def test_digest_does_not_depend_on_the_stored_type(toy):
         load_dataset(DataSpec(toy(y_train=y.astype(np.uint8)))).digest
         == load_dataset(DataSpec(toy(y_train=y))).digest
     )
+
+
+@pytest.mark.parametrize("elsewhere", (False, True))
+def test_digits_are_those_of_scikit_learn(monkeypatch, elsewhere):
+    if elsewhere:  # a scikit-learn that keeps them in another file
+        monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    found = sources._digits_table()
+    table = sklearn_digits()
+    assert found.shape == (1797, 65)
+    assert (found[:, :-1] == table.data).all() and (found[:, -1] == table.target).all()
+    assert (found[:, :-1].reshape(-1, 8, 8) == table.images).all()
