@@ -248,7 +248,10 @@ def _moved(scene: _Scene, z: Tensor, gradient: Tensor, ball: Ball, skip_blocked:
         return _step(z, gradient, scene.x, ball, scene.eps, scene.step_size, skip_blocked)
     # The sign of NaN is 0, and what the face of a box blocks the clamp takes back.
     step, sign = per_example(scene.step_size, z), gradient.sign()
-    moved = sign.mul_(step).add_(z) if isinstance(step, Tensor) else z.add(sign, alpha=step)
+    if isinstance(step, Tensor):
+        moved = sign.mul_(step).add_(z)
+    else:  # in place: fresh memory would cost more than the sum
+        moved = torch.add(z, sign, alpha=step, out=sign)
     return moved.clamp_(*scene.box)
 
 
