@@ -25,6 +25,7 @@ from tnn_robust.errors import InputError
     "--suite",
     help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for published figures.",
 )
+@click.option("--stacked", is_flag=True, help="--compare RUNs of one architecture all at once.")
 @click.option("--checks/--no-checks", default=True, help="For gradient masking.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted report of these options.")
 @click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn.")
@@ -39,6 +40,7 @@ def main(
     verify: Path | None,
     curve: bool,
     minimal: bool,
+    stacked: bool,
     figure: Path | None,
     seeds: tuple[int, ...],
     **given: Any,
@@ -65,6 +67,10 @@ def main(
         raise InputError(
             "--compare takes no --curve, eps range, --minimal, --save-adv and --resume"
         )
+    if stacked:
+        if not compare:
+            raise InputError("--stacked is of --compare")
+        shared.refuse_processes("--stacked")
     if figure is not None and (not curve or figure.suffix not in (".png", ".svg")):
         raise InputError(f"--figure is a .png or .svg file of --curve, got {figure}")
     if curve and minimal:
@@ -95,7 +101,7 @@ def main(
     request = requests[0]
     with joined() as team:
         if compare:
-            value = _compare(requests, team)
+            value = _compare(requests, team, stacked)
         elif curve:
             value = _curve(request, figure)
         elif minimal:
@@ -122,13 +128,13 @@ def _report(request: Any, save_adv: Path | None, team: Any) -> dict[str, Any]:
     return finished.report.to_json()
 
 
-def _compare(requests: list[Any], team: Any) -> dict[str, Any]:
+def _compare(requests: list[Any], team: Any, stacked: bool) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
     from tnn_robust.reporting.comparison import comparison_notes, comparison_table
     from tnn_robust.runs.compare import compare_run
 
-    found = _render.follow(compare_run(requests, team))
+    found = _render.follow(compare_run(requests, team, stacked=stacked))
     _render.show_tables([comparison_table(found)])
     _render.show_lines(comparison_notes(found))
     return found.to_json()

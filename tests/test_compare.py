@@ -122,3 +122,77 @@ def test_what_makes_no_sense_is_refused(case, digits_run):
 
 def test_two_runs_without_compare_are_refused(digits_run, binary_run):
     refused(run_cli("attack", digits_run, binary_run), "give --compare")
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    """Three runs of one architecture and one low-rank run of the same widths."""
+    base = tmp_path_factory.mktemp("stacked")
+    train_digits(base / "seeds", "--seeds", "0:3")
+    train_digits(base / "low", "--rank", 2)
+    return [base / "seeds" / f"seed-{i}" for i in range(3)], base / "low"
+
+
+STACKED = {
+    "the default": (),
+    "l2": ("--norm", "l2", "--eps", "0.5", "--steps", 3, "--restarts", 2),
+    "apgd": ("--attack", "apgd", "--attack", "apgd-t", "--steps", 4, "--seed", "1,5"),
+    "nuclear": ("--attack", "fw", "--norm", "nuclear", "--eps", "0.5", "--steps", 3),
+    "small blocks": ("--attack", "fgsm", "--n", 300, "--batch-size", 64),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_stacked_networks_get_the_reports_of_each_alone(name, three_seeds, tmp_path):
+    runs, _ = three_seeds
+    options = ("--n", 70, *STACKED[name], "--no-checks")
+    found = []
+    for how in ((), ("--stacked",)):
+        file = tmp_path / "c.json"
+        printed = succeeded(run_cli("attack", "--compare", *runs, *options, *how, "--json", file))
+        found.append(load_json(file)["rows"])
+    note = "Attacked beside 2 other networks"
+    assert printed.count(note) == 1
+    for row, stacked in zip(*found, strict=True):
+        assert note in stacked["report"]["model"].pop("notes")[0]
+        row["report"]["model"].pop("notes", None)
+        a, b = (without(one, "seconds") for one in (row, stacked))
+        assert_close(a, b)
+    accuracies = {str(r["report"]["worst_case"]["test"]["risk"]) for r in found[0]}
+    assert len(accuracies) == 3  # three networks and not one three times
+
+
+def assert_close(a, b):
+    """Equal JSON, floats within what other rounding of products may change."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_close(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_close(one, other)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    else:
+        assert a == b
+
+
+def test_what_does_not_stack_is_refused(three_seeds, digits_run):
+    runs, low = three_seeds
+    compared = ("attack", "--compare", "--stacked", "--n", 10)
+    refused(run_cli("attack", runs[0], "--stacked"), "--stacked is of --compare")
+    refused(run_cli(*compared, *runs, low), "stacked networks need one architecture")
+    refused(run_cli(*compared, *runs, *MLP), "--stacked needs runs of t-NNs, got ", "mlp")
+    refused(run_cli(*compared, *runs, "--attack", "square"), "--stacked is for fgsm", "got square")
+    refused(run_cli(*compared, *runs, "--stop-broken"), "got fgsm --stop-broken")
+    refused(run_cli(*compared, *runs, "--suite", "standard"), "--suite standard leaves the fallen")
+
+
+def test_processes_do_not_stack(three_seeds, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    runs, _ = three_seeds
+    refused(run_cli("attack", "--compare", "--stacked", *runs), "--stacked", "process")

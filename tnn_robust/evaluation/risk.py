@@ -240,7 +240,7 @@ class Counted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.model(x)
-        each_time(partial(self._count, len(x), 0))
+        each_time(partial(self.count, len(x), 0))
         if scores.requires_grad:
             scores.register_hook(self._count_back)
         return scores
@@ -251,8 +251,9 @@ class Counted(nn.Module):
         return getattr(self.model, "recordable", False)
 
     def _count_back(self, gradient: Tensor) -> None:
-        each_time(partial(self._count, 0, len(gradient)))
+        each_time(partial(self.count, 0, len(gradient)))
 
-    def _count(self, forwards: int, backwards: int) -> None:
+    def count(self, forwards: int, backwards: int) -> None:
+        """Count passes, of examples, that were made elsewhere."""
         self.forwards += forwards
         self.backwards += backwards

@@ -61,4 +61,4 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
                 notes.append(f"{_WARNING}{row.name}: {line.removeprefix(_WARNING)}")
             else:
                 advice[line] = None
-    return [*notes, *advice]
+    return [*dict.fromkeys(notes), *advice]

@@ -2,13 +2,16 @@
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tnn_robust.attacks.ascent import Perturb
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackChoice, AttackSettings, Eps, stopping
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.data.dataset import Dataset
@@ -95,6 +98,13 @@ class AttackFinished:
     points: list[dict[str, Points]] = field(default_factory=list)
 
 
+class Beside(NamedTuple):
+    """Networks attacked together with this one: how many others, and what makes its attacks."""
+
+    others: int
+    perturb_of: Callable[[AttackSettings], Perturb]
+
+
 def attack_run(
     request: AttackRequest, team: Team = ALONE
 ) -> Iterator[AttackProgress | AttackFinished]:
@@ -143,8 +153,9 @@ def attack_subject(
     attacks: tuple[AttackSettings, ...],
     request: AttackRequest,
     team: Team = ALONE,
+    beside: Beside | None = None,
 ) -> Iterator[AttackProgress | AttackFinished]:
-    """The same for a network and data in memory."""
+    """The same for a network and data in memory; beside: whose attacks find its points."""
     with team.agreeing():
         if request.keep_points and request.more_seeds:
             raise InputError("--save-adv keeps one point of an example: it takes one --seed")
@@ -152,7 +163,7 @@ def attack_subject(
         parts = targets_of(subject, dataset, request)
         for part in PARTS:
             team.require_at_least_one(len(parts[part].indices), f"{part} examples")
-    job = _job(subject, dataset_info, attacks, request, team)
+    job = _job(subject, dataset_info, attacks, request, team, beside)
     runs: list[list[Attacked]] = []
     for turn, seed in enumerate(request.seeds):
         found, points = yield from _attack_all(
@@ -167,7 +178,7 @@ def attack_subject(
         with team.agreeing():
             twin = dense_twin(subject.info, subject.device)
             checks = report_checks(subject, dataset, held, attacks, request.seed, twin)
-    info = _with_notes(subject.info, job)
+    info = _with_notes(subject.info, job, beside)
     report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
     if job.journal is not None:
         job.journal.finish()
@@ -180,23 +191,37 @@ def _job(
     attacks: tuple[AttackSettings, ...],
     request: AttackRequest,
     team: Team,
+    beside: Beside | None,
 ) -> Job:
+    own = partial(make_perturb, transform=subject.transform)
     block = compute_block(subject.model, subject.device)
     journal = _journal(subject, dataset_info, attacks, request, block, team)
     return Job(
-        subject, block, request.batch_size, request.keep_points, journal, team, together=block
+        subject=subject,
+        block=block,
+        batch_size=request.batch_size,
+        keep_points=request.keep_points,
+        journal=journal,
+        team=team,
+        together=block,
+        perturb_of=own if beside is None else beside.perturb_of,
     )
 
 
-def _with_notes(info: dict[str, Any], job: Job) -> dict[str, Any]:
-    """What a report says of the network, and of memory that ran out under the attack."""
-    if job.together == job.block:
-        return info
-    note = (
-        f"Memory ran out on {job.subject.device}: down to {job.together} examples were computed "
-        f"at a time, not {job.block}, which can change last digits."
-    )
-    return {**info, "notes": [*info.get("notes", ()), note]}
+def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[str, Any]:
+    """What a report says of the network, and of how it was attacked where that tells."""
+    notes = list(info.get("notes", ()))
+    if beside is not None:
+        notes.append(
+            f"Attacked beside {beside.others} other networks, which can change last digits; "
+            "seconds are of all together."
+        )
+    if job.together != job.block:
+        notes.append(
+            f"Memory ran out on {job.subject.device}: down to {job.together} examples were "
+            f"computed at a time, not {job.block}, which can change last digits."
+        )
+    return {**info, "notes": notes} if notes else info
 
 
 def _journal(

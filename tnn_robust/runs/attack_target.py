@@ -1,14 +1,13 @@
 """One attack on one part: its blocks shared out, written down as they are done, put together."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import frozen
-from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.ascent import Perturb, frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.data.dataset import Part
 from tnn_robust.evaluation.gap import NO_WORK, Work
@@ -53,7 +52,7 @@ class Job:
 
     block: examples of a block of the grid; batch_size: examples between two records of
     progress. together: the fewest examples that were computed at a time, below `block`
-    where the device's memory ran out.
+    where the device's memory ran out. perturb_of: from an attack's settings to what runs it.
     """
 
     subject: Subject
@@ -63,6 +62,7 @@ class Job:
     journal: Journal | None
     team: Team
     together: int
+    perturb_of: Callable[[AttackSettings], Perturb]
 
     def known(self, number: int, part: str) -> dict[int, Entry]:
         """Blocks of attack `number` that an earlier run has done."""
@@ -133,7 +133,7 @@ def _attack_blocks(
             target.examples.x[where],
             target.examples.y[where],
             target.indices[where],
-            perturb=make_perturb(settings, transform=transform),
+            perturb=job.perturb_of(settings),
             check=make_check(settings, transform),
             loss=LOSSES[job.subject.loss],
             seed=target.seed,

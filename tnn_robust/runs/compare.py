@@ -1,6 +1,6 @@
 """tnn-attack --compare: several networks, the same data and attacks, one table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,13 @@ from tnn_robust.runs.attack import (
     AttackFinished,
     AttackProgress,
     AttackRequest,
+    Beside,
     attack_subject,
     chosen_attacks,
 )
 from tnn_robust.runs.common import describe_data
 from tnn_robust.runs.report import check_attacks
+from tnn_robust.runs.side_by_side import SideBySide
 from tnn_robust.runs.subject import Loaded, Subject
 from tnn_robust.team import ALONE, Team
 
@@ -27,28 +29,68 @@ _TRANSFORMED = "tubal-nuclear"
 
 
 def compare_run(
-    requests: Sequence[AttackRequest], team: Team = ALONE
+    requests: Sequence[AttackRequest], team: Team = ALONE, *, stacked: bool = False
 ) -> Iterator[AttackProgress | ComparisonReport]:
     """Attack the network of every request alike; the last record is the comparison.
 
+    stacked: t-NNs of one architecture are attacked together, see `side_by_side`.
+
     The first network's training attack fills in what the choice leaves open, and
     its loss gives all risks. Raises InputError, before anything is attacked, for
-    networks of other data, or of another transform where the ball depends on it.
+    networks of other data, or of another transform where the ball depends on it, and for
+    networks or attacks that do not stack.
     """
     with team.agreeing():
         first, subjects, attacks = _loaded(requests)
+        together = _together(requests, subjects, attacks) if stacked else None
     names = _names(subjects)
     data = describe_data(first.dataset, first.spec)
-    rows: list[ComparisonRow] = []
-    standing: list[Tensor] = []
-    for i, request in enumerate(requests):
-        for record in attack_subject(subjects[i], first.dataset, data, attacks[i], request, team):
-            if isinstance(record, AttackFinished):
-                standing.append(record.standing)
-                rows.append(_row(names[i], record, standing[0], request.seed))
-            else:
-                yield replace(record, attack=f"{names[i]}, {record.attack}")
+    running = [
+        attack_subject(
+            subject,
+            first.dataset,
+            data,
+            attacks[i],
+            requests[i],
+            team,
+            None if together is None else Beside(len(subjects) - 1, together.perturb_of(i)),
+        )
+        for i, subject in enumerate(subjects)
+    ]
+    found: list[AttackFinished] = []
+    for group in [running] if stacked else [[one] for one in running]:
+        names_of = names[len(found) : len(found) + len(group)]
+        found += yield from _in_step(group, names_of)
+    seed, standing = requests[0].seed, found[0].standing
+    rows = [_row(name, one, standing, seed) for name, one in zip(names, found, strict=True)]
     yield ComparisonReport(tuple(rows))
+
+
+def _in_step(
+    running: Sequence[Iterator[AttackProgress | AttackFinished]], names: Sequence[str]
+) -> Generator[AttackProgress, None, list[AttackFinished]]:
+    """Reports that are as far as each other after every record."""
+    name = names[0] if len(names) == 1 else f"{len(names)} networks"
+    while True:
+        records = [next(one) for one in running]
+        finished = [one for one in records if isinstance(one, AttackFinished)]
+        if finished:
+            return finished
+        (first, *_) = records
+        assert isinstance(first, AttackProgress)
+        yield replace(first, attack=f"{name}, {first.attack}")
+
+
+def _together(
+    requests: Sequence[AttackRequest],
+    subjects: Sequence[Subject],
+    attacks: Sequence[tuple[AttackSettings, ...]],
+) -> SideBySide:
+    if requests[0].sequential:
+        raise InputError(
+            f"--stacked attacks every example: --suite {requests[0].suite} leaves the fallen out"
+        )
+    return SideBySide(subjects, attacks[0])
 
 
 def _loaded(
