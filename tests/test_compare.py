@@ -9,6 +9,8 @@ from conftest import run_cli, train_digits
 
 from tnn_robust.errors import CheckpointError
 from tnn_robust.records import ComparisonReport
+from tnn_robust.runs import side_by_side
+from tnn_robust.runs.subject import Source, load_subject
 
 MLP = ("--model", "foreign_models:mlp")
 FOREIGN = (*MLP, "--model", "foreign_models:conv", "--model", "foreign_models:newman")
@@ -190,9 +192,14 @@ def test_what_does_not_stack_is_refused(three_seeds, digits_run):
     refused(run_cli(*compared, *runs, "--suite", "standard"), "--suite standard leaves the fallen")
 
 
-def test_processes_do_not_stack(three_seeds, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
+def test_stacks_are_as_large_as_the_cache_takes(three_seeds, tmp_path, monkeypatch):
     runs, _ = three_seeds
-    refused(run_cli("attack", "--compare", "--stacked", *runs), "--stacked", "process")
+    activation = 4 * 256 * 8 * 12  # bytes of a block of one network: 8 channels, width 12
+    monkeypatch.setattr(side_by_side, "_NEAR", 2 * activation + 1)
+    subjects = [load_subject(Source(run)).subject for run in runs]
+    assert side_by_side.groups_of(subjects, ()) == [2, 1]
+    file = tmp_path / "c.json"
+    options = ("--stacked", "--no-checks", "--n", 20)
+    succeeded(run_cli("attack", "--compare", *runs, *options, "--json", file))
+    notes = [row["report"]["model"].get("notes", []) for row in load_json(file)["rows"]]
+    assert [len(one) for one in notes] == [1, 1, 0] and "1 other network," in notes[0][0]

@@ -225,10 +225,11 @@ def test_an_error_is_one_line_of_one_process(command, says, digits_run, tmp_path
         (("attack", "RUN", "--minimal"), "--minimal runs in one process"),
         (("attack", "RUN", "--eps", "0:0.1:0.05"), "--curve runs in one process"),
         (("attack", "RUN", "--verify", "x"), "--verify runs in one process"),
+        (("attack", "--compare", "RUN", "RUN", "--stacked"), "--stacked runs in one process"),
         (("compress", "RUN", "--rank", 2, "--out", "OUT"), "tnn-compress runs in one process"),
         (("bound", "RUN"), "tnn-bound runs in one process"),
     ],
-    ids=["usage", "flow", "minimal", "curve", "verify", "compress", "bound"],
+    ids=["usage", "flow", "minimal", "curve", "verify", "stacked", "compress", "bound"],
 )
 def test_what_one_process_does_refuses_to_be_started_twice(
     command, says, number, digits_run, tmp_path, monkeypatch

@@ -18,8 +18,17 @@ from tnn_robust.models.network import TNN
 def stack_models(models: Sequence[TNN]) -> TNN:
     """The networks side by side, their weights copied; on their device.
 
-    Raises InputError unless all have one architecture, transform, dtype and device.
+    Raises InputError as `require_stackable`.
     """
+    require_stackable(models)
+    first = models[0]
+    layers = [_stacked_layer(group) for group in zip(*(m.t_layers for m in models), strict=True)]
+    head = torch.stack([model.head.detach() for model in models])
+    return TNN(first.transform, layers, head)
+
+
+def require_stackable(models: Sequence[TNN]) -> None:
+    """InputError unless there are networks, all of one architecture and transform."""
     if not models:
         raise InputError("a stack needs at least one network, got none")
     first = models[0]
@@ -34,9 +43,6 @@ def stack_models(models: Sequence[TNN]) -> TNN:
             raise InputError(
                 f"stacked networks need one transform, got two matrices of {first.transform_name}"
             )
-    layers = [_stacked_layer(group) for group in zip(*(m.t_layers for m in models), strict=True)]
-    head = torch.stack([model.head.detach() for model in models])
-    return TNN(first.transform, layers, head)
 
 
 def unstack_models(stack: TNN) -> list[TNN]:

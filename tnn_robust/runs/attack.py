@@ -213,8 +213,8 @@ def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[s
     notes = list(info.get("notes", ()))
     if beside is not None:
         notes.append(
-            f"Attacked beside {beside.others} other networks, which can change last digits; "
-            "seconds are of all together."
+            f"Attacked beside {beside.others} other network{'s' * (beside.others > 1)}, which can "
+            "change last digits; seconds are of all together."
         )
     if job.together != job.block:
         notes.append(

@@ -21,7 +21,7 @@ from tnn_robust.runs.attack import (
 )
 from tnn_robust.runs.common import describe_data
 from tnn_robust.runs.report import check_attacks
-from tnn_robust.runs.side_by_side import SideBySide
+from tnn_robust.runs.side_by_side import SideBySide, groups_of
 from tnn_robust.runs.subject import Loaded, Subject
 from tnn_robust.team import ALONE, Team
 
@@ -42,25 +42,29 @@ def compare_run(
     """
     with team.agreeing():
         first, subjects, attacks = _loaded(requests)
-        together = _together(requests, subjects, attacks) if stacked else None
+        groups = [1] * len(subjects)
+        if stacked:
+            _require_whole(requests[0])
+            groups = groups_of(subjects, attacks[0])
     names = _names(subjects)
     data = describe_data(first.dataset, first.spec)
-    running = [
-        attack_subject(
-            subject,
-            first.dataset,
-            data,
-            attacks[i],
-            requests[i],
-            team,
-            None if together is None else Beside(len(subjects) - 1, together.perturb_of(i)),
-        )
-        for i, subject in enumerate(subjects)
-    ]
     found: list[AttackFinished] = []
-    for group in [running] if stacked else [[one] for one in running]:
-        names_of = names[len(found) : len(found) + len(group)]
-        found += yield from _in_step(group, names_of)
+    for count in groups:
+        group = range(len(found), len(found) + count)
+        together = SideBySide([subjects[i] for i in group]) if count > 1 else None
+        running = [
+            attack_subject(
+                subjects[i],
+                first.dataset,
+                data,
+                attacks[i],
+                requests[i],
+                team,
+                None if together is None else Beside(together.others, together.perturb_of(place)),
+            )
+            for place, i in enumerate(group)
+        ]
+        found += yield from _in_step(running, [names[i] for i in group])
     seed, standing = requests[0].seed, found[0].standing
     rows = [_row(name, one, standing, seed) for name, one in zip(names, found, strict=True)]
     yield ComparisonReport(tuple(rows))
@@ -81,16 +85,11 @@ def _in_step(
         yield replace(first, attack=f"{name}, {first.attack}")
 
 
-def _together(
-    requests: Sequence[AttackRequest],
-    subjects: Sequence[Subject],
-    attacks: Sequence[tuple[AttackSettings, ...]],
-) -> SideBySide:
-    if requests[0].sequential:
+def _require_whole(request: AttackRequest) -> None:
+    if request.sequential:
         raise InputError(
-            f"--stacked attacks every example: --suite {requests[0].suite} leaves the fallen out"
+            f"--stacked attacks every example: --suite {request.suite} leaves the fallen out"
         )
-    return SideBySide(subjects, attacks[0])
 
 
 def _loaded(

@@ -5,6 +5,7 @@ those of an attack on it alone.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,14 +16,41 @@ from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.errors import InputError
 from tnn_robust.evaluation.risk import Counted
 from tnn_robust.models.network import TNN
-from tnn_robust.models.stacked import stack_models
+from tnn_robust.models.stacked import require_stackable, stack_models
 from tnn_robust.randomness import Streams
+from tnn_robust.runs.blocks import compute_block
 from tnn_robust.runs.subject import Subject
 
 # Attacks that keep every example to the end, so that the networks' rows stay side by side.
 TOGETHER = ("fgsm", "fgm", "pgd", "apgd", "apgd-t", "fw")
 
 _Block = tuple[AttackSettings, int | Tensor, tuple[int, ...]]
+
+
+# Bytes of one activation of a block of all networks: beyond it, stacking costs more than what
+# Python does for each network alone (docs/performance.md). A GPU takes all there are.
+_NEAR = 2**20
+
+
+def groups_of(subjects: Sequence[Subject], attacks: Sequence[AttackSettings]) -> list[int]:
+    """How many networks to put in each stack, in order.
+
+    Raises InputError for networks or attacks that cannot be stacked.
+    """
+    for subject in subjects:
+        if not isinstance(subject.model, TNN):
+            raise InputError(f"--stacked needs runs of t-NNs, got {subject.name}")
+    for one in attacks:
+        if one.name not in TOGETHER or one.stop_broken:
+            what = f"{one.name} --stop-broken" if one.stop_broken else one.name
+            raise InputError(f"--stacked is for {', '.join(TOGETHER)} as a whole, got {what}")
+    models = _models(subjects)
+    require_stackable(models)
+    a, device = models[0].architecture, subjects[0].device
+    rows = compute_block(models[0], device)
+    one_of_them = rows * a.channels * max(a.features, *a.widths) * models[0].head.element_size()
+    most = len(subjects) if device.type != "cpu" else max(1, _NEAR // one_of_them)
+    return [min(most, len(subjects) - first) for first in range(0, len(subjects), most)]
 
 
 class SideBySide:
@@ -33,21 +61,15 @@ class SideBySide:
     network meets the same as alone.
     """
 
-    def __init__(self, subjects: Sequence[Subject], attacks: Sequence[AttackSettings]):
-        if len(subjects) < 2:
-            raise InputError(f"--stacked needs several networks, got {len(subjects)}")
-        networks = []
-        for subject in subjects:
-            if not isinstance(subject.model, TNN):
-                raise InputError(f"--stacked needs runs of t-NNs, got {subject.name}")
-            networks.append(subject.model)
-        for one in attacks:
-            if one.name not in TOGETHER or one.stop_broken:
-                what = f"{one.name} --stop-broken" if one.stop_broken else one.name
-                raise InputError(f"--stacked is for {', '.join(TOGETHER)} as a whole, got {what}")
-        stack = stack_models(networks)
+    def __init__(self, subjects: Sequence[Subject]):
+        stack = stack_models(_models(subjects))
         self._stack, self._transform, self._count = Counted(stack), stack.transform, stack.count
         self._waiting: dict[_Block, dict[int, tuple[Perturbed, int, int]]] = {}
+
+    @property
+    def others(self) -> int:
+        """How many networks there are beside each."""
+        return self._count - 1
 
     def perturb_of(self, i: int) -> Callable[[AttackSettings], Perturb]:
         """What makes an attack's settings a callable, for network i."""
@@ -86,3 +108,7 @@ class SideBySide:
             )
         ]
         return {i: (one, passes[0] // s, passes[1] // s) for i, one in enumerate(each)}
+
+
+def _models(subjects: Sequence[Subject]) -> list[TNN]:
+    return [cast(TNN, subject.model) for subject in subjects]
