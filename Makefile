@@ -56,6 +56,7 @@ bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
 		foolbox adversarial-robustness-toolbox pyautoattack
 	$(BIN)/python scripts/bench_peers.py
+	$(BIN)/python scripts/bench_networks.py
 
 validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point by point (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt pyautoattack

@@ -44,3 +44,12 @@ def test_the_gpus_benchmark_runs_and_without_one_says_so(tmp_path, options, says
     if not options:
         rows = json.loads((tmp_path / "bench_gpu.json").read_text())
         assert [row["seconds"] for row in rows] == [None] * len(GPU_TARGETS)
+
+
+def test_other_ways_to_write_the_network_are_compared(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "bench_networks.py"), "--smoke"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr  # it compares their scores with ours
+    rows = json.loads((tmp_path / "bench_networks-smoke.json").read_text())
+    assert [row["other"] for row in rows] == ["einsum", "dense", "loop"]
+    assert all(row["ms"] > 0 and row["other_ms"] > 0 for row in rows)

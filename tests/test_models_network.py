@@ -191,3 +191,27 @@ def test_architecture_of_a_model_is_the_one_it_was_made_from():
         model = new_model(architecture, 0)
         assert model.architecture == architecture
         assert Architecture.from_json(architecture.to_json()) == architecture
+
+
+@pytest.mark.parametrize("transform", ("dct", "dft"))
+def test_factors_are_multiplied_out_where_that_is_less_work(transform, monkeypatch):
+    """Rank 4 of 5 x 6 costs 44 a row and face, W 30, and making W once 120."""
+    architecture = Architecture(5, 4, (6, 3), (4, 2), 2, transform)
+    model = new_model(architecture, 0, dtype=torch.float64)
+    high, low = model.t_layers
+    assert [len(high.stacks_for(n)) for n in (1, 8, 9, 100)] == [2, 2, 1, 1]
+    assert len(low.stacks_for(10**9)) == 2  # rank 2 of 6 x 3 costs 18 a row, and W does
+    x = torch.rand(20, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def found():
+        model.zero_grad()
+        z = x.clone().requires_grad_()
+        scores = model(z)
+        scores.square().sum().backward()
+        return [scores.detach(), z.grad, *(p.grad.clone() for p in model.parameters())]
+
+    merged = found()
+    monkeypatch.setattr(LowRankTProductLinear, "stacks_for", lambda self, n: self.stacks)
+    for a, b in zip(merged, found(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert b.abs().max() > 1e-3
