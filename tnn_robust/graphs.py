@@ -6,6 +6,7 @@ recorded if it reads nothing back to the host and copies nothing from it.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -17,6 +18,7 @@ Function = Callable[..., tuple[Tensor, ...]]
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 _CALLS = 20  # of one shape before it is recorded, which costs as much as a hundred of them
+_BESIDE = 3  # the last of these run on another stream, as torch wants it before a recording
 
 _effects: list[list[Callable[[], None]]] = []  # of the recordings under way
 
@@ -60,7 +62,10 @@ class Recorded:
                 warnings.warn(f"a CUDA graph could not be recorded: {why}", stacklevel=2)
                 return self._function(*inputs)
             return graph.play(inputs)
-        return _beside(self._function, inputs)
+        if calls <= _CALLS - _BESIDE:
+            return self._function(*inputs)
+        with _other_stream(inputs[0].device):
+            return self._function(*inputs)
 
 
 class _Graph:
@@ -115,19 +120,19 @@ def _can_record(t: Tensor) -> bool:
     return t.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
-def _beside(function: Function, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A plain call on a stream of its own, as torch wants it before a recording."""
-    with _other_stream(inputs[0].device):
-        return function(*inputs)
-
-
 @contextlib.contextmanager
 def _other_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    here, other = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    here, other = torch.cuda.current_stream(device), _stream(device)
     other.wait_stream(here)
     with torch.cuda.stream(other):
         yield
     here.wait_stream(other)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: the memory of a stream is not given to another."""
+    return torch.cuda.Stream(device)

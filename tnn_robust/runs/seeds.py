@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.errors import InputError, TrainingError
 from tnn_robust.models.stacked import stack_models, unstack_models
 from tnn_robust.records import BatchProgress, StackedEpoch
-from tnn_robust.runs.common import claim_directory, removed_on_error, resolve_device, subset
+from tnn_robust.runs.common import removed_on_error, subset
 from tnn_robust.runs.train import (
     MONITOR,
     STATE,
@@ -18,7 +17,7 @@ from tnn_robust.runs.train import (
     TrainRequest,
     TrainStarted,
     open_run,
-    require_enough,
+    place_and_data,
     training_perturb,
 )
 from tnn_robust.team import ALONE, Team
@@ -52,11 +51,7 @@ def train_seeds(
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"--seeds needs at least one seed, each once, got {list(seeds)}")
     with team.agreeing():
-        device = resolve_device(request.device)
-        if not request.resume:
-            claim_directory(request.out, overwrite=request.overwrite)
-        dataset = load_dataset(request.data)
-        require_enough(team, dataset, settings)
+        device, dataset = place_and_data(request, settings, team)
         runs = [open_run(each, dataset, team) for each in _requests(request, seeds)]
     with removed_on_error(request.out), team.agreeing():
         for run in runs:

@@ -118,11 +118,7 @@ def train_run(
     if not isinstance(settings, TrainSettings):
         raise InputError("train_run needs TrainSettings: gradient flow is flow_run's")
     with team.agreeing():
-        device = resolve_device(request.device)
-        if not request.resume:
-            claim_directory(request.out, overwrite=request.overwrite)
-        dataset = load_dataset(request.data)
-        require_enough(team, dataset, settings)
+        device, dataset = place_and_data(request, settings, team)
         run = open_run(request, dataset, team)
         run.model.to(device)
         optimizer = make_optimizer(run.model, settings)
@@ -246,10 +242,20 @@ def _records(
     )
 
 
-def require_enough(team: Team, dataset: Dataset, settings: TrainSettings) -> None:
-    """InputError where a process would never have an example to train on."""
+def place_and_data(
+    request: TrainRequest, settings: TrainSettings, team: Team
+) -> tuple[torch.device, Dataset]:
+    """Where to train and on what; a new run's directory is claimed.
+
+    Raises InputError where a process would never have an example to train on.
+    """
+    device = resolve_device(request.device)
+    if not request.resume:
+        claim_directory(request.out, overwrite=request.overwrite)
+    dataset = load_dataset(request.data)
     team.require_at_least_one(len(dataset.train.y), "training examples")
     team.require_at_least_one(settings.batch_size, "examples in a batch (--batch-size)")
+    return device, dataset
 
 
 def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
