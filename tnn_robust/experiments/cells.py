@@ -278,8 +278,13 @@ def _settings(cell: Cell, until: int | None = None) -> TrainSettings:
     )
 
 
-def seconds_needed(cells: Sequence[Cell], n_train: int) -> list[float]:
-    """What each cell costs relative to the others: steps times weights, roughly."""
+def relative_costs(cells: Sequence[Cell], n_train: int, channels: int) -> list[float]:
+    """What each cell costs relative to the others: examples times the products of a layer."""
     return [
-        (c.n or n_train) * len(c.seeds) * c.epochs * c.width * (c.rank or c.width) for c in cells
+        (c.n or n_train)
+        * len(c.seeds)
+        * c.epochs
+        * c.width
+        * (min(2 * (c.rank or c.width), c.width) + 2 * channels)
+        for c in cells
     ]

@@ -12,7 +12,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.errors import CheckpointError, InputError, TrainingError
-from tnn_robust.experiments.cells import cell_run, seconds_needed
+from tnn_robust.experiments.cells import cell_run, relative_costs
 from tnn_robust.experiments.plan import Cell, Plan
 from tnn_robust.files import require_writable, write_bytes
 from tnn_robust.records import CellRecord
@@ -95,7 +95,10 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
     known = _known(path, header) if request.resume else {}
     records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
     left = [cell for cell in cells if cell.key not in records]
-    counted = _Counted(cells, len(dataset.train.y), set(records))
+    if request.jobs > 1 or request.cluster is not None:  # the longest last would keep one busy
+        costs = relative_costs(left, len(dataset.train.y), dataset.c)
+        left = [left[i] for i in sorted(range(len(left)), key=lambda i: -costs[i])]
+    counted = _Counted(cells, relative_costs(cells, len(dataset.train.y), dataset.c), set(records))
     order = [cell.key for cell in cells]  # processes finish in another one
     failures: list[Failed] = []
     with contextlib.closing(_events(request, left, device)) as run:
@@ -185,8 +188,7 @@ def _write(path: Path, header: dict[str, Any], records: dict[str, CellRecord]) -
 class _Counted:
     """The share of the work that is done, cells weighted by what they cost."""
 
-    def __init__(self, cells: list[Cell], n_train: int, finished: set[str]):
-        costs = seconds_needed(cells, n_train)
+    def __init__(self, cells: list[Cell], costs: list[float], finished: set[str]):
         self._costs = {cell.key: cost / sum(costs) for cell, cost in zip(cells, costs, strict=True)}
         self._done = {cell.key: float(cell.key in finished) for cell in cells}
 
