@@ -161,7 +161,8 @@ def layer_flops(layer: TLayer, transform: Transform) -> int:
     """Floating-point operations per example, both transforms of the layer included.
 
     A multiply-add counts 2; a complex one 8. Multi-ranks are computed padded to
-    the tubal rank and counted so.
+    the tubal rank and counted so; factors count as factors, also at ranks where many
+    examples are multiplied by W itself.
     """
     product = sum(stack.numel() for stack in layer.stacks)
     return multiply_add_flops(transform) * product + transform_flops(layer, transform)
