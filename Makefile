@@ -46,9 +46,10 @@ lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tnn_robust cli
 
-bench: $(STAMP) ## Every speed target with reached or missed (GPU: not measured without one)
+bench: $(STAMP) ## Every speed target with reached or missed, half an hour (GPU: not measured without one)
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_gpu.py
+	$(BIN)/python scripts/bench_a1.py
 	$(BIN)/python scripts/bench_peers.py
 
 bench-peers: $(STAMP) ## Install the peers and time an attack against theirs

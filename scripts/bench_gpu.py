@@ -7,15 +7,14 @@ CPU, to see that the script runs. Writes bench_gpu.json. The targets are for one
 """
 
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from bench import operations, product_calls, verdict
+from bench_a1 import FULL, TINY, seconds
 
 from tnn_robust.attacks.ascent import verify
 from tnn_robust.attacks.registry import make_perturb
@@ -93,24 +92,17 @@ def attack() -> tuple[float, float]:
         check=check, loss=LOSSES["cross-entropy"], seed=0, block=block,
     )  # fmt: skip
     count = sum(len(block.x_adv) for block in done)
-    seconds = clock() - began
+    took = clock() - began
     assert count == N_ATTACKED
     each = operations(product_calls(network(10).cpu(), 1)) * STEPS * RESTARTS
-    return seconds, float(each * N_ATTACKED)
+    return took, float(each * N_ATTACKED)
 
 
 def a1_in_full() -> tuple[float, None]:
-    """Seconds of the command, start-up, evaluation and records included."""
-    sizes = ["--scale", "smoke", "--dataset", "digits"] if SMOKE else ["--ranks", "4,28"]
-    with tempfile.TemporaryDirectory() as out:
-        run = ["-c", "from tnn_robust_cli.reproduce import main; main()", "a1", *sizes]
-        began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, *run, "--device", DEVICE.type, "--out", str(Path(out) / "a1")],
-            check=True,
-            capture_output=True,
-        )
-        return time.perf_counter() - began, None
+    found = seconds(*(TINY if SMOKE else FULL), "--device", DEVICE.type)
+    if isinstance(found, str):
+        raise SystemExit(f"A.1 in full: {found}")
+    return found, None
 
 
 def peak() -> float:
@@ -137,14 +129,14 @@ def main() -> None:
         row = {"what": what, "target": target, "device": name, "seconds": None}
         if there:
             limit = peak()
-            seconds, count = measures[what]()
-            row |= {"seconds": seconds, "reached": seconds <= target}
-            found = "no verdict of a smoke run" if SMOKE else verdict(seconds <= target)
+            took, count = measures[what]()
+            row |= {"seconds": took, "reached": took <= target}
+            found = "no verdict of a smoke run" if SMOKE else verdict(took <= target)
             share = ""
             if count is not None:
-                row["share_of_peak"] = count / seconds / limit
+                row["share_of_peak"] = count / took / limit
                 share = f", {row['share_of_peak']:.0%} of the peak"
-            print(f"{what}: {seconds:.4g} s{share}, target {target}: {found}")
+            print(f"{what}: {took:.4g} s{share}, target {target}: {found}")
         else:
             print(f"{what}: not measured, target {target}")
         rows.append(row)

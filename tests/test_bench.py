@@ -53,3 +53,14 @@ def test_other_ways_to_write_the_network_are_compared(tmp_path):
     rows = json.loads((tmp_path / "bench_networks-smoke.json").read_text())
     assert [row["other"] for row in rows] == ["einsum", "dense", "loop"]
     assert all(row["ms"] > 0 and row["other_ms"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("there", (True, False))
+def test_a1_is_timed_or_said_not_to_be(tmp_path, monkeypatch, there):
+    monkeypatch.setenv("TNN_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, str(SCRIPTS / "bench_a1.py"), *["--smoke"] * there]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    says = "no verdict of a smoke run" if there else "not measured, target 600.0: Error: mnist needs"
+    assert says in ran.stdout
