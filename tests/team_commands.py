@@ -12,7 +12,7 @@ import sys
 import torch.distributed as dist
 
 from tnn_robust.attacks.ascent import Perturbed
-from tnn_robust.runs import attack_target, blocks
+from tnn_robust.runs import attack, blocks
 
 blocks._LARGEST = {"cpu": 8}
 
@@ -26,7 +26,7 @@ begin, end = dist.init_process_group, dist.destroy_process_group
 dist.init_process_group = lambda *a, **k: None if dist.is_initialized() else begin(*a, **k)
 dist.destroy_process_group = lambda: None
 if os.environ.get("ROGUE") == os.environ["RANK"]:
-    attack_target.make_perturb = rogue
+    attack.make_perturb = rogue
 for command, *arguments in json.loads(sys.argv[1]):
     main = importlib.import_module(f"tnn_robust_cli.{command}").main
     code = main(arguments, standalone_mode=False)

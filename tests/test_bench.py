@@ -62,5 +62,7 @@ def test_a1_is_timed_or_said_not_to_be(tmp_path, monkeypatch, there):
     command = [sys.executable, str(SCRIPTS / "bench_a1.py"), *["--smoke"] * there]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    says = "no verdict of a smoke run" if there else "not measured, target 600.0: Error: mnist needs"
+    says = (
+        "no verdict of a smoke run" if there else "not measured, target 600.0: Error: mnist needs"
+    )
     assert says in ran.stdout

@@ -13,7 +13,7 @@ from tnn_robust.evaluation.gap import Attacked, attack_rows, measure_parts, wors
 from tnn_robust.evaluation.risk import Outcomes, attack_part, join, measure, worst_of
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.network import Architecture, new_model, to_dense
-from tnn_robust.runs import attack_target as run
+from tnn_robust.runs import attack as run
 from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
 from tnn_robust.runs.report import make_check
 
