@@ -23,7 +23,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.registry import make_perturb
@@ -76,9 +76,10 @@ print(time.perf_counter() - imported)
 """
 
 
-def input_gradient(model: TNN, x: Tensor) -> Callable[[], Tensor]:
+def input_gradient(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
     """What an attack does in each step."""
-    ones = torch.ones(len(x), model.head.shape[0])
+    with torch.no_grad():
+        ones = torch.ones_like(model(x))
 
     def run() -> Tensor:
         z = x.detach().requires_grad_()

@@ -16,15 +16,14 @@ import torch
 from bench import operations, product_calls, verdict
 from bench_a1 import FULL, TINY, seconds
 
-from tnn_robust.attacks.ascent import verify
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.attacks.threat import ball_of
 from tnn_robust.evaluation.risk import attack_part
 from tnn_robust.losses import LOSSES
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.records import BatchProgress
 from tnn_robust.runs.blocks import compute_block
+from tnn_robust.runs.report import make_check
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 
@@ -81,15 +80,11 @@ def attack() -> tuple[float, float]:
     model = network(10)
     x, y = images(N_ATTACKED, 10)
     settings = attack_settings("pgd", Eps("0.1", 0.1), steps=STEPS, restarts=RESTARTS)
-    ball, block = ball_of("linf"), compute_block(model, DEVICE)
-
-    def check(x: torch.Tensor, x_adv: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        return verify(x, x_adv, ball=ball, eps=0.1, name="pgd", indices=where)
-
+    block = compute_block(model, DEVICE)
     began = clock()
     done = attack_part(
         model, x, y, torch.arange(len(x), device=DEVICE), perturb=make_perturb(settings),
-        check=check, loss=LOSSES["cross-entropy"], seed=0, block=block,
+        check=make_check(settings), loss=LOSSES["cross-entropy"], seed=0, block=block,
     )  # fmt: skip
     count = sum(len(block.x_adv) for block in done)
     took = clock() - began

@@ -13,7 +13,7 @@ from tnn_robust.evaluation.risk import Outcomes, measure
 from tnn_robust.losses import Loss, margin_loss
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import unstack_models
-from tnn_robust.randomness import Streams
+from tnn_robust.randomness import Streams, seed_tensor
 from tnn_robust.records.reproduce import Column
 from tnn_robust.theory.bounds import (
     HypothesisClass,
@@ -57,12 +57,12 @@ def attacked(
         ]
         return {key: [value for one in each for value in one[key]] for key in each[0]}
     count, total = len(seeds), len(examples)
-    keys = torch.tensor(seeds, device=examples.x.device)
+    noise = seed_tensor(seeds, examples.x.device)
     parts: list[list[Tensor]] = []
-    for places in torch.arange(total, device=examples.x.device).split(max(1, _ROWS // count)):
-        x, y = examples.take(places.expand(count, -1))
-        streams = Streams(keys.repeat_interleave(len(places)), places.repeat(count))
-        found = _outcomes(model, x, y, streams, attack, loss)
+    whole = torch.arange(total, device=examples.x.device).expand(count, -1)
+    for places in whole.split(max(1, _ROWS // count), 1):
+        x, y = examples.take(places)
+        found = _outcomes(model, x, y, Streams.of(noise, places), attack, loss)
         columns = (found.clean_loss, found.clean_correct, found.loss, found.correct)
         parts.append([column.view(count, -1) for column in columns])
     clean, clean_right, losses, right = (torch.cat(part, 1) for part in zip(*parts, strict=True))

@@ -95,11 +95,11 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
     known = _known(path, header) if request.resume else {}
     records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
     left = [cell for cell in cells if cell.key not in records]
-    if request.jobs > 1 or request.cluster is not None:  # the longest last would keep one busy
-        costs = relative_costs(left, len(dataset.train.y), dataset.c)
-        left = [left[i] for i in sorted(range(len(left)), key=lambda i: -costs[i])]
-    counted = _Counted(cells, relative_costs(cells, len(dataset.train.y), dataset.c), set(records))
     order = [cell.key for cell in cells]  # processes finish in another one
+    costs = dict(zip(order, relative_costs(cells, len(dataset.train.y), dataset.c), strict=True))
+    if request.jobs > 1 or request.cluster is not None:  # the longest last would keep one busy
+        left.sort(key=lambda cell: costs[cell.key], reverse=True)
+    counted = _Counted(costs, set(records))
     failures: list[Failed] = []
     with contextlib.closing(_events(request, left, device)) as run:
         next(run)  # the engine is there
@@ -188,9 +188,10 @@ def _write(path: Path, header: dict[str, Any], records: dict[str, CellRecord]) -
 class _Counted:
     """The share of the work that is done, cells weighted by what they cost."""
 
-    def __init__(self, cells: list[Cell], costs: list[float], finished: set[str]):
-        self._costs = {cell.key: cost / sum(costs) for cell, cost in zip(cells, costs, strict=True)}
-        self._done = {cell.key: float(cell.key in finished) for cell in cells}
+    def __init__(self, costs: dict[str, float], finished: set[str]):
+        whole = sum(costs.values())
+        self._costs = {key: cost / whole for key, cost in costs.items()}
+        self._done = {key: float(key in finished) for key in costs}
 
     def moved(self, key: str, share: float) -> Standing:
         self._done[key] = share
