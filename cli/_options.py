@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import click
 
-from tnn_robust import __version__, choices
-from tnn_robust.attacks.settings import AttackChoice, Eps, parse_eps
-from tnn_robust.choices import LARGEST_SEED
+from tnn_robust import __version__
+from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.base import choices
+from tnn_robust.base.choices import LARGEST_SEED
+from tnn_robust.base.errors import InputError, TnnError
+from tnn_robust.base.launch import launched
+from tnn_robust.base.threat import Eps, parse_eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
-from tnn_robust.errors import InputError, TnnError
-from tnn_robust.launch import launched
 
 INTERRUPTED = 130
 _MOST_SEEDS = 1000

@@ -69,7 +69,7 @@ def deliver(
     value: dict[str, Any], json_file: Path | None, tables: Iterable[Table], lines: Iterable[str]
 ) -> None:
     """Write a report's JSON where a file was named, and print it in any case."""
-    from tnn_robust.files import write_json
+    from tnn_robust.base.files import write_json
 
     try:
         if json_file is not None:
@@ -138,8 +138,8 @@ def progress_bar() -> Iterator[Bar]:
 
 def follow(records: Iterable[Any], see: Callable[[Any], None] | None = None) -> Any:
     """Run a command's records under a progress bar; the last of them. see: takes results."""
-    from tnn_robust.runs.attack import AttackProgress
-    from tnn_robust.runs.repair import Training
+    from tnn_robust.compression.repair import Training
+    from tnn_robust.evaluation.report import AttackProgress
 
     last = None
     with progress_bar() as bar:

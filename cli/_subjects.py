@@ -7,9 +7,9 @@ import click
 from click.core import ParameterSource
 from tnn_robust_cli import _options as shared
 
-from tnn_robust import choices
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
-from tnn_robust.errors import InputError
 
 subjects = shared.options(
     click.argument("runs", metavar="[RUN]...", type=shared.OUT, nargs=-1),

@@ -7,8 +7,8 @@ import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _subjects
 
-from tnn_robust import choices
-from tnn_robust.errors import InputError
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError
 
 
 @shared.command("tnn-attack", shared=True)
@@ -83,9 +83,9 @@ def main(
     if curve or minimal:
         shared.refuse_processes("--curve" if curve else "--minimal")
 
-    from tnn_robust.files import require_writable, write_json
-    from tnn_robust.runs.attack import AttackRequest
-    from tnn_robust.team import joined
+    from tnn_robust.base.files import require_writable, write_json
+    from tnn_robust.base.team import joined
+    from tnn_robust.evaluation.report import AttackRequest
 
     for path in (json_file, save_adv, figure):
         if path is not None:
@@ -115,9 +115,9 @@ def main(
 def _report(request: Any, save_adv: Path | None, team: Any) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
+    from tnn_robust.evaluation.report import AttackFinished, attack_run
+    from tnn_robust.evaluation.verify import save_points
     from tnn_robust.reporting.tables import attack_notes, attack_tables
-    from tnn_robust.runs.attack import AttackFinished, attack_run
-    from tnn_robust.runs.verify import save_points
 
     finished = _render.follow(attack_run(request, team))
     assert isinstance(finished, AttackFinished)
@@ -131,8 +131,8 @@ def _report(request: Any, save_adv: Path | None, team: Any) -> dict[str, Any]:
 def _compare(requests: list[Any], team: Any, stacked: bool) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
+    from tnn_robust.evaluation.compare import compare_run
     from tnn_robust.reporting.comparison import comparison_notes, comparison_table
-    from tnn_robust.runs.compare import compare_run
 
     found = _render.follow(compare_run(requests, team, stacked=stacked))
     _render.show_tables([comparison_table(found)])
@@ -143,9 +143,9 @@ def _compare(requests: list[Any], team: Any, stacked: bool) -> dict[str, Any]:
 def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
+    from tnn_robust.evaluation.curve import curve_run
     from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
     from tnn_robust.reporting.tables import network_notes
-    from tnn_robust.runs.curve import curve_run
 
     found = _render.follow(curve_run(request))
     _render.show_tables([curve_table(found)])
@@ -159,8 +159,8 @@ def _curve(request: Any, figure: Path | None) -> dict[str, Any]:
 def _minimal(request: Any) -> dict[str, Any]:
     from tnn_robust_cli import _render
 
+    from tnn_robust.evaluation.minimal import minimal_run
     from tnn_robust.reporting.tables import minimal_table
-    from tnn_robust.runs.curve import minimal_run
 
     parts: list[Any] = []
     _render.follow(minimal_run(request), parts.append)
@@ -172,10 +172,10 @@ def _minimal(request: Any) -> dict[str, Any]:
 def _verify(path: Path, who: dict[str, Any], json_file: Path | None, given: dict[str, Any]) -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.files import write_json
+    from tnn_robust.base.files import write_json
+    from tnn_robust.evaluation.subject import Source
+    from tnn_robust.evaluation.verify import verify_file
     from tnn_robust.reporting.tables import attack_tables
-    from tnn_robust.runs.subject import Source
-    from tnn_robust.runs.verify import verify_file
 
     place = {name: given[name] for name in ("device", "data_dir", "download")}
     found = verify_file(path, Source(**who, **place))

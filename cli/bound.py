@@ -6,7 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 @shared.command("tnn-bound")
@@ -40,9 +40,9 @@ def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given:
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.files import require_writable
+    from tnn_robust.base.files import require_writable
+    from tnn_robust.evaluation.bounds import BoundRequest, bound_run
     from tnn_robust.reporting.bounds import bound_notes, bound_tables
-    from tnn_robust.runs.bound import BoundRequest, bound_run
 
     if json_file is not None:
         require_writable(json_file)
@@ -53,9 +53,9 @@ def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given:
 def _trajectory(run: Path, figure: Path | None, json_file: Path | None) -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.files import require_writable, write_json
+    from tnn_robust.base.files import require_writable, write_json
     from tnn_robust.reporting.trajectory import trajectory_figure, trajectory_lines
-    from tnn_robust.runs.trajectory import read_trajectory
+    from tnn_robust.training.trajectory import read_trajectory
 
     for path in (figure, json_file):
         if path is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
-from tnn_robust import choices
+from tnn_robust.base import choices
 
 RULE = (
     "method",
@@ -90,12 +90,12 @@ def main(
     from tnn_robust_cli import _render
     from tnn_robust_cli._sweep import Files, run_sweep
 
+    from tnn_robust.base.errors import InputError
+    from tnn_robust.base.files import require_writable
+    from tnn_robust.compression.repair import RepairSettings
     from tnn_robust.compression.rules import make_rule
-    from tnn_robust.errors import InputError
-    from tnn_robust.files import require_writable
+    from tnn_robust.compression.run import CompressRequest, compress_run
     from tnn_robust.reporting.compression import compression_tables
-    from tnn_robust.runs.compress import CompressRequest, compress_run
-    from tnn_robust.runs.repair import RepairSettings
     from tnn_robust.training.learning_compression import LCSchedule
 
     repair = RepairSettings(epochs=epochs, lc=LCSchedule(**schedule), **training)

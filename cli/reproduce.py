@@ -6,7 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
-from tnn_robust.errors import InputError, unknown_choice
+from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES
 from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
 
@@ -54,14 +54,14 @@ def main(out: Path, **given: Any) -> None:
 
     from tnn_robust_cli import _render
 
+    from tnn_robust.experiments.reproduce import read_records, reproduce_run
+    from tnn_robust.experiments.results import CellRecord
     from tnn_robust.experiments.verdicts import ratios, verdicts
-    from tnn_robust.records import CellRecord
     from tnn_robust.reporting.reproduction import (
         deliver,
         result_table,
         verdict_lines,
     )
-    from tnn_robust.runs.reproduce import read_records, reproduce_run
 
     try:
         with _render.progress_bar() as bar:
@@ -95,8 +95,8 @@ def _request(out: Path, given: dict[str, Any]) -> Any:
         raise InputError("--scheduler is of --engine dask")
     plan = Plan(**{name: given.pop(name) for name in Plan.__dataclass_fields__})
 
-    from tnn_robust.runs.cluster import Cluster
-    from tnn_robust.runs.reproduce import ReproduceRequest
+    from tnn_robust.experiments.cluster import Cluster
+    from tnn_robust.experiments.reproduce import ReproduceRequest
 
     cluster = Cluster(scheduler, jobs) if engine == "dask" else None
     return ReproduceRequest(plan=plan, out=out, jobs=jobs or 1, cluster=cluster, **given)

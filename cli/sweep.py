@@ -30,13 +30,13 @@ def main(spec: Path, out: Path, **given: Any) -> None:
     a cell that fails three times is reported and the rest goes on. Ends with a table, and
     with cells.csv, summary.json and figure.png in OUT. Exit code 1: some cells failed.
     """
+    from tnn_robust.base.files import write_json, write_lines
+    from tnn_robust.experiments.cluster import Cluster
     from tnn_robust.experiments.grid import read_spec
-    from tnn_robust.files import write_json, write_lines
+    from tnn_robust.experiments.grid_cell import Place
+    from tnn_robust.experiments.grid_run import GridRequest, read_cells
+    from tnn_robust.experiments.grid_summary import Summary
     from tnn_robust.reporting.grid import csv_lines, grid_figure, grid_notes, grid_tables
-    from tnn_robust.runs.cell import Place
-    from tnn_robust.runs.cluster import Cluster
-    from tnn_robust.runs.grid import GridRequest, read_cells
-    from tnn_robust.runs.grid_report import Summary
 
     grid = read_spec(spec)
     request = GridRequest(
@@ -73,8 +73,8 @@ def _run(request: Any) -> list[str]:
     """Follow the cells under the bar; what to say of those that failed."""
     from tnn_robust_cli import _render
 
-    from tnn_robust.runs.engine import Failed
-    from tnn_robust.runs.grid import FAILURES, grid_run
+    from tnn_robust.base.parallel import Failed
+    from tnn_robust.experiments.grid_run import FAILURES, grid_run
 
     lines: list[str] = []
     failed = 0

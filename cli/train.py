@@ -6,11 +6,11 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
-from tnn_robust import choices
-from tnn_robust.attacks.settings import Eps
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC
-from tnn_robust.errors import InputError
-from tnn_robust.runs.requests import layer_widths, training_attack
+from tnn_robust.training.requests import layer_widths, training_attack
 
 
 def _lists(names: tuple[str, ...]) -> str:
@@ -122,8 +122,8 @@ def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
 def _flow(request: Any, out: Path) -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.records import FlowRecord
-    from tnn_robust.runs.flow import flow_run
+    from tnn_robust.training.flow_run import flow_run
+    from tnn_robust.training.trajectory_results import FlowRecord
 
     steps, last = request.settings.steps, None
     try:
@@ -163,10 +163,10 @@ def _flow_lines(last: Any, request: Any) -> list[str]:
 def _epochs(request: Any, out: Path, seeds: tuple[int, ...] | None) -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
-    from tnn_robust.runs.seeds import train_seeds
-    from tnn_robust.runs.train import train_run
-    from tnn_robust.team import joined
+    from tnn_robust.base.team import joined
+    from tnn_robust.training.results import BatchProgress, EpochRecord, StackedEpoch
+    from tnn_robust.training.run import train_run
+    from tnn_robust.training.seeds import train_seeds
 
     epochs, last = request.settings.epochs, ""
     try:
@@ -211,7 +211,7 @@ def _request(out: Path, given: dict[str, Any]):
     }
     ranks = given.pop("rank")
 
-    from tnn_robust.runs.train import TrainRequest
+    from tnn_robust.training.run import TrainRequest
 
     return TrainRequest(
         data=data,

@@ -27,15 +27,16 @@ from torch import Tensor, nn
 
 from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.trajectory import tracked_examples
-from tnn_robust.theory.tracker import Tracker
 from tnn_robust.training.loop import Perturb, TrainSettings, train_step
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.tracker import Tracker
+from tnn_robust.training.trajectory import tracked_examples
 
 CASES = (
     (28, 28, 28, 80),
@@ -63,8 +64,9 @@ HELP_TARGET, FIRST_BATCH_TARGET = 0.3, 1.5  # seconds, the second beyond torch's
 _FIRST_BATCH = """
 import time, torch; imported = time.perf_counter()
 from pathlib import Path; from tempfile import mkdtemp
-from tnn_robust.data.spec import DataSpec; from tnn_robust.runs.train import TrainRequest, train_run
-from tnn_robust.records import BatchProgress, EpochRecord
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.training.run import TrainRequest, train_run
+from tnn_robust.training.results import BatchProgress, EpochRecord
 from tnn_robust.training.loop import TrainSettings
 request = TrainRequest(
     DataSpec("digits"), Path(mkdtemp()) / "run", (16, 16), None, "dct",

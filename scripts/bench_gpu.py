@@ -17,15 +17,16 @@ from bench import operations, product_calls, verdict
 from bench_a1 import FULL, TINY, seconds
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.risk import attack_part
-from tnn_robust.losses import LOSSES
+from tnn_robust.evaluation.rows import make_check
+from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import TNN, Architecture, new_model
-from tnn_robust.records import BatchProgress
-from tnn_robust.runs.blocks import compute_block
-from tnn_robust.runs.report import make_check
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.results import BatchProgress
 
 SMOKE = "--smoke" in sys.argv[1:]
 DEVICE = torch.device("cpu" if SMOKE else "cuda")

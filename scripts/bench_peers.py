@@ -21,15 +21,16 @@ from torch import Tensor, nn
 
 from tnn_robust.attacks.ascent import verify
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackSettings, Eps, attack_settings
+from tnn_robust.attacks.settings import AttackSettings, attack_settings
 from tnn_robust.attacks.threat import ball_of
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Part
-from tnn_robust.losses import margin
+from tnn_robust.evaluation.subject import load_run_data
+from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import TNN
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.blocks import compute_block
-from tnn_robust.runs.common import load_run_data
 
 EPS, STEPS, RESTARTS, WIDTH, LAYERS = Eps("20/255", 20 / 255), 40, 5, 128, 3
 STEP = 2.5 * EPS.value / STEPS

@@ -28,14 +28,14 @@ import torch
 
 from tnn_robust.algebra import tsvd
 from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.compression.build import CompressRequest
+from tnn_robust.compression.repair import RepairSettings, settings_of
 from tnn_robust.compression.rules import choose_ranks, make_rule
 from tnn_robust.compression.spectrum import spectra_of
+from tnn_robust.compression.sweep import Size, SweepRequest, sweep_run
+from tnn_robust.compression.sweep_results import SweepReport, SweepRow
 from tnn_robust.compression.truncate import compress, smallest_form
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import SweepReport, SweepRow
-from tnn_robust.runs.build import CompressRequest
-from tnn_robust.runs.repair import RepairSettings, settings_of
-from tnn_robust.runs.sweep import Size, SweepRequest, sweep_run
 from tnn_robust.training.learning_compression import LCSchedule
 
 SHARE = 0.1  # of the parameters

@@ -25,18 +25,19 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.files import write_bytes, write_json
+from tnn_robust.base.losses import is_separable, log_risk_and_weights
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.files import write_bytes, write_json
-from tnn_robust.losses import is_separable, log_risk_and_weights
 from tnn_robust.models.network import TNN, Architecture, layer_norms, new_model, weight_norm
-from tnn_robust.randomness import Streams
 from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from tnn_robust.theory.implicit_bias import Teacher, rhs_16
-from tnn_robust.theory.tracker import Tracker
 from tnn_robust.training.full_batch import perturbed_sample, weighted_gradient
 from tnn_robust.training.loop import Perturb
+from tnn_robust.training.tracker import Tracker
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ verdicts and figures anew, and replaces what stands between the documents' marke
 import math
 from pathlib import Path
 
+from tnn_robust.experiments.reproduce import read_records
+from tnn_robust.experiments.results import CellRecord, Verdict
 from tnn_robust.experiments.verdicts import ratios, verdicts
-from tnn_robust.records import CellRecord, Verdict
 from tnn_robust.reporting.reproduction import deliver, verdict_lines
-from tnn_robust.runs.reproduce import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reproduction"

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tnn_robust.base.files import write_bytes
+from tnn_robust.base.parallel import Finished, Task
+from tnn_robust.experiments.cluster import Cluster, embedded, run_on_dask
 from tnn_robust.experiments.grid import make_grid
-from tnn_robust.files import write_bytes
-from tnn_robust.records import GridRecord
-from tnn_robust.runs.cluster import Cluster, embedded, run_on_dask
-from tnn_robust.runs.engine import Finished, Task
-from tnn_robust.runs.grid import HEADER, cell_path, finished_cells
+from tnn_robust.experiments.grid_results import GridRecord
+from tnn_robust.experiments.grid_run import HEADER, cell_path, finished_cells
 
 CELLS = 10**5
 WORKERS = (1, 8, 64)

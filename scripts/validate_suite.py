@@ -18,21 +18,20 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from tnn_robust.attacks.ascent import frozen
-from tnn_robust.attacks.settings import Eps
 from tnn_robust.attacks.suite import suite_attacks
 from tnn_robust.attacks.threat import BALLS
+from tnn_robust.base.losses import margin
+from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset, Part
-from tnn_robust.losses import margin
-from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
-from tnn_robust.runs.attack import (
+from tnn_robust.evaluation.report import (
     AttackFinished,
     AttackRequest,
     Target,
     attack_subject,
     targets_of,
 )
-from tnn_robust.runs.common import load_run_data
-from tnn_robust.runs.subject import subject_of
+from tnn_robust.evaluation.subject import load_run_data, subject_of
+from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 
 TARGET = 0.2  # points of accuracy that the suite may leave more than the peer
 BATCH = 250

@@ -10,9 +10,9 @@ from tnn_robust.attacks.apgd import (
 )
 from tnn_robust.attacks.ascent import frozen, verify
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.losses import margin, predict
+from tnn_robust.base.losses import margin, predict
+from tnn_robust.base.randomness import Streams
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.randomness import Streams
 
 NORMS = ("linf", "l2", "l1")
 SHAPES = ((8, 8), (1, 20), (9, 4))

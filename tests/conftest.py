@@ -70,7 +70,7 @@ def binary_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
     """The address of a Dask scheduler with two workers, which tests may kill."""
-    from tnn_robust.runs.cluster import embedded
+    from tnn_robust.experiments.cluster import embedded
 
     with embedded(2) as local:
         yield local.scheduler_address
@@ -78,8 +78,8 @@ def scheduler() -> Iterator[str]:
 
 def loaded(run: Path):
     """A trained network, frozen, and its test examples."""
+    from tnn_robust.evaluation.subject import load_run_data
     from tnn_robust.models.checkpoint import load_checkpoint
-    from tnn_robust.runs.common import load_run_data
 
     checkpoint = load_checkpoint(run)
     part = load_run_data(checkpoint)[0].test

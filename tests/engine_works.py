@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 class Order(NamedTuple):

@@ -7,11 +7,12 @@ import torch
 
 from tnn_robust.attacks.ascent import Perturbed, feasible, verify
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.attacks.threat import ball_of
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import uniform
+from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.masking import Attacks, masking_checks, trace_of
-from tnn_robust.losses import margin
-from tnn_robust.randomness import uniform
 
 EPS, HUGE, STEPS, N = 0.1, 1.0, 10, 60
 

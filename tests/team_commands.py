@@ -12,7 +12,8 @@ import sys
 import torch.distributed as dist
 
 from tnn_robust.attacks.ascent import Perturbed
-from tnn_robust.runs import attack, blocks
+from tnn_robust.evaluation import report as attack
+from tnn_robust.models import blocks
 
 blocks._LARGEST = {"cpu": 8}
 

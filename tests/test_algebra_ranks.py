@@ -22,7 +22,7 @@ from tnn_robust.algebra.ranks import (
 )
 from tnn_robust.algebra.tproduct import block_diagonal, t_product, to_faces
 from tnn_robust.algebra.transforms import make_transform
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 NAMES = ("dct", "dst", "dft", "haar", "hartley", "identity", "random:3")

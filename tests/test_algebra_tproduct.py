@@ -16,7 +16,7 @@ from tnn_robust.algebra.tproduct import (
     to_faces,
 )
 from tnn_robust.algebra.transforms import make_transform
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 LAW = settings(derandomize=True, deadline=None, max_examples=30, database=None)
 NAMES = ("dct", "dst", "dft", "haar", "hartley", "identity", "random:3")

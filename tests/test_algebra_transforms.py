@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust import choices
 from tnn_robust.algebra.transforms import (
     CHECKED_TOLERANCE,
     TRANSFORMS,
     make_transform,
     transform_from_matrix,
 )
-from tnn_robust.errors import InputError
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 ANY_SIZE = ("dct", "dst", "dft", "haar", "hartley", "identity", "random:3", "data")

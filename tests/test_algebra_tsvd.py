@@ -26,7 +26,7 @@ from tnn_robust.algebra.tsvd import (
     tolerance_rank,
     truncate_faces,
 )
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 LAW = settings(derandomize=True, deadline=None, max_examples=30, database=None)
 NAMES = ("dct", "dft", "haar", "identity", "random:3")

@@ -26,11 +26,11 @@ from tnn_robust.attacks.ascent import ascend, frozen
 from tnn_robust.attacks.fab import fab
 from tnn_robust.attacks.square import square
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import AttackError
-from tnn_robust.losses import cross_entropy, margin, margin_loss
+from tnn_robust.base.errors import AttackError
+from tnn_robust.base.losses import cross_entropy, margin, margin_loss
+from tnn_robust.base.randomness import Streams
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.common import load_run_data
 
 
 @pytest.fixture(scope="module", params=("digits_run", "binary_run"))

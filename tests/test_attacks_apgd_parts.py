@@ -15,8 +15,8 @@ from tnn_robust.attacks.apgd import (
     targeted_dlr,
     targeted_margin,
 )
-from tnn_robust.errors import InputError
-from tnn_robust.losses import cross_entropy, margin
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import cross_entropy, margin
 
 
 def decoyed(z):

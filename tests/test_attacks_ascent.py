@@ -8,12 +8,13 @@ from torch import nn
 
 from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import margin, margin_loss, predict
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import margin, margin_loss, predict
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.randomness import Streams
 
 D, C = 5, 4
 SCORES = (1, 2, 10)

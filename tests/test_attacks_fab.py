@@ -21,11 +21,11 @@ from scipy.optimize import linprog, minimize
 from tnn_robust.attacks.ascent import frozen, verify
 from tnn_robust.attacks.fab import fab, fab_in_ball, onto_plane
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import margin, predict
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import margin, predict
+from tnn_robust.base.randomness import Streams
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.common import load_run_data
 
 
 def run(model, x, y, *, first=0, seed=0, **options):

@@ -10,12 +10,12 @@ from tnn_robust.attacks.ascent import Perturbed, ascend, frozen, verify
 from tnn_robust.attacks.frank_wolfe import best_of, frank_wolfe, make_frank_wolfe
 from tnn_robust.attacks.structured import TUBAL_NUCLEAR, make_ball
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import margin, margin_loss
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import margin, margin_loss
+from tnn_robust.base.randomness import Streams
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.common import load_run_data
 
 D, C = 5, 4
 NORMS = (*BALLS, TUBAL_NUCLEAR)

@@ -9,19 +9,21 @@ from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.boundary import METHODS
 from tnn_robust.attacks.fab import FAB_NORMS, fab
-from tnn_robust.attacks.minimal import minimal, minimal_report, quantile, warm_pgd
+from tnn_robust.attacks.minimal import minimal, quantile, warm_pgd
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.attacks.threat import BALLS
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import margin, margin_loss, predict
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.certification.lipschitz import certified_radii, l2_certified_radii
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import margin, margin_loss, predict
+from tnn_robust.evaluation.curve_results import MinimalReport
+from tnn_robust.evaluation.minimal import minimal_report
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.layers import TProductLinear
 from tnn_robust.models.network import TNN, Architecture, new_model
-from tnn_robust.randomness import Streams
-from tnn_robust.records import MinimalReport
-from tnn_robust.runs.common import load_run_data
 
 D, C = 5, 4
 SCORES = (1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3)), 10)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust.attacks.settings import AttackChoice, Eps, attack_settings, parse_eps
+from tnn_robust.attacks.settings import AttackChoice, attack_settings
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Eps, parse_eps
 
 LAW = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 TENTH = Eps("0.1", 0.1)

@@ -21,11 +21,11 @@ from tnn_robust.attacks.apgd import apgd
 from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.square import share_at, square, window_of
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.losses import predict
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import predict
+from tnn_robust.base.randomness import Streams
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.common import load_run_data
 
 
 def run(model, x, y, **options):

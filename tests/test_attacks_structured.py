@@ -37,8 +37,8 @@ from tnn_robust.attacks.structured import (
     tubal_nuclear_ball,
 )
 from tnn_robust.attacks.threat import BALLS, ball_of
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.randomness import Streams
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 

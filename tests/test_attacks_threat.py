@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnn_robust.attacks.threat import BALLS, ball_of
-from tnn_robust.errors import InputError
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.randomness import Streams
 
 LAW = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 DTYPES = ("float32", "float64")

@@ -5,13 +5,14 @@ import torch
 
 from tnn_robust.attacks.ascent import verify
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.attacks.threat import BALLS, ball_of
-from tnn_robust.losses import margin
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.common import load_run_data
 
 CPU = torch.device("cpu")
 

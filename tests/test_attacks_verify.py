@@ -6,7 +6,7 @@ import torch
 
 from tnn_robust.attacks.ascent import feasible, verify
 from tnn_robust.attacks.threat import BALLS
-from tnn_robust.errors import AttackError
+from tnn_robust.base.errors import AttackError
 
 N, D, C = 4, 6, 5
 DTYPES = (torch.float32, torch.float64)

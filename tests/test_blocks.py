@@ -9,11 +9,11 @@ from conftest import run_cli
 from torch import nn
 
 from tnn_robust.attacks import suite
+from tnn_robust.evaluation.journal import FILE_NAME
 from tnn_robust.evaluation.risk import fresh_rows
+from tnn_robust.models import blocks
+from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.runs import blocks
-from tnn_robust.runs.blocks import compute_block
-from tnn_robust.runs.journal import FILE_NAME
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PGD = ("--attack", "pgd", "--steps", 3, "--restarts", 2, "--eps", "0.05", "--n", 150, "--no-checks")
@@ -75,7 +75,7 @@ def test_no_digit_depends_on_the_batch_size(tmp_path, digits_run, monkeypatch, o
 
 
 def test_nor_on_that_of_a_run_it_goes_on_from(tmp_path, digits_run, monkeypatch) -> None:
-    from tnn_robust.runs.journal import Journal
+    from tnn_robust.evaluation.journal import Journal
 
     monkeypatch.setattr(blocks, "_LARGEST", {"cpu": 32})
     run = copytree(digits_run, tmp_path / "run")

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from test_models_functional import network
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import predict
 from tnn_robust.certification.truncation import truncation_bound, unchanged
 from tnn_robust.compression.select import given_ranks
 from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import compress
-from tnn_robust.errors import InputError
-from tnn_robust.losses import predict
 from tnn_robust.models.network import TNN, to_dense
 
 NETWORKS = st.tuples(

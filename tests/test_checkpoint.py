@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from test_models_functional import FORMS, network
 
-from tnn_robust.errors import CheckpointError
-from tnn_robust.files import read_tensors, write_tensors
+from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.models.checkpoint import (
     KIND,
     Header,

@@ -9,11 +9,11 @@ from cli_checks import load_json, refused, save_npz, succeeded, without
 from conftest import run_cli, train_digits
 from safetensors.torch import load_file
 
-from tnn_robust.files import read_tensors, write_tensors
+from tnn_robust.base.files import read_tensors, write_tensors
+from tnn_robust.evaluation.results import AttackReport
+from tnn_robust.evaluation.subject import load_run_data
+from tnn_robust.evaluation.verify import KIND
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import AttackReport
-from tnn_robust.runs.common import load_run_data
-from tnn_robust.runs.verify import KIND
 
 PARTS = ("train", "test")
 KEYS = {"schema", "kind", "model", "dataset", "seed", "versions", "attacks", "worst_case"}

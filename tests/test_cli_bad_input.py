@@ -8,10 +8,10 @@ import torch
 from cli_checks import content, load_json, refused, save_npz, succeeded
 from conftest import run_cli
 
-from tnn_robust import choices
 from tnn_robust.attacks.ascent import Perturbed
 from tnn_robust.attacks.zoo_entries import ZOO
-from tnn_robust.runs import attack as attack_module
+from tnn_robust.base import choices
+from tnn_robust.evaluation import report as attack_module
 
 DIGITS = ", ".join("0123456789")
 TINY = ("--epochs", 1, "--width", 4, "--layers", 2, "--attack", "none")

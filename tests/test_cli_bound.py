@@ -8,12 +8,12 @@ import torch
 from cli_checks import load_json, refused, save_npz, succeeded
 from conftest import run_cli
 
-from tnn_robust.files import read_tensors, write_tensors
+from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.models.checkpoint import KIND, load_checkpoint
-from tnn_robust.records import BoundReport
 from tnn_robust.reporting.bounds import bound_notes, bound_tables, magnitude
 from tnn_robust.theory.bounds import Sample, theorem_9
 from tnn_robust.theory.network import hypothesis_class
+from tnn_robust.theory.results import BoundReport
 
 FEW = ("--n", 60, "--steps", 3)
 
@@ -120,7 +120,7 @@ def test_ten_classes_are_not_covered(digits_run, tmp_path):
 
 
 def test_a_network_with_a_bias_and_another_transform_is_not_covered(binary_run, monkeypatch):
-    from tnn_robust.runs import bound as module
+    from tnn_robust.evaluation import bounds as module
 
     whole = list(module.bound_run(module.BoundRequest(binary_run, gap=False)))[-1]
     assert all(row.covered for row in whole.rows)
@@ -184,7 +184,7 @@ def test_where_nothing_is_cut_theorem_19_has_no_distance(binary_run, tmp_path):
 
 def altered(run, out, change):
     """A copy of a run whose weights went through `change`."""
-    from tnn_robust.files import read_tensors as read
+    from tnn_robust.base.files import read_tensors as read
 
     tensors, header, _ = read(run / "model.safetensors", kind=KIND)
     change(tensors)

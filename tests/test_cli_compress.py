@@ -8,8 +8,8 @@ import pytest
 from cli_checks import content, load_json, succeeded, without
 from conftest import run_cli, train_digits
 
+from tnn_robust.compression.results import CompressionReport
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import CompressionReport
 
 FEW = ("--n", 100, "--attack", "fgsm", "--attack", "pgd", "--steps", 5)
 

@@ -6,9 +6,9 @@ from cli_checks import content, load_json, refused, succeeded
 from conftest import run_cli, train_digits
 from test_cli_compress import compress
 
-from tnn_robust.files import container, read_tensors
+from tnn_robust.base.files import container, read_tensors
+from tnn_robust.compression.results import CompressionReport
 from tnn_robust.models.checkpoint import KIND, load_checkpoint, save_checkpoint
-from tnn_robust.records import CompressionReport
 
 METHODS = {
     "params": ("--params", 0.6),

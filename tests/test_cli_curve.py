@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import run_cli
 
-from tnn_robust.records import EpsCurve
+from tnn_robust.evaluation.curve_results import EpsCurve
 
 
 def done(*arguments) -> str:

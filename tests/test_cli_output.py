@@ -14,27 +14,21 @@ from pathlib import Path
 import pytest
 from tnn_robust_cli import _render
 
-from tnn_robust.records import (
-    AttackReport,
-    AttackRow,
+from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.evaluation.results import AttackReport, AttackRow, Gap, PartResult
+from tnn_robust.reporting.bounds import bound_notes, bound_tables
+from tnn_robust.reporting.compression import compression_tables
+from tnn_robust.reporting.tables import attack_notes, attack_tables
+from tnn_robust.theory.results import (
     BoundFacts,
     BoundForm,
     BoundReport,
     BoundRow,
-    Certificate,
-    CompressionReport,
     CutRecord,
-    Gap,
     ImplicitRecord,
-    LayerRecord,
     MeasuredGap,
-    ModelSummary,
-    PartResult,
     Premise,
 )
-from tnn_robust.reporting.bounds import bound_notes, bound_tables
-from tnn_robust.reporting.compression import compression_tables
-from tnn_robust.reporting.tables import attack_notes, attack_tables
 
 GOLDEN = Path(__file__).parent / "golden"
 WIDTH = 80

@@ -8,11 +8,11 @@ import torch
 from cli_checks import content, refused, succeeded
 from conftest import run_cli
 
-from tnn_robust.files import read_tensors
+from tnn_robust.base.files import read_tensors
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import StackedEpoch
-from tnn_robust.runs import seeds as runs
-from tnn_robust.runs import train
+from tnn_robust.training import run as train
+from tnn_robust.training import seeds as runs
+from tnn_robust.training.results import StackedEpoch
 
 BASE = ("--n-train", 120, "--width", 6, "--layers", 2, "--lr", 0.01, "--batch-size", 16)
 CASES = {

@@ -15,7 +15,7 @@ from cli_checks import load_json, succeeded, without
 from conftest import run_cli
 
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import EpochRecord
+from tnn_robust.training.results import EpochRecord
 
 FILES = {"model.safetensors", "training.safetensors", "metrics.jsonl"}
 # Two digits that a tiny network tells apart in a second.

@@ -7,10 +7,10 @@ import pytest
 from cli_checks import load_json, refused, save_npz, succeeded, without
 from conftest import run_cli, train_digits
 
-from tnn_robust.errors import CheckpointError
-from tnn_robust.records import ComparisonReport
-from tnn_robust.runs import side_by_side
-from tnn_robust.runs.subject import Source, load_subject
+from tnn_robust.base.errors import CheckpointError
+from tnn_robust.evaluation import side_by_side
+from tnn_robust.evaluation.comparison_results import ComparisonReport
+from tnn_robust.evaluation.subject import Source, load_subject
 
 MLP = ("--model", "foreign_models:mlp")
 FOREIGN = (*MLP, "--model", "foreign_models:conv", "--model", "foreign_models:newman")

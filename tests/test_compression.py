@@ -11,8 +11,12 @@ import torch
 from test_models_functional import FORMS, network
 
 from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.base.errors import InputError
 from tnn_robust.compression import latency
+from tnn_robust.compression.repair import RepairSettings, Training
+from tnn_robust.compression.results import CompressionReport
 from tnn_robust.compression.rules import choose_ranks, make_rule
+from tnn_robust.compression.run import CompressRequest, compress_run
 from tnn_robust.compression.select import given_ranks
 from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import (
@@ -21,13 +25,9 @@ from tnn_robust.compression.truncate import (
     layer_records,
     smallest_form,
 )
-from tnn_robust.errors import InputError
+from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.records import CompressionReport
-from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
-from tnn_robust.runs.compress import CompressRequest, compress_run
-from tnn_robust.runs.repair import RepairSettings, Training
 
 TRANSFORMS = ("dct", "dft", "random:3")
 EVERY_FORM = pytest.mark.parametrize("ranks", FORMS.values())

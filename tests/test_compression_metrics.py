@@ -5,12 +5,12 @@ import pytest
 import torch
 from test_models_functional import FORMS, network
 
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import cross_entropy
 from tnn_robust.compression.metrics import by_sensitivity, input_covariances, whitened
 from tnn_robust.compression.select import given_ranks
 from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import compress
-from tnn_robust.errors import InputError
-from tnn_robust.losses import cross_entropy
 from tnn_robust.models.layers import TProductLinear
 from tnn_robust.models.network import TNN
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models_functional import network
 
+from tnn_robust.base.errors import InputError
 from tnn_robust.compression import spectrum
 from tnn_robust.compression.costs import byte_costs, cost_of, flop_costs, parameter_costs
 from tnn_robust.compression.knapsack import Options, best_choice
@@ -23,7 +24,6 @@ from tnn_robust.compression.select import (
 )
 from tnn_robust.compression.spectrum import Spectrum, full_ranks, spectra_of
 from tnn_robust.compression.truncate import compress, kept_energy, smallest_form
-from tnn_robust.errors import InputError
 from tnn_robust.models.layers import TProductLinear
 from tnn_robust.models.network import TNN, Architecture, new_model
 

@@ -9,17 +9,18 @@ from test_attacks_minimal import exact, examples, linear
 from tnn_robust.attacks.ascent import Perturbed
 from tnn_robust.attacks.minimal import minimal, warm_pgd
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import AttackError, CheckpointError, InputError
+from tnn_robust.base.losses import LOSSES, margin
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.certification.lipschitz import certified_radii
-from tnn_robust.errors import AttackError, CheckpointError, InputError
-from tnn_robust.evaluation.curve import curve, curve_part, join_sweep
+from tnn_robust.evaluation.curve_results import EpsCurve
+from tnn_robust.evaluation.eps_sweep import curve, curve_part, join_sweep
 from tnn_robust.evaluation.risk import attack_part, join
-from tnn_robust.losses import LOSSES, margin
+from tnn_robust.evaluation.rows import make_check
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.randomness import Streams
-from tnn_robust.records import EpsCurve
-from tnn_robust.runs.common import load_run_data
-from tnn_robust.runs.report import make_check
 
 SIZES = (0.0, 0.02, 0.05, 0.1, 0.2)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 
-from tnn_robust.choices import DATASETS
+from tnn_robust.base.choices import DATASETS
+from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.data import sources
 from tnn_robust.data.catalogue import LOADERS, load_dataset
 from tnn_robust.data.dataset import Scaling
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import DataError, InputError
 
 # --- names and options
 

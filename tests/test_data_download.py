@@ -9,10 +9,10 @@ import pytest
 import sklearn.datasets
 from sklearn.utils import Bunch
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data import download
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import DataError
 
 N_TRAIN = 20
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data import find
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.idx import FILES
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from data_files import IMAGES, PICKLED_X, idx_images, idx_labels, python2_pickle, write
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data import cifar, idx
-from tnn_robust.errors import DataError
 
 
 def test_idx_reads_images_and_labels(tmp_path):

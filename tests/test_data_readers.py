@@ -8,8 +8,8 @@ import pytest
 from data_files import idx_images, npz, python2_pickle, write
 from scipy.io import loadmat, savemat
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data import cifar, cube, idx, matlab, tables, timeseries
-from tnn_robust.errors import DataError
 
 # --- time series
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.cube import SALINAS_A_FILES, read_scene
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.data.split import blocked_split, usable_pixels
-from tnn_robust.errors import DataError
 
 MOTIONS = "ts:BasicMotions_TRAIN.ts,BasicMotions_TEST.ts"
 

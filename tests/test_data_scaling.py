@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Scaling
 from tnn_robust.data.prepare import fit_scaling, scale
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import DataError
 
 
 def test_npz_values_pass_unchanged(toy, tmp_path):

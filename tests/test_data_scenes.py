@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.io import savemat
 
+from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import DataError, InputError
 
 
 @pytest.fixture

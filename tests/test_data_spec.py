@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from tnn_robust.base.errors import CheckpointError
 from tnn_robust.data.dataset import Scaling
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import CheckpointError
 
 FULL = DataSpec(
     dataset="mat:A.mat,B.mat",

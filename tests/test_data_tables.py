@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from data_files import npz, write
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data import tables
-from tnn_robust.errors import DataError
 
 
 def landsat_text(rows, label=7):

@@ -10,9 +10,9 @@ from cli_checks import succeeded
 from conftest import run_cli
 from tnn_robust_cli import attack, bound, compress, reproduce, sweep, train
 
-from tnn_robust import choices
+from tnn_robust.base import choices
 from tnn_robust.experiments.grid import read_spec
-from tnn_robust.runs.cell import Place, check_grid
+from tnn_robust.experiments.grid_cell import Place, check_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {

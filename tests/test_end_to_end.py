@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from tnn_robust.algebra.ranks import stable_rank
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
 from tnn_robust.models.network import TNN
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.common import load_run_data
 
 SMALL = ("--epochs", 3, "--width", 8, "--layers", 2, "--attack", "fgsm", "--eps", "1/255")
 # Options, features x channels, scores, and what a network beats that learned nothing.

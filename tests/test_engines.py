@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 from engine_works import Order, echo, obey, starts
 
-from tnn_robust.errors import InputError, TrainingError
-from tnn_robust.runs import cluster as cluster_module
-from tnn_robust.runs.cluster import Cluster, embedded, run_on_dask
-from tnn_robust.runs.engine import (
+from tnn_robust.base.errors import InputError, TrainingError
+from tnn_robust.base.parallel import (
     Event,
     Failed,
     Finished,
@@ -27,6 +25,8 @@ from tnn_robust.runs.engine import (
     run_here,
     run_in_processes,
 )
+from tnn_robust.experiments import cluster as cluster_module
+from tnn_robust.experiments.cluster import Cluster, embedded, run_on_dask
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
 def test_processes_end_with_the_first_one(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from test_engines import orders; from engine_works import obey\n"
-        "from tnn_robust.runs.engine import run_in_processes\n"
+        "from tnn_robust.base.parallel import run_in_processes\n"
         f"if __name__ == '__main__': "
         f"list(run_in_processes(obey, orders(Path({str(tmp_path)!r}), a='wait'), 1))\n"
     )

@@ -7,15 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackChoice, Eps, attack_settings
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.evaluation.gap import Attacked, attack_rows, measure_parts, worst_case
+from tnn_robust.attacks.settings import AttackChoice, attack_settings
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation import report as run
+from tnn_robust.evaluation.agp import Attacked, attack_rows, measure_parts, worst_case
+from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
 from tnn_robust.evaluation.risk import Outcomes, attack_part, join, measure, worst_of
-from tnn_robust.losses import LOSSES
+from tnn_robust.evaluation.rows import make_check
 from tnn_robust.models.network import Architecture, new_model, to_dense
-from tnn_robust.runs import attack as run
-from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
-from tnn_robust.runs.report import make_check
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_evaluation import planted
 
-from tnn_robust.errors import InputError
-from tnn_robust.evaluation.curve import curve
+from tnn_robust.base.errors import InputError
+from tnn_robust.evaluation.eps_sweep import curve
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import tnn_robust
-from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.files import append_line, read_tensors, write_bytes, write_json, write_tensors
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.files import append_line, read_tensors, write_bytes, write_json, write_tensors
 
 LIBRARY = Path(tnn_robust.__file__).parent
 

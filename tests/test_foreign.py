@@ -10,8 +10,8 @@ from cli_checks import load_json, refused, save_npz, succeeded, without
 from conftest import run_cli
 from torch import nn
 
+from tnn_robust.base.errors import InputError
 from tnn_robust.data.cifar import COLOURS, PIXELS
-from tnn_robust.errors import InputError
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.foreign import Foreign, adapt, as_image, load_module, module_digest
 

@@ -8,12 +8,13 @@ from torch import nn
 
 from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.errors import InputError
-from tnn_robust.losses import margin
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams, seeded
+from tnn_robust.base.threat import Eps
 from tnn_robust.models.foreign import adapt
 from tnn_robust.models.heads import without_head
-from tnn_robust.randomness import Streams, seeded
 
 X = torch.rand(60, 8, 8, generator=torch.Generator().manual_seed(0))
 SQUASH = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "softmax": lambda z: torch.softmax(z, 1)}

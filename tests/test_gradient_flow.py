@@ -11,17 +11,18 @@ from cli_checks import refused, save_npz, succeeded
 from conftest import run_cli
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import InputError, TrainingError
+from tnn_robust.base.losses import LOG_LOSSES, log_risk_and_weights, margin
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import InputError, TrainingError
-from tnn_robust.losses import LOG_LOSSES, log_risk_and_weights, margin
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.randomness import Streams
-from tnn_robust.runs.flow import flow_run
-from tnn_robust.runs.train import TrainRequest
 from tnn_robust.training import full_batch
+from tnn_robust.training.flow_run import flow_run
 from tnn_robust.training.gradient_flow import FlowSettings, gradient_flow
+from tnn_robust.training.run import TrainRequest
 
 ATTACKS = {
     "fgsm": attack_settings("fgsm", Eps("0.02", 0.02), loss="margin"),

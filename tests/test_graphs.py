@@ -11,17 +11,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tnn_robust import graphs
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base import graphs
+from tnn_robust.base.graphs import Recorded, each_time
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.risk import Counted
-from tnn_robust.graphs import Recorded, each_time
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.randomness import Streams
-from tnn_robust.records import BatchProgress
 from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked, train_step
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.results import BatchProgress
 
 EPS = Eps("0.1", 0.1)
 

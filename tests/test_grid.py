@@ -16,8 +16,8 @@ from tnn_robust.experiments.grid import (
     TRAINED,
     make_grid,
 )
-from tnn_robust.runs.cell import Place, check_grid, requests_of
-from tnn_robust.runs.grid import cell_path, finished_cells
+from tnn_robust.experiments.grid_cell import Place, check_grid, requests_of
+from tnn_robust.experiments.grid_run import cell_path, finished_cells
 
 
 def test_lists_and_ranges_are_swept_and_the_rest_is_fixed() -> None:
@@ -209,7 +209,7 @@ def test_every_setting_reaches_the_requests() -> None:
 
 
 def test_checking_looks_at_both_ends_of_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tnn_robust.runs import cell as module
+    from tnn_robust.experiments import grid_cell as module
 
     loaded = []
     load = module.load_dataset

@@ -13,13 +13,14 @@ import pytest
 from cli_checks import content, load_json, refused, succeeded, without
 from conftest import run_cli
 
+from tnn_robust.experiments.cluster import Cluster
 from tnn_robust.experiments.grid import make_grid, read_spec
+from tnn_robust.experiments.grid_results import GridRecord, GridReport
+from tnn_robust.experiments.grid_run import GridRequest, Standing, grid_run, read_cells
+from tnn_robust.experiments.reproduce import read_records
+from tnn_robust.experiments.results import CellRecord
+from tnn_robust.experiments.worker import scratch_folder
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import CellRecord, GridRecord, GridReport
-from tnn_robust.runs.cluster import Cluster
-from tnn_robust.runs.grid import GridRequest, Standing, grid_run, read_cells
-from tnn_robust.runs.reproduce import read_records
-from tnn_robust.runs.worker import scratch_folder
 
 SPEC = """
 width = 6

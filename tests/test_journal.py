@@ -13,10 +13,10 @@ import pytest
 from cli_checks import refused
 from conftest import run_cli, train_digits
 
+from tnn_robust.evaluation import report as attack_module
+from tnn_robust.evaluation.journal import FILE_NAME
+from tnn_robust.models import blocks
 from tnn_robust.models.checkpoint import FILE_NAME as CHECKPOINT
-from tnn_robust.runs import attack as attack_module
-from tnn_robust.runs import blocks
-from tnn_robust.runs.journal import FILE_NAME
 
 OPTIONS = ("--suite", "quick", "--eps", "0.03", "--n", "30", "--batch-size", "7", "--no-checks")
 # Blocks of 8, so that there are enough of them to die between.

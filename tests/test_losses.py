@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust.losses import LOSSES, cross_entropy, logistic, margin, margin_loss, predict
+from tnn_robust.base.losses import LOSSES, cross_entropy, logistic, margin, margin_loss, predict
 
 LAW = settings(derandomize=True, deadline=None, max_examples=60, database=None)
 DTYPES = ("float32", "float64")

@@ -17,7 +17,8 @@ from masking_cases import (
 )
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model, weight_norm
 
 # --- A sound network passes ----------------------------------------------------------------

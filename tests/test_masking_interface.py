@@ -13,11 +13,12 @@ from masking_cases import (
 
 from tnn_robust.attacks.ascent import Perturbed, frozen
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.errors import AttackError, CheckpointError, InputError
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import AttackError, CheckpointError, InputError
+from tnn_robust.base.losses import margin
+from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.masking import trace_of
-from tnn_robust.losses import margin
-from tnn_robust.records import Check
+from tnn_robust.evaluation.results import Check
 
 
 def test_the_sample_is_drawn_by_seed_and_keeps_its_streams(binary):

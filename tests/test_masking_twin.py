@@ -7,13 +7,14 @@ import torch
 from cli_checks import load_json, succeeded
 from conftest import run_cli
 
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.threat import Eps
+from tnn_robust.data.dataset import subset
+from tnn_robust.evaluation.checks import report_checks
+from tnn_robust.evaluation.subject import load_run_data, model_info, subject_of
+from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import TNN
-from tnn_robust.runs.checks import report_checks
-from tnn_robust.runs.common import load_run_data, subset
-from tnn_robust.runs.subject import model_info, subject_of
-from tnn_robust.runs.twin import dense_twin
 
 CPU = torch.device("cpu")
 FEW = ("--attack", "fgsm", "--n", 20)

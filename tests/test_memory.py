@@ -8,13 +8,14 @@ from cli_checks import load_json, succeeded, without
 from conftest import loaded, run_cli
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.errors import InputError
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation.journal import FILE_NAME, Journal
 from tnn_robust.evaluation.risk import attack_part, join
-from tnn_robust.losses import LOSSES
+from tnn_robust.evaluation.rows import make_check
 from tnn_robust.models.network import TNN
-from tnn_robust.runs.journal import FILE_NAME, Journal
-from tnn_robust.runs.report import make_check
 
 ATTACK = ("--attack", "fgsm", "--attack", "pgd", "--steps", 3, "--eps", "0.05", "--n", 100)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_models_functional import FORMS, TRANSFORMS, named, network
 
 from tnn_robust.algebra.transforms import make_transform
-from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.models.layers import (
     LowRankTProductLinear,
     TProductLinear,

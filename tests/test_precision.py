@@ -5,8 +5,8 @@ import torch
 from cli_checks import load_json, refused
 from conftest import run_cli, train_digits
 
+from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
 from tnn_robust.models.network import TNN
-from tnn_robust.precision import FULL, in_full_float32, matmul_precision
 from tnn_robust.training import loop
 
 ATTACK = ("--attack", "pgd", "--steps", 2, "--eps", "0.1", "--n", 20)

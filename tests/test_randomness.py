@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tnn_robust.randomness import Streams, normal, uniform
+from tnn_robust.base.randomness import Streams, normal, uniform
 
 LAW = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 DTYPES = (torch.float32, torch.float64)

@@ -6,14 +6,15 @@ import torch
 from test_training_penalties import blobs, network
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import InputError, TrainingError
+from tnn_robust.base.losses import LOSSES, margin
+from tnn_robust.base.threat import Eps
 from tnn_robust.compression.truncate import densify
-from tnn_robust.errors import InputError, TrainingError
-from tnn_robust.losses import LOSSES, margin
 from tnn_robust.models.layers import LowRankTProductLinear
-from tnn_robust.records import EpochRecord
 from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.rank_adaptive import DynamicSettings, dynamic_fit, make_core, to_model
+from tnn_robust.training.results import EpochRecord
 
 
 def dynamic_run(model, x, y, *, epochs=3, lr=5e-3, components=(16, 16), **dynamic):

@@ -7,20 +7,13 @@ import torch
 from test_evaluation import attacked, planted
 
 from tnn_robust.attacks.settings import AttackChoice
-from tnn_robust.errors import CheckpointError
-from tnn_robust.evaluation.gap import attack_rows
-from tnn_robust.records import (
-    AttackReport,
-    AttackRow,
-    Certificate,
-    CompressionReport,
-    EpochRecord,
-    LayerRecord,
-    ModelSummary,
-    PartResult,
-)
-from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
-from tnn_robust.runs.report import make_report
+from tnn_robust.base.errors import CheckpointError
+from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.evaluation.agp import attack_rows
+from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
+from tnn_robust.evaluation.results import AttackReport, AttackRow, PartResult
+from tnn_robust.evaluation.rows import make_report
+from tnn_robust.training.results import EpochRecord
 
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
 ROW = {

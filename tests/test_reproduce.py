@@ -14,9 +14,10 @@ from cli_checks import content, refused, succeeded, without
 from conftest import run_cli
 
 from tnn_robust.algebra import matrices
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.losses import logistic
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import CheckpointError, InputError
 from tnn_robust.experiments.cells import cell_run, new_stack, rows_of
 from tnn_robust.experiments.departures import DEPARTURES, chosen
 from tnn_robust.experiments.measure import Attack, attacked, bounds, spectra
@@ -28,11 +29,10 @@ from tnn_robust.experiments.published import (
     publish_epoch,
     published_dct,
 )
-from tnn_robust.losses import logistic
+from tnn_robust.experiments.reproduce import ReproduceRequest, read_records, reproduce_run
+from tnn_robust.experiments.results import CellRecord
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import unstack_models
-from tnn_robust.records import CellRecord
-from tnn_robust.runs.reproduce import ReproduceRequest, read_records, reproduce_run
 from tnn_robust.theory.network import DataFacts, dense_bounds, low_rank_bounds
 from tnn_robust.training.loop import Examples
 from tnn_robust.training.optimizers import make_optimizer

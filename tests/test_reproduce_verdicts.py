@@ -4,8 +4,8 @@ import numpy
 import pytest
 
 from tnn_robust.experiments.fits import fit_power, fit_root_n, interval, jackknife_ratio
+from tnn_robust.experiments.results import CellRecord, PointRecord, Verdict
 from tnn_robust.experiments.verdicts import ratios, verdicts
-from tnn_robust.records import CellRecord, PointRecord, Verdict
 
 SEEDS = tuple(range(8))
 SIZES = (500, 1000, 2000, 4000)

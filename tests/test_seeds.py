@@ -12,13 +12,14 @@ from conftest import run_cli
 from scipy import stats
 from test_evaluation import attacked, planted
 
-from tnn_robust.attacks.settings import AttackChoice, Eps
-from tnn_robust.evaluation.gap import Work, attack_rows
+from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation import report as attack_module
+from tnn_robust.evaluation.agp import Work, attack_rows
+from tnn_robust.evaluation.attack_seeds import merge_seeds
+from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
+from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.seeds import student_interval
-from tnn_robust.records import AttackReport
-from tnn_robust.runs import attack as attack_module
-from tnn_robust.runs.attack import AttackFinished, AttackRequest, attack_run
-from tnn_robust.runs.attack_seeds import merge_seeds
 
 PARTS = ("train", "test")
 PGD = ("--attack", "pgd", "--steps", 2, "--attack", "fgsm", "--eps", "0.15")

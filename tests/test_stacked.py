@@ -8,12 +8,12 @@ import reference_networks as slow
 import torch
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.randomness import Streams, normal
+from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, layer_norms, new_model
 from tnn_robust.models.stacked import stack_models, unstack_models
-from tnn_robust.randomness import Streams, normal
-from tnn_robust.records import BatchProgress, StackedEpoch
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty
 from tnn_robust.training.loop import Examples, TrainSettings, fit, fit_stacked
 from tnn_robust.training.optimizers import (
@@ -23,6 +23,7 @@ from tnn_robust.training.optimizers import (
     stack_states,
     unstack_states,
 )
+from tnn_robust.training.results import BatchProgress, StackedEpoch
 
 SEEDS = (4, 0, 7)
 PGD = attack_settings("pgd", Eps("0.1", 0.1), steps=3)

@@ -5,11 +5,11 @@ import torch
 from test_checkpoint import header_of, refused
 from test_models_functional import network
 
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.compression.select import energy_ranks, given_ranks
 from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import compress, densify, smallest_form
-from tnn_robust.errors import InputError
-from tnn_robust.files import read_tensors, write_tensors
 from tnn_robust.models.checkpoint import KIND, checkpoint_bytes, load_checkpoint, save_checkpoint
 from tnn_robust.models.layers import LowRankTProductLinear
 from tnn_robust.models.network import Architecture, new_model, to_dense

@@ -7,10 +7,11 @@ from conftest import run_cli
 from safetensors.torch import load_file
 
 from tnn_robust.attacks.registry import ball_for, make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.errors import InputError
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.runs.common import load_run_data
 
 PARTS = ("train", "test")
 TENTH = Eps("0.1", 0.1)

@@ -5,11 +5,11 @@ import json
 import pytest
 from conftest import run_cli
 
-from tnn_robust import choices
-from tnn_robust.attacks.settings import Eps
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
-from tnn_robust.errors import InputError
-from tnn_robust.records import AttackReport
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation.results import AttackReport
 
 TENTH = Eps("0.1", 0.1)
 

@@ -14,17 +14,16 @@ from cli_checks import content, load_json, refused, succeeded, without
 from conftest import run_cli
 
 from tnn_robust.attacks.settings import AttackChoice
-from tnn_robust.compression import latency, spectrum
+from tnn_robust.base.files import read_tensors
+from tnn_robust.compression import latency, spectrum, sweep_row
+from tnn_robust.compression.build import CompressRequest
+from tnn_robust.compression.sweep import SweepRequest, make_sizes, sweep_run
+from tnn_robust.compression.sweep_results import SweepReport
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.files import read_tensors
+from tnn_robust.evaluation.subject import load_run_data
+from tnn_robust.evaluation.verify import KIND
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import SweepReport
 from tnn_robust.reporting.sweep import sweep_notes, sweep_tables
-from tnn_robust.runs import sweep_row
-from tnn_robust.runs.build import CompressRequest
-from tnn_robust.runs.common import load_run_data
-from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
-from tnn_robust.runs.verify import KIND
 
 FEW = ("--n", 60, "--attack", "pgd", "--steps", 3)
 TIMES = ("latency_1_ms", "latency_256_ms", "dense_1_ms", "dense_256_ms", "ratio_1", "ratio_256")
@@ -157,7 +156,7 @@ def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path,
     done = log.read_text()
     assert (tmp_path / "out" / "size-2" / "model.safetensors").is_file()
     built = []
-    from tnn_robust.runs import sweep
+    from tnn_robust.compression import sweep
 
     plain = sweep.build
     monkeypatch.setattr(

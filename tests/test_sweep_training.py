@@ -9,11 +9,11 @@ from conftest import run_cli, train_digits
 
 from tnn_robust.attacks.settings import AttackChoice
 from tnn_robust.compression import latency
+from tnn_robust.compression.build import CompressRequest
+from tnn_robust.compression.repair import RepairSettings, settings_of
+from tnn_robust.compression.run import compress_run
+from tnn_robust.compression.sweep import SweepRequest, make_sizes, sweep_run
 from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
-from tnn_robust.runs.build import CompressRequest
-from tnn_robust.runs.compress import compress_run
-from tnn_robust.runs.repair import RepairSettings, settings_of
-from tnn_robust.runs.sweep import SweepRequest, make_sizes, sweep_run
 from tnn_robust.training.learning_compression import LCSchedule
 
 

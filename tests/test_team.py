@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tnn_robust_cli import _options
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.devices import resolve_device
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.team import Team
+from tnn_robust.evaluation.journal import FILE_NAME as JOURNAL
+from tnn_robust.models import blocks
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.runs import blocks
-from tnn_robust.runs.common import resolve_device
-from tnn_robust.runs.journal import FILE_NAME as JOURNAL
-from tnn_robust.team import Team
 
 DRIVER = Path(__file__).parent / "team_commands.py"
 SMALL = ("--width", 8, "--layers", 2, "--eps", "0.1", "--epochs", 2, "--norm-bound", 1.5)

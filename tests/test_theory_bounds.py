@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import reference_theory as slow
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.theory.approximate import (
     STEEPEST,
     Decay,

@@ -10,15 +10,15 @@ import torch
 from tnn_robust.algebra.transforms import Transform, make_transform
 from tnn_robust.algebra.tsvd import truncate_faces
 from tnn_robust.attacks.structured import make_ball
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.randomness import Streams
 from tnn_robust.certification.lipschitz import l2_certified_radii, worst_scores
 from tnn_robust.compression.select import given_ranks
 from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import compress
-from tnn_robust.errors import InputError
-from tnn_robust.losses import LOSSES
 from tnn_robust.models.layers import LowRankTProductLinear, TProductLinear
 from tnn_robust.models.network import TNN, Architecture, to_dense
-from tnn_robust.randomness import Streams
 from tnn_robust.theory.adversary import largest_f_norm
 from tnn_robust.theory.approximate import decay_envelope, r_hat_19, r_hat_21
 from tnn_robust.theory.bounds import Sample, theorem_9

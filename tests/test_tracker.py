@@ -14,14 +14,14 @@ from scipy.optimize import nnls
 from test_gradient_flow import ATTACKS, network, separable
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.losses import margin
-from tnn_robust.records import TrajectoryRecord
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.losses import margin
 from tnn_robust.reporting.trajectory import trajectory_figure, trajectory_lines
-from tnn_robust.runs.trajectory import read_trajectory, tracked_examples
 from tnn_robust.theory.implicit_bias import Teacher, rhs_16
-from tnn_robust.theory.tracker import Tracker
 from tnn_robust.training.gradient_flow import FlowSettings, gradient_flow
+from tnn_robust.training.tracker import Tracker
+from tnn_robust.training.trajectory import read_trajectory, tracked_examples
+from tnn_robust.training.trajectory_results import TrajectoryRecord
 
 TEACHER = Teacher(2, 2, 1.0)
 

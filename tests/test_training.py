@@ -10,14 +10,15 @@ import pytest
 import reference_networks as slow
 import torch
 
-from tnn_robust.attacks.settings import Eps, attack_settings
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import CheckpointError, InputError, TnnError, TrainingError
+from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import CheckpointError, InputError, TnnError, TrainingError
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.records import BatchProgress, EpochRecord
-from tnn_robust.runs import train as run
-from tnn_robust.runs.train import TrainRequest, train_run
+from tnn_robust.training import run as run
 from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.results import BatchProgress, EpochRecord
+from tnn_robust.training.run import TrainRequest, train_run
 
 PGD = attack_settings("pgd", Eps("0.1", 0.1), steps=2)
 FGSM = attack_settings("fgsm", Eps("0.1", 0.1))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import Eps, attack_settings
-from tnn_robust.errors import InputError
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.training.learning_compression import LCSchedule, LCStep, lc_fit
 from tnn_robust.training.loop import TrainSettings, fit

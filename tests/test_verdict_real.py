@@ -5,8 +5,8 @@ from cli_checks import load_json, succeeded
 from conftest import run_cli
 from test_journal import OPTIONS, kill_after, report
 
-from tnn_robust.records import EpsCurve
-from tnn_robust.runs import blocks
+from tnn_robust.evaluation.curve_results import EpsCurve
+from tnn_robust.models import blocks
 
 SMALL = ("--epochs", 3, "--width", 8, "--layers", 2, "--attack", "pgd", "--eps", "0.03")
 SETS = {

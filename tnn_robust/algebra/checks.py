@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 def require_faces(what: str, faces: Tensor) -> None:

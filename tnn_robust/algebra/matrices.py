@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 def dct(c: int) -> np.ndarray:

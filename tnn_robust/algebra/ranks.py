@@ -16,7 +16,7 @@ from tnn_robust.algebra.checks import (
     require_faces,
     require_finite,
 )
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 def singular_values(faces: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnn_robust.algebra.checks import require_faces
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 def to_faces(t: Tensor, transform: Transform) -> Tensor:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tnn_robust import choices
 from tnn_robust.algebra import matrices
-from tnn_robust.errors import InputError, unknown_choice
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError, unknown_choice
 
 # The largest max|M M^T - I| accepted of a matrix held in each real dtype.
 CHECKED_TOLERANCE = {

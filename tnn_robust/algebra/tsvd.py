@@ -19,7 +19,7 @@ from tnn_robust.algebra.checks import (
 )
 from tnn_robust.algebra.tproduct import from_faces, to_faces
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 class FaceSVD(NamedTuple):

@@ -29,9 +29,9 @@ from tnn_robust.attacks.ascent import (
 )
 from tnn_robust.attacks.best import better, is_blind
 from tnn_robust.attacks.threat import Ball, Radius
-from tnn_robust.errors import InputError
-from tnn_robust.losses import Loss, margin_loss
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.randomness import Streams
 
 _MOMENTUM = 0.75
 _ENOUGH_RISES = 0.75  # share of the steps between checkpoints that must raise the loss

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tnn_robust.attacks.best import LOOK, Best
 from tnn_robust.attacks.threat import Ball, Radius, is_box, per_example, shrink_to
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.graphs import Recorded
-from tnn_robust.losses import Loss, margin_loss
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.graphs import Recorded
+from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.randomness import Streams
 
 Model = Callable[[Tensor], Tensor]
 BOX = (0.0, 1.0)

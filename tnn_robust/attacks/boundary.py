@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tnn_robust.attacks.ascent import Model, _step, _value_and_gradient, feasible
 from tnn_robust.attacks.threat import Ball, per_example
-from tnn_robust.errors import AttackError
-from tnn_robust.losses import Loss
+from tnn_robust.base.errors import AttackError
+from tnn_robust.base.losses import Loss
 
 
 class Rule(NamedTuple):

@@ -22,9 +22,9 @@ from tnn_robust.attacks.ascent import (
 )
 from tnn_robust.attacks.best import better, is_blind
 from tnn_robust.attacks.threat import ball_of
-from tnn_robust.errors import unknown_choice
-from tnn_robust.losses import margin, margin_loss
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.losses import margin, margin_loss
+from tnn_robust.base.randomness import Streams
 
 _MOST_PLANES = 10
 _HALVINGS = 12  # of the final search: down to 1 / 4096 of the way

@@ -17,9 +17,9 @@ from tnn_robust.attacks.ascent import (
 )
 from tnn_robust.attacks.best import Best, better
 from tnn_robust.attacks.threat import Ball, Radius, per_example
-from tnn_robust.errors import InputError
-from tnn_robust.losses import Loss, margin_loss
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.randomness import Streams
 
 
 def make_frank_wolfe(

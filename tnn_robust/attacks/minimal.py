@@ -4,9 +4,8 @@
 the ascent loop started warm from what was found.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +24,9 @@ from tnn_robust.attacks.fab import FAB_NORMS, fab
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.threat import Ball, ball_of
-from tnn_robust.errors import AttackError, InputError, unknown_choice
-from tnn_robust.losses import LOSSES, margin_loss
-from tnn_robust.randomness import Streams
-from tnn_robust.records import MinimalReport
+from tnn_robust.base.errors import AttackError, InputError, unknown_choice
+from tnn_robust.base.losses import LOSSES, margin_loss
+from tnn_robust.base.randomness import Streams
 
 WarmPerturb = Callable[[Model, Tensor, Tensor, Streams, Tensor | None], Perturbed]
 
@@ -100,23 +98,6 @@ def quantile(norms: Tensor, percent: int) -> float:
     """The smallest of the norms that at least `percent` % of them do not exceed."""
     place = max(-(-percent * len(norms) // 100) - 1, 0)
     return float(norms.sort().values[place])
-
-
-def minimal_report(
-    norms: Tensor, *, part: str, norm: str, settings: dict[str, Any], seed: int
-) -> MinimalReport:
-    """What a report keeps of the norms (n,) of one part: their percentiles and counts."""
-    found = [quantile(norms, percent) for percent in range(101)]
-    return MinimalReport(
-        part=part,
-        norm=norm,
-        n=len(norms),
-        misclassified=int((norms == 0).sum()),
-        found=int(norms.isfinite().sum()),
-        quantiles=tuple(value if math.isfinite(value) else None for value in found),
-        settings=settings,
-        seed=seed,
-    )
 
 
 # In l1 the box takes most of a step back, and only the sphere makes up for it (measured on digits

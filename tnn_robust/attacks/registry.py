@@ -15,9 +15,9 @@ from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.square import square
 from tnn_robust.attacks.structured import make_ball, parse_range
 from tnn_robust.attacks.threat import Ball
-from tnn_robust.errors import InputError
-from tnn_robust.losses import LOSSES
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.randomness import Streams
 
 Climb = Callable[..., Perturbed]
 Run = Callable[[AttackSettings, Ball, Model, Tensor, Tensor, Streams], Perturbed]

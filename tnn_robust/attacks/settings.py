@@ -1,15 +1,14 @@
-"""Attacks as settings of one loop, and the perturbation sizes a user types. Free of torch."""
+"""Attacks as settings of one loop, Free of torch."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from tnn_robust.attacks.zoo_entries import zoo_entry, zoo_norm
-from tnn_robust.choices import ATTACKS, LOSSES, NORMS
-from tnn_robust.errors import InputError, unknown_choice
+from tnn_robust.base.choices import ATTACKS, LOSSES, NORMS
+from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.threat import LARGEST_EPS, Eps
 
 _ZOO = "torchattacks:"
 _LP = ("linf", "l2", "l1")
@@ -23,17 +22,6 @@ SETTINGS: dict[str, Any] = {
 }
 _ZOO_SETTINGS = {"alpha": "step_size", "n_restarts": "restarts"}
 _ZOO_NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-_MAX_RANGE = 10_000
-_LARGEST_EPS = 1e6  # the box is [0, 1]; far beyond it float32 would overflow
-# Fraction writes out 1e999999999 digit by digit.
-_LONG_EXPONENT = re.compile(r"e[+-]?[\d_]{4}", re.IGNORECASE)
-
-
-class Eps(NamedTuple):
-    """A perturbation size: the text typed and its number."""
-
-    text: str
-    value: float
 
 
 class Preset(NamedTuple):
@@ -307,8 +295,8 @@ def _check_support(name: str, preset: Preset, channels: str | None, faces: str |
 
 
 def _check(eps: Eps, steps: int | None, step_size: float | None, restarts: int, loss: str) -> None:
-    if not 0 <= eps.value <= _LARGEST_EPS:
-        raise InputError(f"eps needs a number from 0 to {_LARGEST_EPS:g}, got {eps.text}")
+    if not 0 <= eps.value <= LARGEST_EPS:
+        raise InputError(f"eps needs a number from 0 to {LARGEST_EPS:g}, got {eps.text}")
     if steps is not None and steps < 1:
         raise InputError(f"an attack needs at least 1 step, got {steps}")
     if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
@@ -317,44 +305,3 @@ def _check(eps: Eps, steps: int | None, step_size: float | None, restarts: int, 
         raise InputError(f"an attack needs at least 1 restart, got {restarts}")
     if loss not in LOSSES:
         raise unknown_choice("loss", loss, LOSSES)
-
-
-def parse_eps(text: str) -> tuple[Eps, ...]:
-    """Read `8/255`, `0.03`, a list `0,0.1,0.2` or an inclusive range `0:0.3:0.05`.
-
-    Numbers are read as exact fractions, never evaluated. Raises InputError for
-    anything else, a value below zero, an empty range or one not rising.
-    """
-    found: list[Eps] = []
-    for item in text.split(","):
-        pieces = [piece.strip() for piece in item.split(":")]
-        if len(pieces) == 1:
-            found.append(Eps(pieces[0], float(_fraction(pieces[0]))))
-        elif len(pieces) == 3:
-            found += _range(item, *(_fraction(piece) for piece in pieces))
-        else:
-            raise InputError(f"eps needs a number, a list or START:STOP:STEP, got {item!r}")
-    return tuple(found)
-
-
-def _range(text: str, start: Fraction, stop: Fraction, step: Fraction) -> list[Eps]:
-    if step <= 0 or stop < start:
-        raise InputError(f"an eps range needs START <= STOP and STEP > 0, got {text!r}")
-    count = int((stop - start) / step) + 1
-    if count > _MAX_RANGE:
-        raise InputError(f"an eps range of {count} values is too long (at most {_MAX_RANGE})")
-    values = [float(start + i * step) for i in range(count)]
-    return [Eps(f"{value:.6g}", value) for value in values]
-
-
-def _fraction(text: str) -> Fraction:
-    try:
-        if _LONG_EXPONENT.search(text):
-            raise ValueError("too many digits")
-        value = Fraction(text)
-        float(value)
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise InputError(f"eps needs a number such as 8/255 or 0.03, got {text!r}") from error
-    if value < 0:
-        raise InputError(f"eps needs a number of at least 0, got {text}")
-    return value

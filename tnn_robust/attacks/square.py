@@ -15,9 +15,9 @@ from torch import Tensor
 from tnn_robust.attacks.ascent import BOX, Model, Perturbed, _value, feasible, finite_or_raise
 from tnn_robust.attacks.best import better
 from tnn_robust.attacks.threat import Radius, ball_of, per_example
-from tnn_robust.errors import unknown_choice
-from tnn_robust.losses import margin_loss
-from tnn_robust.randomness import Streams, uniform
+from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.losses import margin_loss
+from tnn_robust.base.randomness import Streams, uniform
 
 Shape = tuple[int, int]
 Norm = Callable[[Tensor], Tensor]

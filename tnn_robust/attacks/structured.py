@@ -30,8 +30,8 @@ from tnn_robust.attacks.threat import (
     project_rows_l1,
     shrink_to,
 )
-from tnn_robust.errors import InputError, unknown_choice
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.randomness import Streams
 
 Range = tuple[int, int]
 

@@ -2,9 +2,10 @@
 
 import math
 
-from tnn_robust.attacks.settings import AttackSettings, Eps, attack_settings
-from tnn_robust.choices import SUITES
-from tnn_robust.errors import InputError, unknown_choice
+from tnn_robust.attacks.settings import AttackSettings, attack_settings
+from tnn_robust.base.choices import SUITES
+from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.threat import Eps
 
 _NORMS = ("linf", "l2", "l1")
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import unknown_choice
-from tnn_robust.randomness import Streams, normal, uniform
+from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.randomness import Streams, normal, uniform
 
 Radius = float | Tensor
 

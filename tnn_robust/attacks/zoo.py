@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape, zoo_entry
-from tnn_robust.errors import MissingPackage
-from tnn_robust.losses import margin
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import MissingPackage
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams
 
 
 def make_zoo_perturb(settings: AttackSettings) -> Perturb:

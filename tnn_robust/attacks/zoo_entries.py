@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from tnn_robust.errors import InputError, unknown_choice
+from tnn_robust.base.errors import InputError, unknown_choice
 
 
 class Entry(NamedTuple):

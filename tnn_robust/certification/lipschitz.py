@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import unknown_choice
+from tnn_robust.base.errors import unknown_choice
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
 from tnn_robust.models.singular import layer_singular_values

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from tnn_robust.algebra.ranks import spectral_norm
 from tnn_robust.algebra.transforms import CHECKED_TOLERANCE
+from tnn_robust.base.errors import InputError
 from tnn_robust.certification.lipschitz import around_norm, exact_faces
-from tnn_robust.errors import InputError
 from tnn_robust.models.network import TNN
 from tnn_robust.models.singular import layer_singular_values
 

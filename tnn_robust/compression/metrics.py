@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.base.errors import InputError
 from tnn_robust.compression.spectrum import Spectrum
-from tnn_robust.errors import InputError
 from tnn_robust.models.network import TNN
 
 _DAMPING = 1e-6  # of the mean variance; ranks inputs that never occur behind those that do

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from tnn_robust import choices
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.compression.costs import Costs
 from tnn_robust.compression.select import (
     MultiRanks,
@@ -14,7 +15,6 @@ from tnn_robust.compression.select import (
     tolerance_ranks,
 )
 from tnn_robust.compression.spectrum import Spectrum
-from tnn_robust.errors import InputError, unknown_choice
 
 # What each method needs, one of each row; the names are also the options'.
 NEEDS = {

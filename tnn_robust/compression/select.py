@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tnn_robust.base.errors import InputError
 from tnn_robust.compression.costs import Costs, LayerCost
 from tnn_robust.compression.knapsack import Options, best_choice
 from tnn_robust.compression.spectrum import Spectrum, full_ranks
-from tnn_robust.errors import InputError
 from tnn_robust.models.layers import check_rank
 
 MultiRanks = tuple[Tensor, ...]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.tsvd import face_svd
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.models.network import TNN
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.ranks import frobenius_norm, stable_rank
+from tnn_robust.compression.results import LayerRecord
 from tnn_robust.compression.spectrum import Spectrum
 from tnn_robust.models.layers import (
     LowRankTProductLinear,
@@ -16,7 +17,6 @@ from tnn_robust.models.layers import (
 )
 from tnn_robust.models.network import TNN
 from tnn_robust.models.singular import kept_ranks
-from tnn_robust.records import LayerRecord
 
 
 @torch.no_grad()

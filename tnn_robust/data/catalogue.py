@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from tnn_robust.choices import DATASETS, SPLITS
+from tnn_robust.base.choices import DATASETS, SPLITS
+from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.data import sources
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.prepare import check_present, check_values, draw_train, finish, select_classes
 from tnn_robust.data.raw import Raw
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import InputError, unknown_choice
 
 
 @dataclass(frozen=True)

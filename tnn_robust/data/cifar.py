@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.raw import Arrays, one_line
-from tnn_robust.errors import DataError
 
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"

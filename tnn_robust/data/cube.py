@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.matlab import read_mat
-from tnn_robust.errors import DataError
 
 SALINAS_A_FILES = ("SalinasA_corrected.mat", "SalinasA_gt.mat")
 SALINAS_A_SHAPE = (83, 86, 204)

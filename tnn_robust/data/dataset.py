@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from tnn_robust.errors import CheckpointError
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.data.spec import DataSpec
 
 
 class Part(NamedTuple):
@@ -95,3 +97,40 @@ class Dataset:
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
+
+
+def describe_data(dataset: Dataset, spec: DataSpec) -> dict[str, Any]:
+    """What a header or report says of a data set."""
+    return {
+        "name": dataset.name,
+        "spec": spec.to_json(),
+        "digest": dataset.digest,
+        "classes": list(dataset.classes),
+        "layout": dataset.layout,
+        "scaling": dataset.scaling.to_json(),
+        "n_train": len(dataset.train.y),
+        "n_test": len(dataset.test.y),
+        "clipped": dataset.clipped,
+        "notes": list(dataset.notes),
+    }
+
+
+def subset(
+    part: Part,
+    n: int | None,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Part, Tensor]:
+    """At most n examples, drawn by seed, on `device`, with their places in the part.
+
+    Drawn rather than the first n, which in a spatial split are all of one field.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"--n needs at least 1 example, got {n}")
+    indices = torch.arange(len(part.y))
+    if n is not None and n < len(part.y):
+        generator = torch.Generator().manual_seed(seed)
+        indices = torch.randperm(len(part.y), generator=generator)[:n].sort().values
+    rows = Part(part.x[indices].to(device, dtype), part.y[indices].to(device))
+    return rows, indices.to(device)

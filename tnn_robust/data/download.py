@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.find import user_cache
 from tnn_robust.data.raw import Arrays, index_labels, one_line
 from tnn_robust.data.tables import LANDSAT_LABELS, load_npz
-from tnn_robust.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tnn_robust.errors import DataError
+from tnn_robust.base.errors import DataError
 
 
 def user_cache() -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tnn_robust.errors import DataError
+from tnn_robust.base.errors import DataError
 
 HEADER = 128
 MATRIX, COMPRESSED = 14, 15

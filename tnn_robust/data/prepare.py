@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from tnn_robust.base.errors import DataError, InputError, unknown_choice
 from tnn_robust.data.dataset import Dataset, Part, Scaling
 from tnn_robust.data.raw import Arrays, Raw
-from tnn_robust.errors import DataError, InputError, unknown_choice
 
 PARTS = ("training", "test")
 

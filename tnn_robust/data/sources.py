@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.data import cifar, cube, find, idx, split, tables, timeseries
 from tnn_robust.data.download import openml_copy
 from tnn_robust.data.raw import Arrays, Raw, index_labels
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import DataError, InputError
 
 BYTES = (0.0, 255.0)
 DIGITS = tuple("0123456789")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
-from tnn_robust.errors import CheckpointError
+from tnn_robust.base.errors import CheckpointError
 
 # Where the files lie and whether they may be fetched says nothing about the data.
 MACHINE_SPECIFIC = ("data_dir", "download")

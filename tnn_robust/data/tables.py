@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.raw import Arrays, index_labels, one_line
-from tnn_robust.errors import DataError
 
 LANDSAT_FILES = ("sat.trn", "sat.tst")
 LANDSAT_ROWS = (4435, 2000)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tnn_robust.base.errors import DataError
 from tnn_robust.data.raw import Arrays
-from tnn_robust.errors import DataError
 
 Sample = list[np.ndarray]
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnn_robust.records import Interval
+from tnn_robust.base.codec import Interval
 
 CONFIDENCE = 0.95
 _RESAMPLES = 2000

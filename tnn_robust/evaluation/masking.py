@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import AttackError, InputError
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams, seeded
 from tnn_robust.evaluation.masking_model import (
     gradient_check,
     repeat_checks,
@@ -18,11 +20,9 @@ from tnn_robust.evaluation.masking_model import (
     scores_of,
     tolerated,
 )
+from tnn_robust.evaluation.results import Check
 from tnn_robust.evaluation.risk import Check as Verify
 from tnn_robust.evaluation.risk import Model, Perturb
-from tnn_robust.losses import margin
-from tnn_robust.randomness import Streams, seeded
-from tnn_robust.records import Check
 
 # A weaker or gradient-free adversary must not win anywhere. One point in a hundred is
 # left to a tie: a random start can miss by a hair what the straight step finds.

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.errors import AttackError, InputError
-from tnn_robust.graphs import each_time
-from tnn_robust.losses import Loss, margin, predict
-from tnn_robust.randomness import Streams
+from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.graphs import each_time
+from tnn_robust.base.losses import Loss, margin, predict
+from tnn_robust.base.randomness import Streams
 
 Model = Callable[[Tensor], Tensor]
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tnn_robust.base.codec import Interval
 from tnn_robust.evaluation.intervals import CONFIDENCE
+from tnn_robust.evaluation.results import OverSeeds, Spread
 from tnn_robust.evaluation.risk import Outcomes, worst_of
-from tnn_robust.records import Interval, OverSeeds, Spread
 
 
 class SeedOutcomes(NamedTuple):

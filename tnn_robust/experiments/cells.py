@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings, parse_eps
+from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.base.files import read_tensors, write_tensors
+from tnn_robust.base.losses import margin_loss
+from tnn_robust.base.threat import parse_eps
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.experiments.departures import IN_TRAINING
 from tnn_robust.experiments.measure import Attack, attacked, bounds, rounded, spectra
 from tnn_robust.experiments.plan import LAYERS, Cell
 from tnn_robust.experiments.published import PublishedTNN, loss_of, publish_epoch
-from tnn_robust.files import read_tensors, write_tensors
-from tnn_robust.losses import margin_loss
+from tnn_robust.experiments.results import CellRecord, PointRecord
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.records import BatchProgress, CellRecord, PointRecord, StackedEpoch
 from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
+from tnn_robust.training.results import BatchProgress, StackedEpoch
 
 _MONITOR = 32  # test examples by which a dead network is noticed
 _STATE_KIND = "reproduction-state"

@@ -5,7 +5,7 @@ Free of torch: the command line lists them.
 
 from collections.abc import Iterable
 
-from tnn_robust.errors import unknown_choice
+from tnn_robust.base.errors import unknown_choice
 
 DEPARTURES = {
     "non-orthogonal-dct": "the transform is T M, M a DCT with row norms^2 2, c/2, c/2, ...",

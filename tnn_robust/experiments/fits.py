@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tnn_robust.records import Interval
+from tnn_robust.base.codec import Interval
 
 Sizes = dict[int, dict[int, float]]  # N -> seed -> AGP
 

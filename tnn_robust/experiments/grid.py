@@ -15,9 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tnn_robust.attacks.settings import parse_eps
-from tnn_robust.choices import LARGEST_SEED
-from tnn_robust.errors import InputError
+from tnn_robust.base.choices import LARGEST_SEED
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import parse_eps
 
 MOST_CELLS = 10**6  # unless the user says yes to more
 SAME_SEED = "seed"  # as split_seed: every seed draws its own training subset

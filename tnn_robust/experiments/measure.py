@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from tnn_robust.attacks.ascent import ascend, frozen, verify
 from tnn_robust.attacks.structured import make_ball
+from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.randomness import Streams, seed_tensor
 from tnn_robust.evaluation.risk import Outcomes, measure
-from tnn_robust.losses import Loss, margin_loss
+from tnn_robust.experiments.results import Column
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import unstack_models
-from tnn_robust.randomness import Streams, seed_tensor
-from tnn_robust.records.reproduce import Column
 from tnn_robust.theory.bounds import (
     HypothesisClass,
     Sample,

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES, chosen
 
 EXPERIMENTS = ("a1", "a2", "a3")

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from tnn_robust.algebra import matrices
 from tnn_robust.attacks.ascent import BOX
-from tnn_robust.losses import Loss, logistic
+from tnn_robust.base.losses import Loss, logistic
 from tnn_robust.models.network import TNN
-from tnn_robust.records import BatchProgress
 from tnn_robust.training.loop import Examples, data_order
+from tnn_robust.training.results import BatchProgress
 
 _PROGRESS_EVERY = 20
 

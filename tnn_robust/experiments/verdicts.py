@@ -12,7 +12,7 @@ import numpy as np
 from tnn_robust.experiments.fits import Sizes, fit_power, fit_root_n, interval, jackknife_ratio
 from tnn_robust.experiments.measure import predicted_ratio
 from tnn_robust.experiments.plan import LAYERS
-from tnn_robust.records import CellRecord, Finding, Verdict
+from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.theory.bounds import HypothesisClass, Sample, theorem_9, theorem_11
 
 SUPPORTED, NOT, OPEN = "supported", "not supported", "undecided"

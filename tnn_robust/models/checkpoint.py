@@ -9,8 +9,8 @@ import numpy
 import torch
 
 from tnn_robust import __version__
-from tnn_robust.errors import CheckpointError, InputError
-from tnn_robust.files import FORMAT_VERSION, container, read_tensors, write_tensors
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.files import FORMAT_VERSION, container, read_tensors, write_tensors
 from tnn_robust.models.network import TNN, Architecture, model_from_tensors
 from tnn_robust.models.storage import expanded, is_plain, stored_tensors
 

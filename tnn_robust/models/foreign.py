@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.errors import InputError, TnnError
-from tnn_robust.randomness import seeded
+from tnn_robust.base.errors import InputError, TnnError
+from tnn_robust.base.randomness import seeded
 
 Form = Callable[[Tensor, bool], Tensor]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 # Modules that keep the decision when left out, for one score that is above 1/2 (tanh: 0).
 _SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tnn_robust.algebra.tproduct import to_faces
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 
 class TProductLinear(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform, make_transform, transform_from_matrix
-from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.models.functional import t_network
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer, TProductLinear, layer_flops
 

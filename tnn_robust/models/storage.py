@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import CheckpointError, InputError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.models.layers import rank_mask
 from tnn_robust.models.network import TNN, model_tensors
 

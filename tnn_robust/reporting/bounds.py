@@ -2,8 +2,8 @@
 
 import math
 
-from tnn_robust.records import BoundForm, BoundReport, BoundRow, ImplicitRecord
 from tnn_robust.reporting.tables import Table, interval_text
+from tnn_robust.theory.results import BoundForm, BoundReport, BoundRow, ImplicitRecord
 
 
 def magnitude(log_value: float | None) -> str:

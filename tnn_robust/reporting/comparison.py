@@ -1,6 +1,6 @@
 """A comparison of networks as one table, a row a network."""
 
-from tnn_robust.records import ComparisonReport, ComparisonRow
+from tnn_robust.evaluation.comparison_results import ComparisonReport, ComparisonRow
 from tnn_robust.reporting.tables import (
     Table,
     _settings,

@@ -1,6 +1,6 @@
 """A compression report as tables of text: layer by layer, then before and after."""
 
-from tnn_robust.records import CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.compression.results import CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.reporting.tables import Table, eps_text, interval_text, percent
 
 

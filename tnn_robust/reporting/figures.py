@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.errors import InputError
-from tnn_robust.files import write_bytes
-from tnn_robust.records import CurvePoint, EpsCurve, Interval
+from tnn_robust.base.codec import Interval
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.files import write_bytes
+from tnn_robust.evaluation.curve_results import CurvePoint, EpsCurve
 from tnn_robust.reporting.tables import Table
 
 FORMATS = (".png", ".svg")

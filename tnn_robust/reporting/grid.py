@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from tnn_robust.records import GridRecord, GridReport, GridRow, Spread
+from tnn_robust.evaluation.results import Spread
+from tnn_robust.experiments.grid_results import GridRecord, GridReport, GridRow
 from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from tnn_robust.reporting.tables import Table, interval_text
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.files import write_bytes
-from tnn_robust.records import CellRecord, Finding, Verdict
+from tnn_robust.base.files import write_bytes
+from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table
 

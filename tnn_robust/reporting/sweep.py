@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.files import write_bytes
-from tnn_robust.records import BoundForm, SweepReport, SweepRow
+from tnn_robust.base.files import write_bytes
+from tnn_robust.compression.sweep_results import SweepReport, SweepRow
 from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from tnn_robust.reporting.tables import Table, interval_text
+from tnn_robust.theory.results import BoundForm
 
 PURPLE = "#CC79A7"
 _PARENTS = {

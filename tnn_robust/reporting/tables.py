@@ -4,12 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tnn_robust.records import (
-    AttackReport,
-    AttackRow,
-    Interval,
-    MinimalReport,
-)
+from tnn_robust.base.codec import Interval
+from tnn_robust.evaluation.curve_results import MinimalReport
+from tnn_robust.evaluation.results import AttackReport, AttackRow
 
 _SIZE_WIDTH = 11
 _KINDS = ("channels", "faces")  # of confinement

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.records import TrajectoryRecord
 from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from tnn_robust.training.trajectory_results import TrajectoryRecord
 
 Records = Sequence[TrajectoryRecord]
 _TOO_SMALL = 1e-16  # a residual of exactly 0 has no place on a log axis

@@ -1,8 +1,8 @@
 """C_{R_a} of Assumption 8: how long a perturbation of norm 1 can be."""
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.base.errors import unknown_choice
 from tnn_robust.certification.lipschitz import TO_L2
-from tnn_robust.errors import unknown_choice
 
 # Per face of a t-vector an l2 norm: their sum is at least the F-norm, M orthogonal.
 CONSTANTS = {**TO_L2, "tubal-nuclear": lambda d, c: 1.0}

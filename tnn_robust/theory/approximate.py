@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.theory.bounds import Bound, HypothesisClass, Ranks, Sample, theorem_11
 from tnn_robust.theory.logs import log, log_sum
 

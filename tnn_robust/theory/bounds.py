@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.theory.logs import exp, log, log_sum
 from tnn_robust.theory.loss_constants import LossConstants, loss_constants
 

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from tnn_robust.records import BoundFacts, BoundForm, BoundRow, CutRecord, ImplicitRecord, Premise
-from tnn_robust.records.bound import EVERY, finite
 from tnn_robust.theory.approximate import (
     Decay,
     corollary_22,
@@ -35,6 +33,16 @@ from tnn_robust.theory.implicit_bias import (
 from tnn_robust.theory.logs import log_sum
 from tnn_robust.theory.network import Spectrum, largest_singular_values, own_ranks
 from tnn_robust.theory.premises import DECAYING, IMPLICIT, covered
+from tnn_robust.theory.results import (
+    EVERY,
+    BoundFacts,
+    BoundForm,
+    BoundRow,
+    CutRecord,
+    ImplicitRecord,
+    Premise,
+    finite,
+)
 
 
 class Form(Protocol):

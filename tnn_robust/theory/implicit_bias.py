@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 
 # What ">>" in (c.4) and (c.5) is taken to mean: nothing less is called met.
 MUCH_GREATER = 10

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tnn_robust.errors import unknown_choice
-from tnn_robust.losses import LOG_LOSSES
+from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.losses import LOG_LOSSES
 from tnn_robust.theory.logs import exp
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tnn_robust.algebra.ranks import frobenius_norm
 from tnn_robust.algebra.transforms import CHECKED_TOLERANCE, Transform
 from tnn_robust.algebra.tsvd import energy_rank, tail_norms
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.models.layers import TLayer, rank_mask
 from tnn_robust.models.network import TNN
 from tnn_robust.models.singular import layer_singular_values, significant

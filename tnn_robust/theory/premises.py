@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from tnn_robust.losses import LOG_SEPARABLE, is_separable
-from tnn_robust.records import BoundFacts, MeasuredGap, Premise
+from tnn_robust.base.losses import LOG_SEPARABLE, is_separable
 from tnn_robust.theory.approximate import Decay
 from tnn_robust.theory.implicit_bias import MUCH_GREATER, Teacher
 from tnn_robust.theory.logs import exp, log
 from tnn_robust.theory.loss_constants import in_assumption_6
+from tnn_robust.theory.results import BoundFacts, MeasuredGap, Premise
 
 DECAYING = "Thm 21, Cor. 22"
 IMPLICIT = "Thm 16"

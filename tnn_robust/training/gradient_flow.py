@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.choices import ODE_SOLVERS
-from tnn_robust.errors import InputError, TrainingError, unknown_choice
-from tnn_robust.losses import LOG_LOSSES, is_separable
+from tnn_robust.base.choices import ODE_SOLVERS
+from tnn_robust.base.errors import InputError, TrainingError, unknown_choice
+from tnn_robust.base.losses import LOG_LOSSES, is_separable
 from tnn_robust.models.network import TNN, weight_norm
-from tnn_robust.records import FlowRecord
 from tnn_robust.training.full_batch import Objective
 from tnn_robust.training.loop import Perturb
 from tnn_robust.training.steppers import Dopri5, LyuLi, Stepper
+from tnn_robust.training.trajectory_results import FlowRecord
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.models.network import TNN, weight_norm
-from tnn_robust.records import BatchProgress, EpochRecord
 from tnn_robust.training.loop import Perturb, TrainSettings, fit
 from tnn_robust.training.penalties import proximity, squared_distances
+from tnn_robust.training.results import BatchProgress, EpochRecord
 
 # The C-step: weights -> the faces (k, d_l, d_{l-1}) of their compressed form.
 Compress = Callable[[TNN, float], list[Tensor]]

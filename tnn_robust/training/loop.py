@@ -9,17 +9,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import InputError, TrainingError, unknown_choice
-from tnn_robust.graphs import Recorded
-from tnn_robust.losses import LOSSES, margin
+from tnn_robust.base.errors import InputError, TrainingError, unknown_choice
+from tnn_robust.base.graphs import Recorded
+from tnn_robust.base.losses import LOSSES, margin
+from tnn_robust.base.precision import matmul_precision, require_precision
+from tnn_robust.base.randomness import Streams, seed_tensor
+from tnn_robust.base.team import ALONE, Team
 from tnn_robust.models.network import TNN, layer_norms
-from tnn_robust.precision import matmul_precision, require_precision
-from tnn_robust.randomness import Streams, seed_tensor
-from tnn_robust.records import BatchProgress, EpochRecord, StackedEpoch
-from tnn_robust.team import ALONE, Team
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
 from tnn_robust.training.optimizers import OPTIMIZERS, retire, while_recording
 from tnn_robust.training.penalties import Extra
+from tnn_robust.training.results import BatchProgress, EpochRecord, StackedEpoch
 
 _PROGRESS_EVERY = 20  # batches between progress records, each of which reads the loss back
 _MONITOR_ROWS = 4096  # monitor examples of all networks looked at together

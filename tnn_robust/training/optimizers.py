@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import CheckpointError
-from tnn_robust.graphs import is_recording
+from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.graphs import is_recording
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import of_network, side_by_side
 

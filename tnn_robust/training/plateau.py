@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.models.network import TNN
 
 

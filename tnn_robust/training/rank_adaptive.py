@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.errors import InputError, TrainingError
-from tnn_robust.losses import LOSSES
+from tnn_robust.base.errors import InputError, TrainingError
+from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.randomness import Streams
 from tnn_robust.models.functional import t_network
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer
 from tnn_robust.models.network import TNN, weight_norm
-from tnn_robust.randomness import Streams
-from tnn_robust.records import BatchProgress, EpochRecord
 from tnn_robust.training.loop import Examples, Perturb, TrainSettings, accuracies, data_order
+from tnn_robust.training.results import BatchProgress, EpochRecord
 
 _PROGRESS_EVERY = 20
 

@@ -7,7 +7,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from tnn_robust.errors import TrainingError
+from tnn_robust.base.errors import TrainingError
 from tnn_robust.training.full_batch import Objective
 
 _GROW, _SHRINK = 2.0 ** (1 / 5), 2.0 ** (-1 / 10)

@@ -1,0 +1,171 @@
+"""Many independent pieces of work, here or in processes of this machine; see also cluster.py.
+
+A piece of work is a generator at a module's top level: it yields how far it is, JSON-safe,
+and returns its result. Every engine first says with how many Workers, once it has what it
+needs; takes tasks only as it has room for them, so that a long sequence of them need never
+be held; and stops all it started when it is closed.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent import futures
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+
+from tnn_robust.base.errors import TrainingError
+
+_POLL = 0.5  # seconds between looks at the processes
+
+Work = Callable[[Any], Generator[Any, None, Any]]
+
+
+class Task(NamedTuple):
+    """What a piece of work is given, and its name."""
+
+    key: str
+    argument: Any
+
+
+class Moved(NamedTuple):
+    """How far a task is: what its work yielded."""
+
+    key: str
+    progress: Any
+
+
+class Finished(NamedTuple):
+    """What the work of a task returned."""
+
+    key: str
+    result: Any
+
+
+class Failed(NamedTuple):
+    """A task given up: why, after so many tries; traceback: of a bug, else empty."""
+
+    key: str
+    why: str
+    tries: int
+    traceback: str = ""
+
+
+class Workers(NamedTuple):
+    """How many workers there are now; the first event of every engine."""
+
+    number: int
+
+
+Event = Moved | Finished | Failed | Workers
+
+
+def run_here(work: Work, tasks: Iterable[Task]) -> Generator[Event, None, None]:
+    """One task after the other in this process; errors are raised."""
+    yield Workers(1)
+    for key, argument in tasks:
+        steps = work(argument)
+        with contextlib.closing(steps):
+            while True:
+                try:
+                    progress = next(steps)
+                except StopIteration as end:
+                    yield Finished(key, end.value)
+                    break
+                yield Moved(key, progress)
+
+
+def result_of(steps: Generator[Any, None, Any], tell: Callable[[Any], None]) -> Any:
+    """Go through a piece of work; its result."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            return end.value
+        tell(progress)
+
+
+def share_of_cores(workers: int) -> int:
+    """Threads for each of so many processes on this machine."""
+    return max(1, cores() // workers)
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# In a process of `run_in_processes`: the queue its progress goes to.
+_told: Any = None
+
+
+def _begin(told: Any, threads: int) -> None:
+    global _told
+    _told = told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    torch.set_num_threads(threads)
+
+
+def _end_with_the_first() -> None:
+    """Where the first process was killed, nobody else ends this one, nor wants its result."""
+    first = multiprocessing.parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)
+
+
+def _in_process(work: Work, task: Task) -> Finished:
+    key, argument = task
+    return Finished(key, result_of(work(argument), lambda told: _told.put(Moved(key, told))))
+
+
+def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[Event, None, None]:
+    """Every task in one of `jobs` fresh processes; errors are raised.
+
+    Raises TrainingError where a process dies.
+    """
+    yield Workers(jobs)
+    context = multiprocessing.get_context("spawn")
+    told, others = context.Queue(), multiprocessing.active_children()
+    pool = futures.ProcessPoolExecutor(jobs, context, _begin, (told, share_of_cores(jobs)))
+    left, done = iter(tasks), False
+    waiting: set[futures.Future[Finished]] = set()
+    try:
+        while True:
+            room = islice(left, 2 * jobs - len(waiting))
+            waiting |= {pool.submit(_in_process, work, task) for task in room}
+            if not waiting:
+                break
+            ready, waiting = futures.wait(waiting, _POLL, futures.FIRST_COMPLETED)
+            yield from _drained(told)
+            for future in ready:
+                yield _result(future)
+        done = True
+    finally:
+        if not done:
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drained(told: Any) -> Iterator[Moved]:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield told.get_nowait()
+
+
+def _result(future: "futures.Future[Finished]") -> Finished:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a process of --jobs died (out of memory?): go on with --resume and fewer --jobs"
+        ) from error

@@ -1,0 +1,43 @@
+"""The one result protocol: long work yields how far it is, and returns what it found.
+
+A function of long work is a generator, `Steps[T]`: it yields `Progress` and returns its
+result. One calls another with `yield from`; whoever only wants the result calls `drain`.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(NamedTuple):
+    """How far a piece of work is: `done` of `total`, in the units of `text`.
+
+    found: what was just finished and will not change (a record of an epoch, of a cell),
+    None between two of them.
+    """
+
+    text: str
+    done: float
+    total: float
+    found: Any = None
+
+
+Steps = Generator[Progress, None, T]
+Tell = Callable[[Progress], object]
+
+
+def drain(steps: Generator[Progress, None, T], tell: Tell | None = None) -> T:
+    """Go through a piece of work and return its result; `tell` is called with every Progress.
+
+    What `tell` raises ends the work where it is: its files are as after an interruption.
+    """
+    try:
+        while True:
+            progress = next(steps)
+            if tell is not None:
+                tell(progress)
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()

@@ -1,0 +1,67 @@
+"""tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
+
+from collections.abc import Iterator
+
+from tnn_robust.base.files import claim_directory
+from tnn_robust.compression.build import CompressRequest, build, read_original
+from tnn_robust.compression.repair import Training
+from tnn_robust.compression.report import compression_report
+from tnn_robust.compression.results import CompressionReport
+from tnn_robust.data.dataset import subset
+from tnn_robust.evaluation.report import (
+    AttackFinished,
+    AttackProgress,
+    AttackRequest,
+    attack_subject,
+)
+from tnn_robust.evaluation.results import AttackRow
+from tnn_robust.evaluation.subject import subject_of
+
+CompressRecord = Training | AttackProgress | CompressionReport
+
+
+def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
+    """Compress a run's network into `request.out`; the last record is the report.
+
+    The new checkpoint is written before the comparison, whole or not at all, and
+    the comparison is of the network read back from it. Raises TnnError for what
+    cannot be done, before anything is written.
+    """
+    claim_directory(request.out, overwrite=request.overwrite)
+    original = read_original(request)
+    built = yield from build(original, request)
+    rows: list[AttackRow] = []
+    for one in (original.checkpoint, built.target):
+        data, asked = original.data, attack_request(request)
+        for record in attack_subject(
+            subject_of(one), original.dataset, data, original.attacks, asked
+        ):
+            if isinstance(record, AttackFinished):
+                rows.append(record.report.worst_case)
+            else:
+                yield record
+    place = (original.subject.device, original.subject.dtype)
+    yield compression_report(
+        original.checkpoint,
+        built.target,
+        original.dataset,
+        subset(original.dataset.test, request.n, request.seed, *place)[0],
+        rule=request.describe(),
+        finetune_epochs=request.repair.epochs,
+        note=built.note,
+        rows=rows,
+        kept=built.kept,
+        dropped=built.dropped,
+    )
+
+
+def attack_request(request: CompressRequest, *, keep_points: bool = False) -> AttackRequest:
+    """The attack that a compression is judged by."""
+    return AttackRequest(
+        run=request.run,
+        seed=request.seed,
+        n=request.n,
+        batch_size=request.batch_size,
+        checks=False,
+        keep_points=keep_points,
+    )

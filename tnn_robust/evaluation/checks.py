@@ -1,0 +1,177 @@
+"""The masking checks of a report: the attacks it rests on against what else could break it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial, reduce
+
+import torch
+from torch import Tensor, nn
+
+from tnn_robust.algebra.transforms import Transform
+from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, feasible, frozen, verify
+from tnn_robust.attacks.frank_wolfe import best_of
+from tnn_robust.attacks.registry import ball_for, make_perturb
+from tnn_robust.attacks.settings import AttackSettings, attack_settings
+from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps
+from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
+from tnn_robust.evaluation.results import Check
+from tnn_robust.evaluation.subject import Subject
+from tnn_robust.models.network import Architecture, new_model
+from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.optimizers import make_optimizer
+
+SAMPLE = 100  # test points: a hundredth is then one point
+_STEPS = 40  # of PGD where the report has no iterated attack
+_RESTARTS = 10
+_QUERIES = 1000
+_SURROGATE_EXAMPLES, _SURROGATE_EPOCHS, _SURROGATE_WIDTH = 2000, 10, 64
+
+
+def report_checks(
+    subject: Subject,
+    dataset: Dataset,
+    held: tuple[Part, Tensor],
+    attacks: Sequence[AttackSettings],
+    seed: int,
+    twin: nn.Module | None = None,
+) -> list[Check]:
+    """Check the figures that `attacks` give on test examples `held` (and their indices).
+
+    The white-box attack in question is the worst case of those attacks in the
+    norm and at the eps of the last of them; the rivals are new ones. twin: the dense
+    network that this one was compressed from, whose adversarial points are tried on it;
+    without one, those of a plain network freshly trained. None where eps is 0: there is
+    nothing to check.
+    """
+    like = attacks[-1]
+    if like.eps_value == 0:
+        return []
+    examples, indices = held
+    counts = dataset.test.y.bincount()
+    with frozen(subject.model):
+        return masking_checks(
+            subject.model,
+            examples.x,
+            examples.y,
+            indices,
+            attacks=_adversaries(like, attacks, subject.transform),
+            seed=seed,
+            chance=float(counts.max() / counts.sum()),
+            surrogate=_surrogate(subject, dataset, seed) if twin is None else twin,
+            surrogate_name="a plain network" if twin is None else "its dense twin",
+            weight_norm=subject.weight_norm,
+            sample=SAMPLE,
+        )
+
+
+def _adversaries(
+    like: AttackSettings, attacks: Sequence[AttackSettings], transform: Transform | None
+) -> Attacks:
+    make = partial(make_perturb, transform=transform)
+    ball, eps = ball_for(like, transform), Eps(like.eps, like.eps_value)
+    # They compare losses, which need the whole attack.
+    same = [replace(a, stop_broken=False) for a in attacks if _threat(a) == _threat(like)]
+    white = [make(a) for a in same if a.name != "square"]
+    steps = max([_STEPS, *(a.steps for a in same if a.name in {"pgd", "apgd"})])
+    pgd = attack_settings(
+        "pgd",
+        eps,
+        norm=like.norm,
+        steps=steps,
+        random_start=False,
+        channels=like.channels,
+        faces=like.faces,
+    )
+    long = replace(pgd, steps=10 * steps)
+
+    def noise(x: Tensor, streams: Streams, draw: int) -> Tensor:
+        return feasible(x, ball.sample(x, eps.value, streams, draw), ball, eps.value)
+
+    def inside(x: Tensor, x_adv: Tensor, where: Tensor) -> Tensor:
+        name = "an attack of the masking checks"
+        return verify(x, x_adv, ball=ball, eps=eps.value, name=name, indices=where)
+
+    return Attacks(
+        fgsm=make(replace(pgd, steps=1, step_size=eps.value)),
+        pgd=reduce(best_of, white) if white else make(pgd),
+        pgd_long=make(long),
+        pgd_restarts=make(replace(pgd, random_start=True, restarts=_RESTARTS)),
+        black_box=_black_box(like, eps, noise),
+        noise=noise,
+        verify=inside,
+        huge=_huge(pgd),
+        trace=trace_of(make(pgd, keep_best=False)),
+    )
+
+
+def _threat(a: AttackSettings) -> tuple[str, float, str | None, str | None]:
+    return a.norm, a.eps_value, a.channels, a.faces
+
+
+def _black_box(like: AttackSettings, eps: Eps, noise: Noise) -> Perturb:
+    """Square where it is made for the ball, else the worst of random points."""
+    if like.norm in ("linf", "l2", "l1") and not like.confined:
+        return make_perturb(attack_settings("square", eps, norm=like.norm, steps=_QUERIES))
+
+    def search(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+        best, lowest = x, margin(model(x), y)
+        for draw in range(_QUERIES // 10):
+            tried = noise(x, streams, draw)
+            value = margin(model(tried), y)
+            best = torch.where((value < lowest)[:, None, None], tried, best)
+            lowest = torch.minimum(lowest, value)
+        return Perturbed(best, torch.zeros(len(x), dtype=torch.bool, device=x.device))
+
+    return search
+
+
+def _huge(pgd: AttackSettings) -> Perturb:
+    """PGD in the smallest l_inf ball that covers the box, whatever the ball of the report."""
+    whole = replace(pgd, channels=None, faces=None)
+    box = replace(whole, norm="linf", eps="1", eps_value=1.0, step_size=2.5 / pgd.steps)
+    return make_perturb(box)
+
+
+class _AsChannels(nn.Module):
+    """A network of one channel for examples of several: (n, d, c) is put in as (n, d c, 1)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.reshape(len(x), -1, 1))
+
+
+def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
+    """A plain network (a t-NN of one channel), freshly trained on clean training examples."""
+    plain = Architecture(
+        features=subject.features * subject.channels,
+        channels=1,
+        widths=(_SURROGATE_WIDTH, _SURROGATE_WIDTH),
+        ranks=(None, None),
+        scores=subject.scores,
+        transform="identity",
+    )
+    device, settings = subject.device, TrainSettings(epochs=_SURROGATE_EPOCHS)
+    twin = new_model(plain, seed, dtype=dataset.train.x.dtype).to(device)
+    order = torch.randperm(len(dataset.train.y), generator=torch.Generator().manual_seed(seed))
+    rows = order[:_SURROGATE_EXAMPLES]
+    x = dataset.train.x[rows].reshape(len(rows), -1, 1).to(device)
+    y = dataset.train.y[rows].to(device)
+    optimizer = make_optimizer(twin, settings)
+    for _ in fit(
+        twin,
+        x,
+        y,
+        monitor=(x, y),
+        settings=settings,
+        perturb=None,
+        optimizer=optimizer,
+        seed=seed,
+    ):
+        pass
+    return _AsChannels(twin).eval().requires_grad_(False)

@@ -1,0 +1,201 @@
+"""tnn-sweep: a grid of trainings and attacks on Dask, a file a cell; none is run twice."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_robust import __version__
+from tnn_robust.base.devices import resolve_device
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.files import (
+    append_line,
+    claim_directory,
+    require_writable,
+    write_bytes,
+    write_json,
+)
+from tnn_robust.base.parallel import Failed, Finished, Task, Workers
+from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
+from tnn_robust.experiments.grid import MOST_CELLS, Cell, Grid
+from tnn_robust.experiments.grid_cell import CellTask, Place, cell_work, check_grid
+from tnn_robust.experiments.grid_results import GridRecord
+from tnn_robust.experiments.worker import code_digest
+
+HEADER, CELLS, NETWORKS, FAILURES = "sweep.json", "cells", "networks", "failed.jsonl"
+_KIND = "tnn-robust.sweep"
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """All that `tnn-sweep` was asked.
+
+    yes: also more than a million cells; keep: the networks too, in `out`, which the
+    workers must then reach; resume: go on in a directory of tnn-sweep, also with a spec
+    that was changed, of whose cells those it has in common with the old are finished.
+    """
+
+    grid: Grid
+    out: Path
+    cluster: Cluster = Cluster()
+    place: Place = Place()
+    yes: bool = False
+    keep: bool = False
+    resume: bool = False
+
+
+class Standing(NamedTuple):
+    """How many cells there are, are finished, and failed in this run; and the workers."""
+
+    cells: int
+    finished: int
+    failed: int
+    workers: int
+
+
+def grid_run(request: GridRequest) -> Iterator[Standing | Failed]:
+    """Run the cells that `out` lacks: each record is on disk when its Standing is yielded.
+
+    A failed cell is yielded, written to failed.jsonl with its settings, and counts as
+    missing for the next run. Raises TnnError for what cannot be done before anything is
+    written.
+    """
+    grid, out = request.grid, request.out
+    _check(request)
+    known = finished_cells(out)
+    finished = sum(_is_known(known, cell) for cell in grid.cells()) if len(known) else 0
+    if finished == grid.count:
+        _begin(request)
+        yield Standing(grid.count, finished, 0, 0)
+        return
+    failed = workers = 0
+    given: dict[str, Cell] = {}  # those in the cluster's hands
+    with contextlib.closing(
+        run_on_dask(cell_work, _tasks(request, known, given), request.cluster)
+    ) as run:
+        first = next(run)  # the workers are there and fit
+        _begin(request)
+        for event in chain([first], run):
+            if isinstance(event, Workers):
+                workers = event.number
+            elif isinstance(event, Finished):
+                text = json.dumps(event.result.to_json(), allow_nan=False)
+                write_bytes(cell_path(out, event.key), text.encode())
+                del given[event.key]
+                finished += 1
+            elif isinstance(event, Failed):
+                _write_failure(out, given.pop(event.key), event)
+                failed += 1
+                yield event
+            yield Standing(grid.count, finished, failed, workers)
+
+
+def _begin(request: GridRequest) -> None:
+    grid = request.grid.to_json()
+    header = {"kind": _KIND, "version": __version__, "code": code_digest(), "grid": grid}
+    write_json(request.out / HEADER, header)
+    (request.out / FAILURES).unlink(missing_ok=True)
+
+
+def _check(request: GridRequest) -> None:
+    count, out = request.grid.count, request.out
+    if count > MOST_CELLS and not request.yes:
+        raise InputError(f"a grid of {count} cells, more than {MOST_CELLS}: give --yes to run it")
+    require_dask()
+    if request.cluster.scheduler is None:
+        resolve_device(request.place.device)
+    if request.resume:
+        _require_sweep(out)
+    else:
+        claim_directory(out, overwrite=True)
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} exists: choose another --out or go on in it with --resume")
+    require_writable(out / HEADER)
+    check_grid(request.grid, request.place)
+
+
+def _require_sweep(out: Path) -> None:
+    path = out / HEADER
+    if not path.is_file():
+        raise InputError(f"nothing to resume at {path}: run it without --resume")
+    if not isinstance(found := _read(path), dict) or found.get("kind") != _KIND:
+        raise CheckpointError(f"{path} is not of tnn-sweep")
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _tasks(
+    request: GridRequest, known: NDArray[np.bytes_], given: dict[str, Cell]
+) -> Iterator[Task]:
+    """The missing cells, one at a time; those taken are put into `given`."""
+    for cell in request.grid.cells():
+        if _is_known(known, cell):
+            continue
+        keep = None
+        if request.keep:
+            keep = _fanned(request.out.absolute() / NETWORKS, cell.digest) / cell.digest
+        given[cell.digest] = cell
+        yield Task(cell.digest, CellTask(cell.settings, request.place, keep))
+
+
+def _write_failure(out: Path, cell: Cell, failure: Failed) -> None:
+    line = {**failure._asdict(), "cell": cell.settings}
+    append_line(out / FAILURES, json.dumps(line))
+
+
+def cell_path(out: Path, digest: str) -> Path:
+    """The file of a cell."""
+    return _fanned(out / CELLS, digest) / (digest + _SUFFIX)
+
+
+def _fanned(folder: Path, digest: str) -> Path:
+    """256 folders: of a million files none holds more than a few thousand."""
+    return folder / digest[:2]
+
+
+def finished_cells(out: Path) -> NDArray[np.bytes_]:
+    """The sorted digests of all finished cells, 24 bytes each."""
+    found = []
+    for folder in sorted((out / CELLS).glob("[0-9a-f][0-9a-f]")):
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+        ours = (name for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
+        found.append(np.sort(np.array([n.removesuffix(_SUFFIX) for n in ours], dtype="S24")))
+    return np.concatenate(found) if found else np.empty(0, dtype="S24")
+
+
+def _is_known(known: NDArray[np.bytes_], cell: Cell) -> bool:
+    digest = cell.digest.encode()
+    place = int(known.searchsorted(digest))
+    return place < len(known) and known[place] == digest
+
+
+def read_cells(out: Path, grid: Grid) -> Iterator[GridRecord]:
+    """The records of a grid's finished cells, in its order, one at a time.
+
+    Raises CheckpointError for a file that is torn or of another cell.
+    """
+    for cell in grid.cells():
+        path = cell_path(out, cell.digest)
+        if not path.is_file():
+            continue
+        try:
+            record = GridRecord.from_json(_read(path))  # type: ignore[arg-type]
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}; remove it to run the cell again") from error
+        if record.cell != cell.settings:
+            raise CheckpointError(f"{path} is of another cell: remove it to run the cell again")
+        yield record

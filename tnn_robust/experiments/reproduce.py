@@ -1,0 +1,222 @@
+"""tnn-reproduce: the paper's experiments, cell by cell on an engine, resumable."""
+
+import contextlib
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tnn_robust.base.devices import resolve_device
+from tnn_robust.base.errors import CheckpointError, InputError, TrainingError
+from tnn_robust.base.files import claim_directory, require_writable, write_bytes
+from tnn_robust.base.parallel import (
+    Event,
+    Failed,
+    Finished,
+    Moved,
+    Task,
+    run_here,
+    run_in_processes,
+)
+from tnn_robust.data.catalogue import load_dataset
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.spec import DataSpec
+from tnn_robust.experiments.cells import cell_run, relative_costs
+from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
+from tnn_robust.experiments.plan import Cell, Plan
+from tnn_robust.experiments.results import CellRecord
+
+RECORDS = "records.jsonl"
+_KIND = "tnn-robust.reproduction"
+
+
+@dataclass(frozen=True)
+class ReproduceRequest:
+    """All that `tnn-reproduce` was asked.
+
+    jobs: processes, which share the cores; cluster: of Dask, in place of them, whose
+    workers must reach `out` and the data.
+    """
+
+    plan: Plan
+    out: Path
+    jobs: int = 1
+    cluster: Cluster | None = None
+    resume: bool = False
+    overwrite: bool = False
+    data_dir: str | None = None
+    download: bool = False
+    device: str = "auto"
+
+    @property
+    def data(self) -> DataSpec:
+        spec = self.plan.data
+        return DataSpec(spec.dataset, self.data_dir, classes=spec.classes, download=self.download)
+
+
+class Standing(NamedTuple):
+    """How much of the whole work is done, 0 to 1, and which cell moved or finished last."""
+
+    key: str
+    share: float
+    finished: int
+    cells: int
+    finished_now: bool = False
+
+
+class CellTask(NamedTuple):
+    """What a process needs to run a cell."""
+
+    cell: Cell
+    data: DataSpec
+    state: Path
+    device: str
+
+
+def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
+    """Run the cells that `out` lacks, yielding each record once it is on disk.
+
+    records.jsonl is replaced as a whole after every cell: it holds whole lines at any
+    time, the first saying what was asked. Raises TnnError before anything is written for
+    what cannot be done, and for a resumed run that asks for something else.
+    """
+    device = str(resolve_device(request.device))
+    if request.cluster is not None:
+        require_dask()
+    if not request.resume:
+        claim_directory(request.out, overwrite=request.overwrite)
+    path = request.out / RECORDS
+    require_writable(path)
+    dataset = _loaded(request.data)
+    cells = request.plan.cells(dataset.d, dataset.c, len(dataset.train.y))
+    header = {"kind": _KIND, "plan": request.plan.to_json(), "data_digest": dataset.digest}
+    known = _known(path, header) if request.resume else {}
+    records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
+    left = [cell for cell in cells if cell.key not in records]
+    order = [cell.key for cell in cells]  # processes finish in another one
+    costs = dict(zip(order, relative_costs(cells, len(dataset.train.y), dataset.c), strict=True))
+    if request.jobs > 1 or request.cluster is not None:  # the longest last would keep one busy
+        left.sort(key=lambda cell: costs[cell.key], reverse=True)
+    counted = _Counted(costs, set(records))
+    failures: list[Failed] = []
+    with contextlib.closing(_events(request, left, device)) as run:
+        next(run)  # the engine is there
+        _write(path, header, records)
+        yield counted.standing("")
+        for event in run:
+            if isinstance(event, Moved):
+                yield counted.moved(event.key, event.progress)
+            elif isinstance(event, Finished):
+                records[event.key] = event.result
+                _write(path, header, {key: records[key] for key in order if key in records})
+                (request.out / _state_name(event.key)).unlink(missing_ok=True)
+                yield event.result
+                yield counted.finished(event.key)
+            elif isinstance(event, Failed):
+                failures.append(event)
+    if failures:
+        named = "; ".join(f"{failed.key}: {failed.why}" for failed in failures)
+        raise TrainingError(f"cells failed, --resume runs them again: {named}")
+
+
+def _events(
+    request: ReproduceRequest, cells: list[Cell], device: str
+) -> Generator[Event, None, None]:
+    out = request.out.absolute()  # a worker may stand elsewhere
+    tasks = [
+        Task(cell.key, CellTask(cell, request.data, out / _state_name(cell.key), device))
+        for cell in cells
+    ]
+    if request.cluster is not None:
+        return run_on_dask(_cell_work, tasks, request.cluster)
+    if request.jobs == 1:
+        return run_here(_cell_work, tasks)
+    return run_in_processes(_cell_work, tasks, request.jobs)
+
+
+def read_records(out: Path) -> list[CellRecord]:
+    """The records of a reproduction, in the order of its plan as far as it is run."""
+    lines = _lines(out / RECORDS)
+    return [CellRecord.from_json(line) for line in lines[1:]]
+
+
+def _known(path: Path, header: dict[str, Any]) -> dict[str, CellRecord]:
+    if not path.is_file():
+        raise InputError(f"nothing to resume at {path}: run it without --resume")
+    first, *lines = _lines(path)
+    for key in header:
+        stored, wanted = first.get(key), json.loads(json.dumps(header[key]))
+        if stored == wanted:
+            continue
+        if isinstance(wanted, dict) and isinstance(stored, dict):
+            key = next(name for name in wanted if stored.get(name) != wanted[name])
+            stored, wanted = stored.get(key), wanted[key]
+        raise InputError(f"{path} is of another run: {key} was {stored}, is {wanted}")
+    found = [CellRecord.from_json(line) for line in lines]
+    return {_key(record.cell): record for record in found}
+
+
+def _key(cell: dict[str, Any]) -> str:
+    return cell["arm"] if cell["n"] is None else f"{cell['arm']}, N = {cell['n']}"
+
+
+def _state_name(key: str) -> str:
+    plain = "".join(letter if letter.isalnum() else "-" for letter in key)
+    return f"unfinished-{plain}.safetensors"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not lines or not all(isinstance(line, dict) for line in lines):
+        raise CheckpointError(f"{path} holds no records")
+    if lines[0].get("kind") != _KIND:
+        raise CheckpointError(f"{path} is not of tnn-reproduce")
+    return lines
+
+
+def _write(path: Path, header: dict[str, Any], records: dict[str, CellRecord]) -> None:
+    lines = [header, *(record.to_json() for record in records.values())]
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    write_bytes(path, text.encode())
+
+
+class _Counted:
+    """The share of the work that is done, cells weighted by what they cost."""
+
+    def __init__(self, costs: dict[str, float], finished: set[str]):
+        whole = sum(costs.values())
+        self._costs = {key: cost / whole for key, cost in costs.items()}
+        self._done = {key: float(key in finished) for key in costs}
+
+    def moved(self, key: str, share: float) -> Standing:
+        self._done[key] = share
+        return self.standing(key)
+
+    def finished(self, key: str) -> Standing:
+        self._done[key] = 1.0
+        return self.standing(key)._replace(finished_now=True)
+
+    def standing(self, key: str) -> Standing:
+        share = sum(self._costs[key] * done for key, done in self._done.items())
+        whole = sum(done == 1.0 for done in self._done.values())
+        return Standing(key, share, whole, len(self._done))
+
+
+@lru_cache(maxsize=1)
+def _loaded(spec: DataSpec) -> Dataset:
+    return load_dataset(spec)
+
+
+def _cell_work(task: CellTask) -> Generator[float, None, CellRecord]:
+    """A cell; yields which share of its epochs is done."""
+    data = _loaded(task.data)
+    for found in cell_run(task.cell, data, state=task.state, device=task.device):
+        if isinstance(found, CellRecord):
+            return found
+        yield min(found.epoch / max(found.epochs, 1), 0.999)
+    raise AssertionError("a cell ends with its record")

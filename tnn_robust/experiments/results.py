@@ -1,0 +1,93 @@
+"""What a reproduction of the paper's experiments leaves: cells, and a verdict a claim."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tnn_robust.base.codec import Interval, Record
+from tnn_robust.base.errors import CheckpointError
+
+Column = list[Any]  # a value a network: a number, or a list with one number a layer
+
+
+@dataclass(frozen=True)
+class PointRecord(Record):
+    """The networks of a cell after an epoch; columns by name, one entry a network.
+
+    Risks are means over examples (nats) at the weights of that epoch, `correct` counts;
+    train_* and test_* under clean, fgsm, pgd; train_n and test_n say of how many.
+    norms: ||W_l||_F, then ||w||; stable_ranks and eranks one a layer.
+    """
+
+    epoch: int
+    columns: dict[str, Column]
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """One line of records.jsonl: networks of one arm and size, trained side by side.
+
+    cell: what was trained (experiment, arm, rank, width, n, ...); seeds: of the networks
+    that finished, in the order of the columns; failures: why others stopped, by seed.
+    """
+
+    cell: dict[str, Any]
+    seeds: tuple[int, ...]
+    points: tuple[PointRecord, ...]
+    failures: dict[str, str]
+    seconds: float
+
+    @property
+    def last(self) -> dict[str, Column]:
+        """The columns at the end of training."""
+        return self.points[-1].columns
+
+    @property
+    def attack(self) -> str:
+        """The attack the cell is judged by: PGD where it was run, else FGSM."""
+        return "pgd" if "train_pgd_risk" in self.last else "fgsm"
+
+    @property
+    def agp(self) -> list[float]:
+        """Adversarial generalization gap of each network in nats, test minus train.
+
+        Of final weights, unless the cell was run with `moving-train-risk`.
+        """
+        moving = "moving-train-risk" in self.cell["departures"]
+        train = self.last["moving_train_risk" if moving else f"train_{self.attack}_risk"]
+        return [b - a for a, b in zip(train, self.last[f"test_{self.attack}_risk"], strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "CellRecord":
+        try:
+            points = tuple(PointRecord.from_json(point) for point in value["points"])
+            seeds = tuple(int(seed) for seed in value["seeds"])
+            return cls(value["cell"], seeds, points, value["failures"], value["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError("not a record of a reproduced cell") from error
+
+
+@dataclass(frozen=True)
+class Finding(Record):
+    """One number a verdict rests on, with its 95 % interval where there is one."""
+
+    what: str
+    value: float
+    interval: Interval | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim of the paper: supported, not supported or undecided, by a stated rule."""
+
+    claim: int
+    text: str
+    rule: str
+    verdict: str
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,1 +1,0 @@
-"""One function a command: the library twins of tnn-train, tnn-attack and tnn-compress."""

@@ -1,0 +1,231 @@
+"""What tnn-bound found: constants, premises, bounds in both forms, the measured gap."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from tnn_robust.base.codec import Interval, Record, part, require_schema
+
+BOUND_SCHEMA = "tnn-robust/bound-report/1"
+EVERY = "every bound"
+
+
+@dataclass(frozen=True)
+class Premise(Record):
+    """One premise of a theorem: holds is True, False, or None where nobody can say.
+
+    of: the theorems it belongs to, EVERY for all.
+    """
+
+    name: str
+    holds: bool | None
+    detail: str
+    of: str = EVERY
+
+    @property
+    def verdict(self) -> str:
+        return {True: "holds", False: "FAILS", None: "open"}[self.holds]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class BoundForm(Record):
+    """One form of a bound, as natural logarithms; None where not finite.
+
+    log_value: of the bound; log_share: of the bound over B, without the rounding of a huge
+    B; log_main, log_bias: of its two parts, log_bias None where there is none; log_needed:
+    of the smallest N at which it is below B, None where no N helps.
+    """
+
+    log_value: float | None
+    log_share: float | None
+    log_main: float | None
+    log_bias: float | None
+    log_needed: float | None
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it is B or more, which a gap cannot exceed anyway."""
+        return self.log_share is None or not self.log_share < 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "vacuous": self.vacuous}
+
+
+@dataclass(frozen=True)
+class BoundRow(Record):
+    """One theorem: equation, version (dense, tubal or multi), with or without an adversary.
+
+    covered: no premise of it fails; dimension: the parameters it counts, None for Lemma 7;
+    approximate: it compares with a compressed net; log_r_hat: of the distance to that,
+    None where it is 0 or there is no such net.
+    """
+
+    name: str
+    equation: str
+    version: str
+    adversarial: bool
+    covered: bool
+    dimension: int | None
+    paper: BoundForm
+    explicit: BoundForm
+    approximate: bool = False
+    log_r_hat: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        forms = {"paper": self.paper.to_json(), "explicit": self.explicit.to_json()}
+        return {**asdict(self), **forms}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        forms = {name: BoundForm.from_json(part(value, name)) for name in ("paper", "explicit")}
+        return super().from_json({**value, **forms})
+
+
+@dataclass(frozen=True)
+class BoundFacts(Record):
+    """What the bounds were computed from; norms are F-norms, logs are natural.
+
+    n: training examples; input_norm: B_x, the largest norm of both parts; least_norm: of
+    the training part; constant: C of the norm; log_bf, log_bf_clean: with and without
+    eps; log_lipschitz, log_range: L_loss and B on |q| <= B_f; t, t4: of 1 - 2e^-t and
+    1 - 4e^-t; ranks: tubal; rank_sums: of the multi-rank.
+    """
+
+    n: int
+    n_test: int
+    scores: int
+    features: int
+    channels: int
+    widths: tuple[int, ...]
+    norm: str
+    eps: str
+    eps_value: float
+    confined: str | None
+    constant: float
+    input_norm: float
+    least_norm: float
+    head_norm: float
+    layer_norms: tuple[float, ...]
+    log_product: float
+    log_bf: float
+    log_bf_clean: float
+    loss: str
+    log_lipschitz: float | None
+    log_range: float | None
+    t: float
+    t4: float
+    ranks: tuple[int, ...]
+    rank_sums: tuple[int, ...]
+    stable_ranks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CutRecord(Record):
+    """Where Theorems 19 and 21 cut: at this share of each layer's squared F-norm.
+
+    ranks, rank_sums: tubal ranks, and sums of the multi-ranks; delta, multi_delta: the
+    largest F-norm dropped from a layer. v0, alpha: the decay envelope sigma_j <= v0
+    j^-alpha; chosen_ranks: what Corollary 22 would take.
+    """
+
+    energy: float
+    ranks: tuple[int, ...]
+    delta: float
+    rank_sums: tuple[int, ...]
+    multi_delta: float
+    v0: float
+    alpha: float
+    chosen_ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImplicitRecord(Record):
+    """Theorem 16 at these weights: harmonic mean of sqrt(r_stb) <= rhs (None: infinite).
+
+    largest: what no weights of these shapes can exceed; teacher_*: J, m_J and B;
+    covered: no premise of the theorem is known to fail.
+    """
+
+    harmonic_mean: float
+    rhs: float | None
+    largest: float
+    teacher_layers: int
+    teacher_width: int
+    teacher_norm: float
+    covered: bool
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the right side allows any weights at all."""
+        return self.rhs is None or self.rhs >= self.largest
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "vacuous": self.vacuous}
+
+
+@dataclass(frozen=True)
+class MeasuredGap(Record):
+    """Gaps of risks, test minus train, on at most n examples of each part.
+
+    standard, adversarial: of the clean loss and of the attack's, with 95 % intervals;
+    bracket: certified test minus attacked train risk above, attacked test minus certified
+    train risk below: the adversarial gap of these examples lies between for certain.
+    """
+
+    attack: str
+    n_train: int
+    n_test: int
+    train_risk: float
+    standard: float
+    standard_ci: Interval
+    adversarial: float
+    adversarial_ci: Interval
+    bracket: Interval
+
+
+@dataclass(frozen=True)
+class BoundReport(Record):
+    """All that tnn-bound prints. gap: None where it was not asked for."""
+
+    model: dict[str, Any]
+    dataset: dict[str, Any]
+    seed: int
+    confidence: float
+    facts: BoundFacts
+    premises: tuple[Premise, ...]
+    rows: tuple[BoundRow, ...]
+    cut: CutRecord
+    implicit: ImplicitRecord
+    gap: MeasuredGap | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": BOUND_SCHEMA,
+            "kind": "bound-report",
+            **asdict(self),
+            "premises": [premise.to_json() for premise in self.premises],
+            "rows": [row.to_json() for row in self.rows],
+            "implicit": self.implicit.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        require_schema(value, BOUND_SCHEMA)
+        gap = part(value, "gap")
+        nested: dict[str, Any] = {
+            "facts": BoundFacts.from_json(part(value, "facts")),
+            "premises": tuple(Premise.from_json(one) for one in part(value, "premises")),
+            "rows": tuple(BoundRow.from_json(one) for one in part(value, "rows")),
+            "cut": CutRecord.from_json(part(value, "cut")),
+            "implicit": ImplicitRecord.from_json(part(value, "implicit")),
+            "gap": None if gap is None else MeasuredGap.from_json(gap),
+        }
+        return super().from_json({**value, **nested})
+
+
+def finite(value: float) -> float | None:
+    """The number, or None where it is infinite or no number: JSON has neither."""
+    return value if math.isfinite(value) else None
