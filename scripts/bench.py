@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.base.randomness import Streams

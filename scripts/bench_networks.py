@@ -18,7 +18,7 @@ import torch
 from bench import input_gradient, interleaved, network
 from torch import Tensor, nn
 
-from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.points import frozen
 from tnn_robust.models.network import TNN, to_dense
 
 SMOKE = "--smoke" in sys.argv[1:]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.points import verify
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackSettings, attack_settings
 from tnn_robust.attacks.threat import ball_of

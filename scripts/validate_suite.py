@@ -17,7 +17,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.suite import suite_attacks
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.losses import margin

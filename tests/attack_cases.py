@@ -8,7 +8,7 @@ from tnn_robust.attacks.apgd import (
     apgd,
     apgd_targeted,
 )
-from tnn_robust.attacks.ascent import frozen, verify
+from tnn_robust.attacks.points import frozen, verify
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.losses import margin, predict
 from tnn_robust.base.randomness import Streams

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from tnn_robust.attacks.ascent import Perturbed, feasible, verify
+from tnn_robust.attacks.points import Perturbed, feasible, verify
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.attacks.threat import ball_of

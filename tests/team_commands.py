@@ -11,7 +11,7 @@ import sys
 
 import torch.distributed as dist
 
-from tnn_robust.attacks.ascent import Perturbed
+from tnn_robust.attacks.points import Perturbed
 from tnn_robust.evaluation import report as attack
 from tnn_robust.models import blocks
 

@@ -22,8 +22,9 @@ from tnn_robust.attacks.apgd import (
     apgd,
     apgd_targeted,
 )
-from tnn_robust.attacks.ascent import ascend, frozen
+from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.fab import fab
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.square import square
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError

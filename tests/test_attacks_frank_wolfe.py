@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from tnn_robust.algebra.transforms import make_transform
-from tnn_robust.attacks.ascent import Perturbed, ascend, frozen, verify
+from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.frank_wolfe import best_of, frank_wolfe, make_frank_wolfe
+from tnn_robust.attacks.points import Perturbed, frozen, verify
 from tnn_robust.attacks.structured import TUBAL_NUCLEAR, make_ball
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError, InputError

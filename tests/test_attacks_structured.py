@@ -25,8 +25,8 @@ from reference_structured import (
 
 from tnn_robust.algebra.ranks import tubal_nuclear_norm
 from tnn_robust.algebra.tproduct import to_faces
-from tnn_robust.attacks.ascent import feasible, verify
 from tnn_robust.attacks.banded import OFF_SUPPORT, feasible_structured
+from tnn_robust.attacks.points import feasible, verify
 from tnn_robust.attacks.structured import (
     TUBAL_NUCLEAR,
     face_subspace,

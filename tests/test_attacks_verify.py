@@ -4,7 +4,7 @@ import pytest
 import reference as ref
 import torch
 
-from tnn_robust.attacks.ascent import feasible, verify
+from tnn_robust.attacks.points import feasible, verify
 from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError
 

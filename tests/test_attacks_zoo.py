@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.points import verify
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.attacks.threat import ball_of

@@ -8,7 +8,7 @@ import torch
 from cli_checks import content, load_json, refused, save_npz, succeeded
 from conftest import run_cli
 
-from tnn_robust.attacks.ascent import Perturbed
+from tnn_robust.attacks.points import Perturbed
 from tnn_robust.attacks.zoo_entries import ZOO
 from tnn_robust.base import choices
 from tnn_robust.evaluation import report as attack_module

@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_attacks_minimal import exact, examples, linear
 
-from tnn_robust.attacks.ascent import Perturbed
 from tnn_robust.attacks.minimal import minimal, warm_pgd
+from tnn_robust.attacks.points import Perturbed
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.base.errors import AttackError, CheckpointError, InputError

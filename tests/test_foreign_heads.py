@@ -6,7 +6,7 @@ import torch
 from foreign_models import Then
 from torch import nn
 
-from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.base.errors import InputError

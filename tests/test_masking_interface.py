@@ -11,7 +11,7 @@ from masking_cases import (
     run_checks,
 )
 
-from tnn_robust.attacks.ascent import Perturbed, frozen
+from tnn_robust.attacks.points import Perturbed, frozen
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import attack_settings
 from tnn_robust.base.errors import AttackError, CheckpointError, InputError

@@ -15,19 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tnn_robust.attacks.ascent import (
-    BOX,
-    Model,
-    Perturbed,
     _marked,
     _random_point,
     _step,
     _unblocked,
     _value,
     _value_and_gradient,
-    feasible,
-    finite_or_raise,
 )
 from tnn_robust.attacks.best import better, is_blind
+from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
 from tnn_robust.attacks.threat import Ball, Radius
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import Loss, margin_loss

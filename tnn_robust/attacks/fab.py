@@ -10,17 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import (
-    BOX,
-    Model,
-    Perturbed,
-    _random_point,
-    _unblocked,
-    _value,
-    feasible,
-    finite_or_raise,
-)
+from tnn_robust.attacks.ascent import _random_point, _unblocked, _value
 from tnn_robust.attacks.best import better, is_blind
+from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
 from tnn_robust.attacks.threat import ball_of
 from tnn_robust.base.errors import unknown_choice
 from tnn_robust.base.losses import margin, margin_loss

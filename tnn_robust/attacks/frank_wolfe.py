@@ -3,19 +3,9 @@
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import (
-    Model,
-    Perturb,
-    Perturbed,
-    _random_point,
-    _unblocked,
-    _value,
-    _value_and_gradient,
-    feasible,
-    finite_or_raise,
-    frozen,
-)
+from tnn_robust.attacks.ascent import _random_point, _unblocked, _value, _value_and_gradient
 from tnn_robust.attacks.best import Best, better
+from tnn_robust.attacks.points import Model, Perturb, Perturbed, feasible, finite_or_raise, frozen
 from tnn_robust.attacks.threat import Ball, Radius, per_example
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import Loss, margin_loss

@@ -11,16 +11,10 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.ascent import (
-    Model,
-    Perturbed,
-    _value,
-    ascend,
-    frozen,
-    verify,
-)
+from tnn_robust.attacks.ascent import _value, ascend
 from tnn_robust.attacks.boundary import METHODS, approach, targeted
 from tnn_robust.attacks.fab import FAB_NORMS, fab
+from tnn_robust.attacks.points import Model, Perturbed, frozen, verify
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.threat import Ball, ball_of

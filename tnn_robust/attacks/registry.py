@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.apgd import apgd, apgd_targeted
-from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, ascend, frozen
+from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.fab import fab_in_ball
 from tnn_robust.attacks.frank_wolfe import best_of, make_frank_wolfe
+from tnn_robust.attacks.points import Model, Perturb, Perturbed, frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.square import square
 from tnn_robust.attacks.structured import make_ball, parse_range

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import BOX, Model, Perturbed, _value, feasible, finite_or_raise
+from tnn_robust.attacks.ascent import _value
 from tnn_robust.attacks.best import better
+from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
 from tnn_robust.attacks.threat import Radius, ball_of, per_example
 from tnn_robust.base.errors import unknown_choice
 from tnn_robust.base.losses import margin_loss

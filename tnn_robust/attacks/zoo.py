@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, frozen
+from tnn_robust.attacks.points import Model, Perturb, Perturbed, frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape, zoo_entry
 from tnn_robust.base.errors import MissingPackage

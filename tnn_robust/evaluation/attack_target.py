@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import Perturb, frozen
+from tnn_robust.attacks.points import Perturb, frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.team import Team

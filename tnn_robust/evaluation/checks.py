@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.ascent import Model, Perturb, Perturbed, feasible, frozen, verify
 from tnn_robust.attacks.frank_wolfe import best_of
+from tnn_robust.attacks.points import Model, Perturb, Perturbed, feasible, frozen, verify
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings, attack_settings
 from tnn_robust.base.losses import margin

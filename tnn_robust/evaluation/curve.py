@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.minimal import warm_pgd
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES

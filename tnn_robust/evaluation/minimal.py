@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import frozen
 from tnn_robust.attacks.minimal import minimal, quantile
+from tnn_robust.attacks.points import frozen
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.precision import in_full_float32
 from tnn_robust.base.randomness import Streams

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import Perturb
+from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackChoice, AttackSettings, stopping
 from tnn_robust.attacks.suite import is_sequential, suite_attacks

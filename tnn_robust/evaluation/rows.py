@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.ascent import verify
+from tnn_robust.attacks.points import verify
 from tnn_robust.attacks.registry import ball_for, make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.attacks.zoo_entries import check_scores, check_shape

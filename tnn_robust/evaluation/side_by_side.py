@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import Model, Perturb, Perturbed
+from tnn_robust.attacks.points import Model, Perturb, Perturbed
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.errors import InputError

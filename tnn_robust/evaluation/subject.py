@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.choices import MODEL_INPUTS
 from tnn_robust.base.devices import resolve_device

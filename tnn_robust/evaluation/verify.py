@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import frozen
+from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import read_tensors, write_tensors

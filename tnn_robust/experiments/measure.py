@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.ascent import ascend, frozen, verify
+from tnn_robust.attacks.ascent import ascend
+from tnn_robust.attacks.points import frozen, verify
 from tnn_robust.attacks.structured import make_ball
 from tnn_robust.base.losses import Loss, margin_loss
 from tnn_robust.base.randomness import Streams, seed_tensor

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tnn_robust.algebra import matrices
-from tnn_robust.attacks.ascent import BOX
+from tnn_robust.attacks.points import BOX
 from tnn_robust.base.losses import Loss, logistic
 from tnn_robust.models.network import TNN
 from tnn_robust.training.loop import Examples, data_order
