@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import cloup
 
 from tnn_robust import __version__
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base import choices
 from tnn_robust.base.choices import LARGEST_SEED
 from tnn_robust.base.errors import InputError, TnnError
@@ -23,7 +24,7 @@ _MOST_SEEDS = 1000
 _TIME_TO_SPEAK = 10  # seconds
 
 
-class Command(click.Command):
+class Command(cloup.Command):
     """A command whose errors are one line and exit code 2, and Ctrl-C is no traceback.
 
     Of the processes of one run the first speaks for all. shared: whether they can share
@@ -89,6 +90,11 @@ def command(name: str, *, shared: bool = False) -> Callable[[Callable], click.Co
         return click.version_option(__version__, prog_name=name)(made)
 
     return decorate
+
+
+def heading(title: str, *decorators: Callable) -> Callable[[Callable], Callable]:
+    """Options under a heading of the help page."""
+    return cloup.option_group(title, *decorators)
 
 
 def options(*decorators: Callable) -> Callable[[Callable], Callable]:

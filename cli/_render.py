@@ -4,24 +4,26 @@ import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as RichProgress
 from rich.table import Table as RichTable
 
+from tnn_robust.base.progress import Progress, Steps, drain
 from tnn_robust.reporting.tables import Table
 
+T = TypeVar("T")
 _WIDEST = 120  # wider lines are hard to read, however wide the terminal is
 
 
@@ -96,7 +98,7 @@ def duration(seconds: float) -> str:
 class Bar:
     """A progress bar on standard error; where that is no terminal, an occasional line."""
 
-    def __init__(self, progress: Progress | None, lines: int = 20):
+    def __init__(self, progress: RichProgress | None, lines: int = 20):
         self._progress = progress
         self._task: TaskID | None = None
         self._lines = lines
@@ -110,6 +112,10 @@ class Bar:
         if done < self._progress.tasks[self._task].completed:
             self._progress.reset(self._task)
         self._progress.update(self._task, description=text, completed=done, total=total)
+
+    def tell(self, progress: Progress) -> None:
+        """Show how far a piece of work is."""
+        self.update(progress.text, progress.done, progress.total)
 
     def log(self, text: str, done: int, total: int) -> None:
         """A line for a log file: about twenty in all, the last one always."""
@@ -132,22 +138,11 @@ def progress_bar() -> Iterator[Bar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    with RichProgress(*columns, console=err, transient=True) as progress:
         yield Bar(progress)
 
 
-def follow(records: Iterable[Any], see: Callable[[Any], None] | None = None) -> Any:
-    """Run a command's records under a progress bar; the last of them. see: takes results."""
-    from tnn_robust.compression.repair import Training
-    from tnn_robust.evaluation.report import AttackProgress
-
-    last = None
+def follow(steps: Steps[T]) -> T:
+    """Run a command's work under a progress bar; its result."""
     with progress_bar() as bar:
-        for last in records:
-            if isinstance(last, AttackProgress):
-                bar.update(f"{last.attack}, {last.part}", last.done, last.total)
-            elif isinstance(last, Training):
-                bar.update(last.text, last.done, last.total)
-            elif see is not None:
-                see(last)
-    return last
+        return drain(steps, bar.tell)

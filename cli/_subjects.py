@@ -6,6 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli._attack_asked import Network
 
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
@@ -13,42 +14,40 @@ from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 
 subjects = shared.options(
     click.argument("runs", metavar="[RUN]...", type=shared.OUT, nargs=-1),
-    click.option(
-        "--model",
-        "models",
-        multiple=True,
-        metavar="PACKAGE.MODULE:CALLABLE",
-        help="Attack this torch module instead: the code is imported and called. "
-        "Data, eps and loss are those of RUN, or give --dataset.",
+    shared.heading(
+        "Network",
+        click.option(
+            "--model",
+            "models",
+            multiple=True,
+            metavar="PACKAGE.MODULE:CALLABLE",
+            help="Attack this torch module instead: the code is imported and called. "
+            "Data, eps and loss are those of RUN, or give --dataset.",
+        ),
+        click.option(
+            "--model-input",
+            default="auto",
+            help=f"What the module takes: {', '.join(choices.MODEL_INPUTS)}.",
+        ),
     ),
-    click.option(
-        "--model-input",
-        default="auto",
-        help=f"What the module takes: {', '.join(choices.MODEL_INPUTS)}.",
-    ),
-    click.option("--compare", is_flag=True, help="Several RUNs and --models in one table."),
     shared.data_set,
 )
 
-Who = dict[str, Any]  # what a Source needs to know: run, model, model_input and data
 
-
-def take(given: dict[str, Any], *, recorded: bool) -> list[Who]:
-    """Take the options of `subjects` out of `given`: the networks to attack, in their order.
+def take(given: dict[str, Any], *, compare: bool, recorded: bool) -> tuple[Network, ...]:
+    """The networks to attack, in their order, from the options of `subjects` in `given`.
 
     recorded: a file says what was attacked, so that nothing need be named.
     """
-    compare, models = given.pop("compare"), given.pop("models")
-    runs: tuple[Path, ...] = given.pop("runs")
+    models, runs = given["models"], given["runs"]
     named = _data_options()
     spec = shared.data_spec(given)
-    form = given.pop("model_input")
     _check(runs, models, named, compare=compare, recorded=recorded)
     data = None if runs or not named else spec
     lender = runs[0] if runs else None
-    who: list[Who] = [{"run": run} for run in runs if compare or not models]
-    who += [{"run": lender, "model": model, "model_input": form, "data": data} for model in models]
-    return who or [{"run": None}]
+    who = [Network(run) for run in runs if compare or not models]
+    who += [Network(lender, model, given["model_input"], data) for model in models]
+    return tuple(who) or (Network(),)
 
 
 def _check(

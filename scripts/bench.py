@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.attacks.points import frozen
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
 from tnn_robust.models.layers import TLayer
@@ -160,7 +159,7 @@ def training_step(model: TNN, x: Tensor) -> Callable[[], None]:
 
 
 def fgsm() -> Perturb:
-    return make_perturb(attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic"), keep_best=False)
+    return make_perturb(named_attack("fgsm", Eps("0.1", 0.1), loss="logistic"), keep_best=False)
 
 
 def tracking(case: tuple, rank: int | None) -> tuple[Callable, Callable]:

@@ -16,8 +16,7 @@ import torch
 from bench import operations, product_calls, verdict
 from bench_a1 import FULL, TINY, seconds
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.risk import attack_part
@@ -58,7 +57,7 @@ def training_step() -> tuple[float, float]:
     model = network(1)
     x, y = images(BATCH * BATCHES, 2)
     settings = TrainSettings(epochs=2, batch_size=BATCH, loss="logistic")
-    fgsm = attack_settings("fgsm", Eps("0.1", 0.1), loss="logistic")
+    fgsm = named_attack("fgsm", Eps("0.1", 0.1), loss="logistic")
     records = fit(
         model,
         x,
@@ -80,7 +79,7 @@ def attack() -> tuple[float, float]:
     """Seconds of PGD over the images with verification and measuring, and its operations."""
     model = network(10)
     x, y = images(N_ATTACKED, 10)
-    settings = attack_settings("pgd", Eps("0.1", 0.1), steps=STEPS, restarts=RESTARTS)
+    settings = named_attack("pgd", Eps("0.1", 0.1), steps=STEPS, restarts=RESTARTS)
     block = compute_block(model, DEVICE)
     began = clock()
     done = attack_part(

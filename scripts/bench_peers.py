@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.balls import ball_of
 from tnn_robust.attacks.points import verify
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackSettings, attack_settings
-from tnn_robust.attacks.threat import ball_of
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
@@ -38,7 +38,7 @@ ROUNDS = 3
 TARGET = 1 / 4
 MODEL, OUTPUT = Path("runs/bench-model"), Path("bench_peers.json")
 
-Attack = Callable[[Tensor, Tensor], Tensor]
+Find = Callable[[Tensor, Tensor], Tensor]
 
 
 class TwoLogits(nn.Module):
@@ -53,11 +53,11 @@ class TwoLogits(nn.Module):
         return torch.cat([torch.zeros_like(score), score], 1)
 
 
-def settings(**options) -> AttackSettings:
-    return attack_settings("pgd", EPS, steps=STEPS, restarts=RESTARTS, **options)
+def settings(**options) -> Attack:
+    return named_attack("pgd", EPS, steps=STEPS, restarts=RESTARTS, **options)
 
 
-def ours(model: TNN, chosen: AttackSettings) -> Attack:
+def ours(model: TNN, chosen: Attack) -> Find:
     perturb = make_perturb(chosen, transform=model.transform)
     return lambda x, y: perturb(model, x, y, Streams(0, torch.arange(len(x)))).x
 
@@ -167,7 +167,7 @@ def contestants(model: TNN) -> dict[str, Attack]:
         "ours": ours(model, settings(stop_broken=True)),
         "ours, risk too": ours(model, settings()),
         # Chooses its steps; from one start it must come to a verdict as low as five of PGD.
-        "ours, apgd x 1": ours(model, attack_settings("apgd", EPS, steps=STEPS)),
+        "ours, apgd x 1": ours(model, named_attack("apgd", EPS, steps=STEPS)),
     }
     for name, make in PEERS.items():
         try:

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 from tnn_robust.algebra import tsvd
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.compression.build import CompressRequest
 from tnn_robust.compression.repair import RepairSettings, settings_of
 from tnn_robust.compression.rules import choose_ranks, make_rule

@@ -24,8 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.files import write_bytes, write_json
 from tnn_robust.base.losses import is_separable, log_risk_and_weights
 from tnn_robust.base.randomness import Streams
@@ -307,7 +306,7 @@ def main(folder: Path, study: Study = Study()) -> None:  # noqa: B008
         DataSpec(dataset=study.dataset, classes=study.classes, n_train=study.examples)
     ).train
     x, y = part.x.double(), part.y
-    attack = attack_settings("fgm", Eps(f"{study.eps:g}", study.eps), loss="margin")
+    attack = named_attack("fgm", Eps(f"{study.eps:g}", study.eps), loss="margin")
     perturb = make_perturb(attack, keep_best=False)
     kept = folder / "records.json"
     settings = json.loads(json.dumps({**asdict(study), "depths": None}))

@@ -17,9 +17,9 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.suite import suite_attacks
-from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.losses import margin
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset, Part

@@ -8,8 +8,8 @@ from tnn_robust.attacks.apgd import (
     apgd,
     apgd_targeted,
 )
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.points import frozen, verify
-from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.losses import margin, predict
 from tnn_robust.base.randomness import Streams
 from tnn_robust.models.network import Architecture, new_model

@@ -5,10 +5,9 @@ import re
 import pytest
 import torch
 
+from tnn_robust.attacks.balls import ball_of
 from tnn_robust.attacks.points import Perturbed, feasible, verify
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
-from tnn_robust.attacks.threat import ball_of
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import uniform
 from tnn_robust.base.threat import Eps
@@ -61,7 +60,7 @@ def make_attacks(norm="linf", eps=EPS, cover=HUGE, loss="margin", **changes):
     ball = ball_of(norm)
 
     def attack(size=eps, *, keep_best=True, **options):
-        chosen = attack_settings("pgd", Eps(str(size), size), norm=norm, loss=loss, **options)
+        chosen = named_attack("pgd", Eps(str(size), size), norm=norm, loss=loss, **options)
         return make_perturb(chosen, keep_best=keep_best)
 
     def noise(x, streams, draw):

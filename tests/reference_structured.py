@@ -5,11 +5,11 @@ import reference as ref
 import torch
 
 from tnn_robust.algebra.transforms import make_transform
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.structured import (
     TUBAL_NUCLEAR,
     make_ball,
 )
-from tnn_robust.attacks.threat import BALLS
 
 TRANSFORMS = ("dct", "dft", "identity", "random:1")
 

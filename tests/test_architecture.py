@@ -161,9 +161,9 @@ def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
 
 def test_the_choices_are_the_registries() -> None:
     from tnn_robust.algebra.transforms import TRANSFORMS
+    from tnn_robust.attacks.balls import BALLS
     from tnn_robust.attacks.registry import RUNS
     from tnn_robust.attacks.structured import TUBAL_NUCLEAR
-    from tnn_robust.attacks.threat import BALLS
     from tnn_robust.base.losses import LOSSES
     from tnn_robust.compression.rules import NEEDS
     from tnn_robust.data.catalogue import LOADERS

@@ -23,10 +23,10 @@ from tnn_robust.attacks.apgd import (
     apgd_targeted,
 )
 from tnn_robust.attacks.ascent import ascend
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.fab import fab
 from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.square import square
-from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError
 from tnn_robust.base.losses import cross_entropy, margin, margin_loss
 from tnn_robust.base.randomness import Streams

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from tnn_robust.attacks.ascent import ascend
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
-from tnn_robust.attacks.threat import BALLS
+from tnn_robust.attacks.balls import BALLS
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import margin, margin_loss, predict
 from tnn_robust.base.randomness import Streams
@@ -47,7 +46,7 @@ def examples(model, n=8, *, dtype=torch.float64, seed=0):
 
 
 def attack(model, x, y, *, name="pgd", eps=0.1, seed=0, first=0, keep_best=True, **options):
-    settings = attack_settings(name, Eps(str(eps), eps), **options)
+    settings = named_attack(name, Eps(str(eps), eps), **options)
     streams = Streams(seed, torch.arange(first, first + len(x)))
     return make_perturb(settings, keep_best=keep_best)(model, x, y, streams)
 
@@ -214,7 +213,7 @@ def test_results_do_not_depend_on_blocks_and_order(norm):
         ]
         assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-10)
     order = torch.tensor([14, 3, 8])
-    perturb = make_perturb(attack_settings("pgd", Eps("0.1", 0.1), **options))
+    perturb = make_perturb(named_attack("pgd", Eps("0.1", 0.1), **options))
     shuffled = perturb(model, x[order], y[order], Streams(0, order)).x
     assert torch.allclose(shuffled, whole[order], rtol=0, atol=1e-10)
     other_seed = attack(model, x, y, seed=1, **options).x

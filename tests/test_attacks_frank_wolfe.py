@@ -7,10 +7,10 @@ from torch import nn
 
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.attacks.ascent import ascend
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.frank_wolfe import best_of, frank_wolfe, make_frank_wolfe
 from tnn_robust.attacks.points import Perturbed, frozen, verify
 from tnn_robust.attacks.structured import TUBAL_NUCLEAR, make_ball
-from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import margin, margin_loss
 from tnn_robust.base.randomness import Streams

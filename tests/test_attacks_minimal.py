@@ -7,12 +7,11 @@ import torch
 
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.attacks.ascent import ascend
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.boundary import METHODS
 from tnn_robust.attacks.fab import FAB_NORMS, fab
 from tnn_robust.attacks.minimal import minimal, quantile, warm_pgd
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
-from tnn_robust.attacks.threat import BALLS
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import margin, margin_loss, predict
 from tnn_robust.base.randomness import Streams
@@ -148,7 +147,7 @@ def test_trained_networks_fall_no_later_than_to_pgd_and_no_earlier_than_certifie
     assert bool((radii <= found.norms + 1e-6).all())
     for share in (0.5, 1.0, 1.5):
         eps = share * found.norms[clean].median().item()
-        pgd = attack_settings("pgd", Eps("", eps), norm=norm)
+        pgd = named_attack("pgd", Eps("", eps), norm=norm)
         points = make_perturb(pgd)(model, x, y, streams(len(x))).x
         standing = float((margin(model(points), y) > 0).double().mean())
         assert found.accuracy(eps) <= standing + 0.01
@@ -282,7 +281,7 @@ def test_the_nearest_classes_are_found_where_the_margin_leads_elsewhere():
 @pytest.mark.parametrize("eps", (0.02, 0.06))
 def test_nothing_stands_against_the_warm_attack_that_falls_to_the_cold_one(trained, eps, name):
     model, x, y = trained
-    settings = attack_settings(name, Eps(str(eps), eps), norm="linf")
+    settings = named_attack(name, Eps(str(eps), eps), norm="linf")
     cold = make_perturb(settings)(model, x, y, streams(len(x))).x
     assert torch.equal(warm_pgd(settings)(model, x, y, streams(len(x)), None).x, cold)
     useless = (x - 0.01).clamp(0, 1)

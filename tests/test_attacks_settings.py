@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust.attacks.settings import AttackChoice, attack_settings
-from tnn_robust.attacks.threat import BALLS
+from tnn_robust.attacks.balls import BALLS
+from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps, parse_eps
 
@@ -70,7 +71,7 @@ def test_what_is_not_a_size_is_refused_and_never_evaluated(text):
 
 
 def test_defaults_of_the_attacks():
-    fgsm, fgm, pgd = (attack_settings(name, TENTH) for name in ("fgsm", "fgm", "pgd"))
+    fgsm, fgm, pgd = (named_attack(name, TENTH) for name in ("fgsm", "fgm", "pgd"))
     assert (fgsm.norm, fgsm.steps, fgsm.step_size, fgsm.random_start) == ("linf", 1, 0.1, False)
     assert (fgm.norm, fgm.steps, fgm.step_size, fgm.random_start) == ("l2", 1, 0.1, False)
     assert (pgd.norm, pgd.steps, pgd.restarts, pgd.random_start) == ("linf", 40, 1, True)
@@ -80,15 +81,15 @@ def test_defaults_of_the_attacks():
 
 @pytest.mark.parametrize("steps", (2, 10, 100))
 def test_the_steps_of_an_iterated_attack_cover_the_ball(steps):
-    assert attack_settings("pgd", TENTH, steps=steps).step_size == pytest.approx(0.25 / steps)
-    assert attack_settings("pgd", TENTH, steps=1).step_size == 0.1
-    assert attack_settings("pgd", TENTH, steps=steps, step_size=0.7).step_size == 0.7
-    assert attack_settings("torchattacks:PGD", TENTH).step_size == pytest.approx(0.025)
+    assert named_attack("pgd", TENTH, steps=steps).step_size == pytest.approx(0.25 / steps)
+    assert named_attack("pgd", TENTH, steps=1).step_size == 0.1
+    assert named_attack("pgd", TENTH, steps=steps, step_size=0.7).step_size == 0.7
+    assert named_attack("torchattacks:PGD", TENTH).step_size == pytest.approx(0.025)
 
 
 def test_pgd_takes_every_norm():
     for norm in BALLS:
-        assert attack_settings("pgd", TENTH, norm=norm).norm == norm
+        assert named_attack("pgd", TENTH, norm=norm).norm == norm
 
 
 @pytest.mark.parametrize(
@@ -116,10 +117,10 @@ def test_pgd_takes_every_norm():
 )
 def test_bad_settings_are_refused(name, eps, options, message):
     with pytest.raises(InputError, match=message):
-        attack_settings(name, Eps(str(eps), eps), **options)
+        named_attack(name, Eps(str(eps), eps), **options)
 
 
-TRAINED = attack_settings("pgd", Eps("0.5", 0.5), norm="l2", steps=7)
+TRAINED = named_attack("pgd", Eps("0.5", 0.5), norm="l2", steps=7)
 
 
 def resolved(trained=TRAINED, **choice):
@@ -162,8 +163,8 @@ def test_the_norm_asked_for_is_everyones():
 def test_steps_are_of_the_iterated_attacks_alone(option):
     choice = {"eps": (TENTH,), "restarts": 3, "loss": "logistic", **option}
     fgsm, pgd = AttackChoice(names=("fgsm", "pgd"), **choice).resolve(None)
-    assert fgsm == attack_settings("fgsm", TENTH, restarts=3, loss="logistic")
-    assert pgd == attack_settings("pgd", TENTH, restarts=3, loss="logistic", **option)
+    assert fgsm == named_attack("fgsm", TENTH, restarts=3, loss="logistic")
+    assert pgd == named_attack("pgd", TENTH, restarts=3, loss="logistic", **option)
     with pytest.raises(InputError, match="fgsm takes one step: steps are settings of pgd"):
         AttackChoice(names=("fgsm",), **choice).resolve(None)
 
@@ -185,12 +186,12 @@ def test_steps_are_of_the_iterated_attacks_alone(option):
 def test_what_no_attack_takes_is_refused_and_not_dropped(name, option):
     said = f"{name} takes no --{next(iter(option)).replace('_', '-')}: use pgd"
     with pytest.raises(InputError, match=said):
-        attack_settings(name, TENTH, **option)
+        named_attack(name, TENTH, **option)
     with pytest.raises(InputError, match=said):
         resolved(names=(name,), eps=(TENTH,), **option)
     # With one that takes it, it is of that one, and the other's row does not claim it.
     found, pgd = AttackChoice((name, "pgd"), (TENTH,), **option).resolve(None)
-    assert found == attack_settings(name, TENTH) and pgd == attack_settings("pgd", TENTH, **option)
+    assert found == named_attack(name, TENTH) and pgd == named_attack("pgd", TENTH, **option)
 
 
 def test_a_class_of_several_norms_follows_the_run():
@@ -201,7 +202,7 @@ def test_a_class_of_several_norms_follows_the_run():
 
 
 def test_a_row_says_all_that_its_attack_depends_on():
-    ours = attack_settings("pgd", TENTH, steps=5, restarts=2).to_json()
+    ours = named_attack("pgd", TENTH, steps=5, restarts=2).to_json()
     assert ours == {
         "steps": 5,
         "step_size": pytest.approx(0.05),
@@ -210,9 +211,9 @@ def test_a_row_says_all_that_its_attack_depends_on():
         "skip_blocked": True,
         "loss": "margin",
     }
-    theirs = attack_settings("torchattacks:PGD", TENTH, steps=5).to_json()
+    theirs = named_attack("torchattacks:PGD", TENTH, steps=5).to_json()
     assert theirs == {"steps": 5, "alpha": pytest.approx(0.05), "random_start": True}
-    assert attack_settings("torchattacks:Square", TENTH, norm="l2").to_json() == {
+    assert named_attack("torchattacks:Square", TENTH, norm="l2").to_json() == {
         "norm": "L2",
         "n_restarts": 1,
     }

@@ -18,9 +18,9 @@ from attack_cases import (
 )
 
 from tnn_robust.attacks.apgd import apgd
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.square import share_at, square, window_of
-from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import predict
 from tnn_robust.base.randomness import Streams

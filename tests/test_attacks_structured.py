@@ -25,6 +25,7 @@ from reference_structured import (
 
 from tnn_robust.algebra.ranks import tubal_nuclear_norm
 from tnn_robust.algebra.tproduct import to_faces
+from tnn_robust.attacks.balls import BALLS, ball_of
 from tnn_robust.attacks.banded import OFF_SUPPORT, feasible_structured
 from tnn_robust.attacks.points import feasible, verify
 from tnn_robust.attacks.structured import (
@@ -36,7 +37,6 @@ from tnn_robust.attacks.structured import (
     parse_range,
     tubal_nuclear_ball,
 )
-from tnn_robust.attacks.threat import BALLS, ball_of
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.randomness import Streams
 

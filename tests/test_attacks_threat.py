@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust.attacks.threat import BALLS, ball_of
+from tnn_robust.attacks.balls import BALLS, ball_of
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.randomness import Streams
 

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
+from tnn_robust.attacks.balls import BALLS, ball_of
 from tnn_robust.attacks.points import verify
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
-from tnn_robust.attacks.threat import BALLS, ball_of
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
@@ -26,7 +25,7 @@ def trained(request):
 
 
 def settings(name, eps, **options):
-    return attack_settings(name, Eps(str(eps), eps), **options)
+    return named_attack(name, Eps(str(eps), eps), **options)
 
 
 def attacked(model, x, y, chosen):

@@ -4,8 +4,8 @@ import pytest
 import reference as ref
 import torch
 
+from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.points import feasible, verify
-from tnn_robust.attacks.threat import BALLS
 from tnn_robust.base.errors import AttackError
 
 N, D, C = 4, 6, 5

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from tnn_robust.attacks.balls import ball_of
 from tnn_robust.attacks.points import verify
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
-from tnn_robust.attacks.threat import ball_of
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.attacks.zoo_entries import ZOO, check_scores, check_shape
 from tnn_robust.base.errors import InputError, MissingPackage
 from tnn_robust.base.losses import margin, predict
@@ -34,7 +33,7 @@ CASES = [
 
 def settings(name, norm="linf", **options):
     eps = EPS[norm]
-    return attack_settings(f"torchattacks:{name}", Eps(str(eps), eps), norm=norm, **options)
+    return named_attack(f"torchattacks:{name}", Eps(str(eps), eps), norm=norm, **options)
 
 
 def attacked(model, x, y, chosen, seed=0):
@@ -58,7 +57,7 @@ def victims(norm, s, *, d=5, c=5, n=4):
         # A score in the middle, or one score alone would seldom change its sign.
         model.head -= f.mean() / (d * c) if s == 1 else 0
         y = predict(model(x))
-    half = attack_settings("pgd", Eps("half", EPS[norm] / 2), norm=norm, steps=20)
+    half = named_attack("pgd", Eps("half", EPS[norm] / 2), norm=norm, steps=20)
     found = attacked(model, x, y, half)
     with torch.no_grad():
         weak = (margin(model(found), y) < 0).nonzero()[:n, 0]
@@ -167,7 +166,7 @@ def test_our_pgd_finds_no_less_than_theirs(digits_run, eps):
     part, model = load_run_data(checkpoint)[0].test, checkpoint.model
     accuracy = []
     for name in ("pgd", "torchattacks:PGD"):
-        chosen = attack_settings(name, Eps(str(eps), eps), steps=20, step_size=eps / 8)
+        chosen = named_attack(name, Eps(str(eps), eps), steps=20, step_size=eps / 8)
         assert chosen.random_start and chosen.restarts == 1
         found = attacked(model, part.x, part.y, chosen)
         with torch.no_grad():

@@ -10,7 +10,7 @@ import reference_networks as slow
 import torch
 from test_models_functional import FORMS, network
 
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import InputError
 from tnn_robust.compression import latency
 from tnn_robust.compression.repair import RepairSettings, Training

@@ -8,8 +8,7 @@ from test_attacks_minimal import exact, examples, linear
 
 from tnn_robust.attacks.minimal import minimal, warm_pgd
 from tnn_robust.attacks.points import Perturbed
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import AttackError, CheckpointError, InputError
 from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.randomness import Streams
@@ -26,7 +25,7 @@ SIZES = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 
 def pgd(eps, norm="linf", steps=8):
-    return attack_settings("pgd", Eps(f"{eps:g}", eps), norm=norm, steps=steps)
+    return named_attack("pgd", Eps(f"{eps:g}", eps), norm=norm, steps=steps)
 
 
 def sweep(model, x, y, sizes=SIZES, *, norm="linf", block=256, indices=None, **options):

@@ -9,8 +9,7 @@ from conftest import run_cli, train_digits
 from safetensors.torch import load_file
 
 from tnn_robust.algebra.ranks import stable_rank
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.subject import load_run_data
@@ -155,7 +154,7 @@ def test_scaling_every_weight_changes_nothing_that_is_decided(source, request, t
 def test_scaling_changes_no_adversarial_example_in_float64(source, request):
     checkpoint = load_checkpoint(request.getfixturevalue(source))
     model, test = checkpoint.model.double(), load_run_data(checkpoint)[0].test
-    perturb = make_perturb(attack_settings("fgsm", Eps("0.1", 0.1)))
+    perturb = make_perturb(named_attack("fgsm", Eps("0.1", 0.1)))
     found, ranks = [], []
     for _ in range(2):
         streams = Streams(0, torch.arange(len(test.y)))

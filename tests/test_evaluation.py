@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackChoice, attack_settings
+from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.threat import Eps
@@ -133,7 +133,7 @@ def case():
 
 def outcomes_of(case, eps=0.05, *, block=23, name="pgd", perturb=None, seed=0, model=None, y=None):
     model, x, y = model or case[0], case[1], case[2] if y is None else y
-    attack = attack_settings(name, Eps(str(eps), eps), norm="linf")
+    attack = named_attack(name, Eps(str(eps), eps), norm="linf")
     blocks = attack_part(
         model,
         x,
@@ -194,7 +194,7 @@ def test_results_do_not_depend_on_the_block(case):
 
 def test_blocks_are_those_of_the_grid_that_were_asked_for(case):
     model, x, y = case
-    attack = attack_settings("fgsm", Eps("0.1", 0.1))
+    attack = named_attack("fgsm", Eps("0.1", 0.1))
     found = [
         list(
             attack_part(

@@ -7,8 +7,7 @@ from foreign_models import Then
 from torch import nn
 
 from tnn_robust.attacks.points import frozen
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams, seeded
@@ -135,7 +134,7 @@ def test_left_in_the_sigmoid_would_look_robust():
     inner = net(1, 3000.0)
     y = (inner(X)[:, 0] > 0).long()
     bare, _ = taken(nn.Sequential(inner, nn.Sigmoid()), 2)
-    settings = attack_settings("pgd", Eps("1", 1.0), loss="margin", random_start=False)
+    settings = named_attack("pgd", Eps("1", 1.0), loss="margin", random_start=False)
     perturb = make_perturb(settings)
 
     def standing(model, scores):

@@ -10,8 +10,7 @@ import torch
 from cli_checks import refused, save_npz, succeeded
 from conftest import run_cli
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError, TrainingError
 from tnn_robust.base.losses import LOG_LOSSES, log_risk_and_weights, margin
 from tnn_robust.base.randomness import Streams
@@ -25,10 +24,10 @@ from tnn_robust.training.gradient_flow import FlowSettings, gradient_flow
 from tnn_robust.training.run import TrainRequest
 
 ATTACKS = {
-    "fgsm": attack_settings("fgsm", Eps("0.02", 0.02), loss="margin"),
-    "l2-fgm": attack_settings("fgm", Eps("0.1", 0.1)),
-    "l2-pgd": attack_settings("pgd", Eps("0.1", 0.1), norm="l2", steps=2),
-    "linf-pgd": attack_settings("pgd", Eps("0.02", 0.02), steps=2),
+    "fgsm": named_attack("fgsm", Eps("0.02", 0.02), loss="margin"),
+    "l2-fgm": named_attack("fgm", Eps("0.1", 0.1)),
+    "l2-pgd": named_attack("pgd", Eps("0.1", 0.1), norm="l2", steps=2),
+    "linf-pgd": named_attack("pgd", Eps("0.02", 0.02), steps=2),
 }
 
 

@@ -11,8 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base import graphs
 from tnn_robust.base.graphs import Recorded, each_time
 from tnn_robust.base.randomness import Streams
@@ -159,10 +158,10 @@ def data(n=50):
 
 
 ATTACKS = {
-    "pgd": attack_settings("pgd", EPS, steps=6, restarts=3),
-    "l2": attack_settings("pgd", Eps("0.4", 0.4), norm="l2", steps=6, restarts=2),
-    "l1": attack_settings("pgd", Eps("1", 1.0), norm="l1", steps=6),
-    "stop": attack_settings("pgd", Eps("0.3", 0.3), steps=12, restarts=2, stop_broken=True),
+    "pgd": named_attack("pgd", EPS, steps=6, restarts=3),
+    "l2": named_attack("pgd", Eps("0.4", 0.4), norm="l2", steps=6, restarts=2),
+    "l1": named_attack("pgd", Eps("1", 1.0), norm="l1", steps=6),
+    "stop": named_attack("pgd", Eps("0.3", 0.3), steps=12, restarts=2, stop_broken=True),
 }
 
 
@@ -182,7 +181,7 @@ def test_a_recorded_attack_is_the_attack(name, recordings, monkeypatch):
 
 @pytest.mark.parametrize("norm", ("nuclear", "spectral"))
 def test_attacks_by_singular_values_are_not_recorded(norm, recordings):
-    perturb, (x, y) = make_perturb(attack_settings("pgd", EPS, norm=norm, steps=6)), data(6)
+    perturb, (x, y) = make_perturb(named_attack("pgd", EPS, norm=norm, steps=6)), data(6)
     perturb(network(), x, y, Streams(0, torch.arange(6)))
     assert not recordings
 
@@ -206,8 +205,8 @@ def trained(networks, settings, attack, epochs=2):
     return [p.detach().clone() for p in model.parameters()], losses
 
 
-FGSM = attack_settings("fgsm", EPS)
-PGD = attack_settings("pgd", EPS, steps=2, random_start=True)
+FGSM = named_attack("fgsm", EPS)
+PGD = named_attack("pgd", EPS, steps=2, random_start=True)
 TRAININGS = {
     "clean": ({}, None),
     "fgsm, Adam": ({}, FGSM),

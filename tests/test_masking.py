@@ -16,8 +16,7 @@ from masking_cases import (
     warned,
 )
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model, weight_norm
 
@@ -196,7 +195,7 @@ def test_an_attack_that_stops_too_early_is_seen(digits):
     def slow(steps):
         size = Eps(str(EPS), EPS)
         options = {"steps": steps, "step_size": EPS / 40, "random_start": False}
-        return make_perturb(attack_settings("pgd", size, **options))
+        return make_perturb(named_attack("pgd", size, **options))
 
     model, x, y = digits
     found = run_checks(model, (x, y), make_attacks(pgd=slow(4), pgd_long=slow(40)))

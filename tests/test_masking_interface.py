@@ -12,8 +12,7 @@ from masking_cases import (
 )
 
 from tnn_robust.attacks.points import Perturbed, frozen
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import AttackError, CheckpointError, InputError
 from tnn_robust.base.losses import margin
 from tnn_robust.base.threat import Eps
@@ -61,7 +60,7 @@ def test_a_trace_holds_the_objective_of_every_iterate(digits):
 
     def climb(steps, **options):
         size = Eps(str(EPS), EPS)
-        chosen = attack_settings("pgd", size, steps=steps, step_size=0.04, random_start=False)
+        chosen = named_attack("pgd", size, steps=steps, step_size=0.04, random_start=False)
         return make_perturb(chosen, **options)
 
     traced, attacks = trace_of(climb(3, keep_best=False)), [climb(steps) for steps in (1, 2, 3)]

@@ -7,7 +7,7 @@ import torch
 from cli_checks import load_json, succeeded
 from conftest import run_cli
 
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import subset
 from tnn_robust.evaluation.checks import report_checks
@@ -82,7 +82,7 @@ def test_a_twin_that_beats_the_direct_attack_warns(family, masked):
     if masked:
         model.__class__ = Quantised
     held = subset(dataset.test, 40, 0, CPU)
-    attack = attack_settings("pgd", Eps("0.1", 0.1), norm="linf", steps=10)
+    attack = named_attack("pgd", Eps("0.1", 0.1), norm="linf", steps=10)
     found = report_checks(subject_of(checkpoint), dataset, held, [attack], 0, twin_of(family[1]))
     (transfer,) = [one for one in found if one.name == "transfer"]
     assert transfer.passed is not masked

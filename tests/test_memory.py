@@ -7,8 +7,7 @@ import torch
 from cli_checks import load_json, succeeded, without
 from conftest import loaded, run_cli
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.threat import Eps
@@ -42,7 +41,7 @@ def memory(monkeypatch):
 
 def blocks_of(run, block=64):
     model, x, y = loaded(run)
-    pgd = attack_settings("pgd", Eps("0.05", 0.05), norm="linf", steps=3)
+    pgd = named_attack("pgd", Eps("0.05", 0.05), norm="linf", steps=3)
     with torch.no_grad():
         found = attack_part(
             model, x[:150], y[:150], torch.arange(150), perturb=make_perturb(pgd),

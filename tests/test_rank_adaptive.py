@@ -5,8 +5,7 @@ import pytest
 import torch
 from test_training_penalties import blobs, network
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError, TrainingError
 from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.threat import Eps
@@ -27,7 +26,7 @@ def dynamic_run(model, x, y, *, epochs=3, lr=5e-3, components=(16, 16), **dynami
             monitor=(x, y),
             settings=TrainSettings(epochs=epochs, batch_size=20, lr=lr),
             dynamic=DynamicSettings(**dynamic),
-            perturb=make_perturb(attack_settings("fgsm", Eps("0.02", 0.02)), keep_best=False),
+            perturb=make_perturb(named_attack("fgsm", Eps("0.02", 0.02)), keep_best=False),
             seed=0,
         )
     )

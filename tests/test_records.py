@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_evaluation import attacked, planted
 
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.evaluation.agp import attack_rows

@@ -12,7 +12,7 @@ from conftest import run_cli
 from scipy import stats
 from test_evaluation import attacked, planted
 
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation import report as attack_module
 from tnn_robust.evaluation.agp import Work, attack_rows

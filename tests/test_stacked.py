@@ -7,8 +7,7 @@ import pytest
 import reference_networks as slow
 import torch
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.randomness import Streams, normal
 from tnn_robust.base.threat import Eps
@@ -26,9 +25,9 @@ from tnn_robust.training.optimizers import (
 from tnn_robust.training.results import BatchProgress, StackedEpoch
 
 SEEDS = (4, 0, 7)
-PGD = attack_settings("pgd", Eps("0.1", 0.1), steps=3)
-FGSM = attack_settings("fgsm", Eps("0.1", 0.1))
-L2 = attack_settings("pgd", Eps("0.3", 0.3), norm="l2", steps=2)
+PGD = named_attack("pgd", Eps("0.1", 0.1), steps=3)
+FGSM = named_attack("fgsm", Eps("0.1", 0.1))
+L2 = named_attack("pgd", Eps("0.3", 0.3), norm="l2", steps=2)
 
 
 def models(ranks=(None, None), transform="dct", *, scores=3, dtype=torch.float64, seeds=SEEDS):

@@ -6,8 +6,7 @@ from cli_checks import load_json, refused, succeeded
 from conftest import run_cli
 from safetensors.torch import load_file
 
-from tnn_robust.attacks.registry import ball_for, make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import ball_for, make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.subject import load_run_data
@@ -126,7 +125,7 @@ def test_what_cannot_be_is_one_line(digits_run, options, text):
 
 def test_a_ball_that_needs_a_transform_says_so():
     for options in ({"norm": "tubal-nuclear"}, {"channels": "0:2"}, {"faces": "0:2"}):
-        settings = attack_settings("pgd", TENTH, **options)
+        settings = named_attack("pgd", TENTH, **options)
         for make in (ball_for, make_perturb):
             with pytest.raises(InputError, match="needs? the network's transform, got none"):
                 make(settings)

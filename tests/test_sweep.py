@@ -13,7 +13,7 @@ import torch
 from cli_checks import content, load_json, refused, succeeded, without
 from conftest import run_cli
 
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.files import read_tensors
 from tnn_robust.compression import latency, spectrum, sweep_row
 from tnn_robust.compression.build import CompressRequest

@@ -7,7 +7,7 @@ import torch
 from cli_checks import refused, succeeded
 from conftest import run_cli, train_digits
 
-from tnn_robust.attacks.settings import AttackChoice
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.compression import latency
 from tnn_robust.compression.build import CompressRequest
 from tnn_robust.compression.repair import RepairSettings, settings_of

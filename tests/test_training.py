@@ -10,7 +10,7 @@ import pytest
 import reference_networks as slow
 import torch
 
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base.errors import CheckpointError, InputError, TnnError, TrainingError
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import DataSpec
@@ -20,8 +20,8 @@ from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.results import BatchProgress, EpochRecord
 from tnn_robust.training.run import TrainRequest, train_run
 
-PGD = attack_settings("pgd", Eps("0.1", 0.1), steps=2)
-FGSM = attack_settings("fgsm", Eps("0.1", 0.1))
+PGD = named_attack("pgd", Eps("0.1", 0.1), steps=2)
+FGSM = named_attack("fgsm", Eps("0.1", 0.1))
 
 
 def request(out, *, attack=PGD, ranks=None, transform="dct", seed=0, resume=False, **settings):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model
@@ -122,7 +121,7 @@ def test_learning_compression_ends_at_the_compressed_form_and_keeps_the_accuracy
     common = {"monitor": (x, y), "settings": settings, "perturb": None, "optimizer": optimizer}
     list(fit(model, x, y, **common, seed=1))
     schedule = LCSchedule(steps=30, mu0=1e-3, growth=1.5, tolerance=0.02)
-    perturb = make_perturb(attack_settings("fgsm", Eps("0.02", 0.02)), keep_best=False)
+    perturb = make_perturb(named_attack("fgsm", Eps("0.02", 0.02)), keep_best=False)
     run = lc_fit(
         model,
         rank_one,

@@ -8,7 +8,7 @@ fools the model is never given up for one of larger loss.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ from tnn_robust.attacks.ascent import (
     _value,
     _value_and_gradient,
 )
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.balls import Ball, Radius
 from tnn_robust.attacks.best import better, is_blind
-from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
-from tnn_robust.attacks.threat import Ball, Radius
+from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.losses import LOSSES, Loss, margin_loss
 from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Threat
 
 _MOMENTUM = 0.75
 _ENOUGH_RISES = 0.75  # share of the steps between checkpoints that must raise the loss
@@ -323,3 +325,70 @@ def project_l1_box(x: Tensor, delta: Tensor, eps: Radius) -> Tensor:
     level = edges.gather(1, at - 1) + short / rising.gather(1, at - 1).clamp_min(1)
     sized = torch.minimum((size + level.clamp_max(0.0)).clamp_min(0.0), room)
     return (flat.sign() * sized).reshape(delta.shape).to(delta.dtype)
+
+
+class APGD(Attack):
+    """Auto-PGD (Croce & Hein 2020): PGD that chooses its step sizes itself.
+
+    norm, eps: the threat, or a `Threat` in place of norm; steps: of each restart; restarts:
+    the first starts at x, others at random points; loss: what is climbed; channels, faces:
+    START:STOP, the only ones perturbed.
+    """
+
+    name, default_steps, own_step = "apgd", 100, True
+    takes = frozenset({"steps", "restarts", "loss"})
+
+    def __init__(
+        self,
+        norm: str | Threat = "linf",
+        eps: float | str = 8 / 255,
+        *,
+        steps: int = 100,
+        restarts: int = 1,
+        loss: str = "margin",
+        channels: str | None = None,
+        faces: str | None = None,
+    ):
+        self._hold(norm, eps, channels, faces, steps=steps, restarts=restarts, loss=loss)
+
+    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+            loss = LOSSES[self.loss]
+            return apgd(model, x, y, ball=ball, loss=loss, streams=streams, **self._of_both())
+
+        return perturb
+
+    def _of_both(self) -> dict[str, Any]:
+        # APGD's sparse steps in l1 know the whole ball alone.
+        norm = "l2" if self.threat.confined else self.threat.norm
+        return {
+            "norm": norm,
+            "eps": self.threat.eps,
+            "steps": self.steps,
+            "restarts": self.restarts,
+        }
+
+
+class APGDT(APGD):
+    """Targeted Auto-PGD: towards every other class in turn, at most nine, the likeliest first."""
+
+    name = "apgd-t"
+    takes = frozenset({"steps", "restarts"})
+
+    def __init__(
+        self,
+        norm: str | Threat = "linf",
+        eps: float | str = 8 / 255,
+        *,
+        steps: int = 100,
+        restarts: int = 1,
+        channels: str | None = None,
+        faces: str | None = None,
+    ):
+        self._hold(norm, eps, channels, faces, steps=steps, restarts=restarts)
+
+    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+            return apgd_targeted(model, x, y, ball=ball, streams=streams, **self._of_both())
+
+        return perturb

@@ -1,17 +1,38 @@
 """The one ascent loop: FGSM, l2-FGM and PGD in every norm are settings of it."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.balls import Ball, Radius, is_box, per_example
 from tnn_robust.attacks.best import LOOK, Best
-from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
-from tnn_robust.attacks.threat import Ball, Radius, is_box, per_example
+from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.graphs import Recorded
-from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.graphs import Function, recorded
+from tnn_robust.base.losses import LOSSES, Loss, margin_loss
 from tnn_robust.base.randomness import Streams
+
+
+class Ascent(Attack):
+    """An attack that is a setting of the one loop: FGSM, l2-FGM and PGD."""
+
+    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        return partial(
+            ascend,
+            ball=ball,
+            loss=LOSSES[self.loss],
+            eps=self.threat.eps,
+            steps=self.steps,
+            step_size=self.step_size,
+            restarts=self.restarts,
+            start_at_x=not self.random_start,
+            skip_blocked=self.skip_blocked,
+            keep_best=keep_best,
+            stop_broken=self.stop_broken and keep_best,
+        )
 
 
 class _Scene(NamedTuple):
@@ -30,6 +51,7 @@ def ascend(
     model: Model,
     x: Tensor,
     y: Tensor,
+    streams: Streams | None = None,
     *,
     ball: Ball,
     loss: Loss,
@@ -37,7 +59,6 @@ def ascend(
     steps: int,
     step_size: Radius,
     restarts: int = 1,
-    streams: Streams | None = None,
     start_at_x: bool = True,
     start: Tensor | None = None,
     skip_blocked: bool = False,
@@ -68,7 +89,7 @@ def ascend(
     scene = _Scene(x, y, eps, step_size, streams, first, _bounds(ball, x, eps, step_size, once))
     rank, best, z = margin_loss if stop_broken else loss, Best(x), x
 
-    def climb_in(scene: _Scene) -> Recorded:
+    def climb_in(scene: _Scene) -> Function:
         """A step of these examples, (z, point, value, blind) -> the same after it."""
 
         def step(z: Tensor, *known: Tensor) -> tuple[Tensor, ...]:
@@ -79,7 +100,8 @@ def ascend(
             best.follow(gradient)
             return _moved(scene, z, gradient, ball, skip_blocked), *best.now
 
-        return Recorded(step, recordable=ball.recordable and getattr(model, "recordable", False))
+        quiet = ball.recordable and getattr(model, "recordable", False)
+        return recorded(step, z, recordable=quiet)
 
     climb, climbed = climb_in(scene), scene
     if keep_best and first is not x:

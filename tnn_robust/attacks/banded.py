@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.balls import Ball, Radius, _tiny, shrink_to
 from tnn_robust.attacks.points import BOX, feasible
-from tnn_robust.attacks.threat import Ball, Radius, _tiny, shrink_to
 
 Keep = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.ascent import _step, _value_and_gradient
+from tnn_robust.attacks.balls import Ball, per_example
 from tnn_robust.attacks.points import Model, feasible
-from tnn_robust.attacks.threat import Ball, per_example
 from tnn_robust.base.errors import AttackError
 from tnn_robust.base.losses import Loss
 

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.ascent import _random_point, _unblocked, _value
+from tnn_robust.attacks.attack import LP, Attack
+from tnn_robust.attacks.balls import Ball, ball_of
 from tnn_robust.attacks.best import better, is_blind
-from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
-from tnn_robust.attacks.threat import ball_of
+from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
 from tnn_robust.base.errors import unknown_choice
 from tnn_robust.base.losses import margin, margin_loss
 from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Threat
 
 _MOST_PLANES = 10
 _HALVINGS = 12  # of the final search: down to 1 / 4096 of the way
@@ -257,3 +259,39 @@ _MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "l1": _l1_move,
 }
 FAB_NORMS = tuple(_MOVES)
+
+
+class FAB(Attack):
+    """The fast adaptive boundary attack (Croce & Hein 2020), as an attack of radius eps.
+
+    norm, eps: the threat, or a `Threat` in place of norm: linf, l2 or l1; steps: of each
+    restart; restarts: the first starts at x.
+    """
+
+    name, default_steps, norms, whole, own_step = "fab", 100, LP, True, True
+    takes = frozenset({"steps", "restarts"})
+
+    def __init__(
+        self,
+        norm: str | Threat = "linf",
+        eps: float | str = 8 / 255,
+        *,
+        steps: int = 100,
+        restarts: int = 1,
+    ):
+        self._hold(norm, eps, steps=steps, restarts=restarts)
+
+    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+            return fab_in_ball(
+                model,
+                x,
+                y,
+                norm=self.threat.norm,
+                eps=self.threat.eps,
+                steps=self.steps,
+                restarts=self.restarts,
+                streams=streams,
+            )
+
+        return perturb

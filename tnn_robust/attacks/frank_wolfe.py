@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.ascent import _random_point, _unblocked, _value, _value_and_gradient
+from tnn_robust.attacks.balls import Ball, Radius, per_example
 from tnn_robust.attacks.best import Best, better
+from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import Model, Perturb, Perturbed, feasible, finite_or_raise, frozen
-from tnn_robust.attacks.threat import Ball, Radius, per_example
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.losses import Loss, margin_loss
+from tnn_robust.base.losses import LOSSES, Loss, margin_loss
 from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Threat
 
 
 def make_frank_wolfe(
@@ -92,3 +94,48 @@ def best_of(first: Perturb, second: Perturb) -> Perturb:
         return Perturbed(best_x, a.vanished & b.vanished)
 
     return perturb
+
+
+class FrankWolfe(PGD):
+    """Frank-Wolfe (Jaggi 2013) and PGD of as many steps: of each example the worse for the network.
+
+    Neither is the better everywhere. Settings as for PGD; step_size is PGD's.
+    """
+
+    name, own_step, stops = "fw", True, False
+
+    def __init__(
+        self,
+        norm: str | Threat = "linf",
+        eps: float | str = 8 / 255,
+        *,
+        steps: int = 40,
+        step_size: float | None = None,
+        restarts: int = 1,
+        random_start: bool = True,
+        loss: str = "margin",
+        channels: str | None = None,
+        faces: str | None = None,
+    ):
+        self._hold(
+            norm,
+            eps,
+            channels,
+            faces,
+            steps=steps,
+            step_size=step_size,
+            restarts=restarts,
+            random_start=random_start,
+            loss=loss,
+        )
+
+    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        wolfe = make_frank_wolfe(
+            ball=ball,
+            eps=self.threat.eps,
+            steps=self.steps,
+            loss=LOSSES[self.loss],
+            restarts=self.restarts,
+        )
+        step_size = self.step_size or 2.5 * self.threat.eps / self.steps
+        return best_of(wolfe, super(FrankWolfe, self.but(step_size=step_size)).perturbation(ball))

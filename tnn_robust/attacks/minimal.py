@@ -12,20 +12,21 @@ from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.ascent import _value, ascend
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.balls import Ball, ball_of
 from tnn_robust.attacks.boundary import METHODS, approach, targeted
 from tnn_robust.attacks.fab import FAB_NORMS, fab
 from tnn_robust.attacks.points import Model, Perturbed, frozen, verify
-from tnn_robust.attacks.registry import ball_for, make_perturb
-from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.attacks.threat import Ball, ball_of
+from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.base.errors import AttackError, InputError, unknown_choice
 from tnn_robust.base.losses import LOSSES, margin_loss
 from tnn_robust.base.randomness import Streams
 
+# An attack that can go on from points (n, d, c) of a smaller ball, None where there are none.
 WarmPerturb = Callable[[Model, Tensor, Tensor, Streams, Tensor | None], Perturbed]
 
 
-def warm_pgd(settings: AttackSettings, *, transform: Transform | None = None) -> WarmPerturb:
+def warm_pgd(settings: Attack, *, transform: Transform | None = None) -> WarmPerturb:
     """An attack as `perturb(model, x, y, streams, start) -> Perturbed`, for one eps of a curve.
 
     start (n, d, c), or None: points to go on from, by PGD of as many steps. What
@@ -33,9 +34,9 @@ def warm_pgd(settings: AttackSettings, *, transform: Transform | None = None) ->
     so that no example stands here that falls there. transform: as there.
     """
     fresh = make_perturb(settings, transform=transform)
-    ball, loss = ball_for(settings, transform), LOSSES[settings.loss]
+    ball, loss = settings.ball(transform), LOSSES[settings.loss]
     # Attacks that choose their own steps have no size to go by.
-    step_size = settings.step_size or 2.5 * settings.eps_value / settings.steps
+    step_size = settings.step_size or 2.5 * settings.threat.eps / settings.steps
 
     def perturb(
         model: Model, x: Tensor, y: Tensor, streams: Streams, start: Tensor | None
@@ -49,7 +50,7 @@ def warm_pgd(settings: AttackSettings, *, transform: Transform | None = None) ->
                 y,
                 ball=ball,
                 loss=loss,
-                eps=settings.eps_value,
+                eps=settings.threat.eps,
                 steps=settings.steps,
                 step_size=step_size,
                 start=start,

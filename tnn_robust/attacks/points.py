@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.threat import Ball, Radius, shrink_to
+from tnn_robust.attacks.balls import Ball, Radius, shrink_to
 from tnn_robust.base.errors import AttackError
 from tnn_robust.base.randomness import Streams
 

@@ -1,182 +1,129 @@
-"""From an attack's settings to a callable `perturb(model, x, y, streams) -> Perturbed`."""
+"""All attacks by name: the classes, one made from what a user says, one read from a file."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.apgd import apgd, apgd_targeted
-from tnn_robust.attacks.ascent import ascend
-from tnn_robust.attacks.fab import fab_in_ball
-from tnn_robust.attacks.frank_wolfe import best_of, make_frank_wolfe
+from tnn_robust.attacks.apgd import APGD, APGDT
+from tnn_robust.attacks.ascent import Ascent
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.choice import UNSET
+from tnn_robust.attacks.fab import FAB
+from tnn_robust.attacks.fgsm import FGM, FGSM
+from tnn_robust.attacks.frank_wolfe import FrankWolfe
+from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import Model, Perturb, Perturbed, frozen
-from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.attacks.square import square
-from tnn_robust.attacks.structured import make_ball, parse_range
-from tnn_robust.attacks.threat import Ball
-from tnn_robust.base.errors import InputError
-from tnn_robust.base.losses import LOSSES
+from tnn_robust.attacks.square import Square
+from tnn_robust.attacks.zoo import PREFIX, TorchAttack
+from tnn_robust.base.choices import ATTACKS as NAMES
+from tnn_robust.base.choices import NORMS
+from tnn_robust.base.errors import CheckpointError, InputError, unknown_choice
 from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Eps, Threat
 
-Climb = Callable[..., Perturbed]
-Run = Callable[[AttackSettings, Ball, Model, Tensor, Tensor, Streams], Perturbed]
+ATTACKS: dict[str, type[Attack]] = {
+    kind.name: kind for kind in (FGSM, FGM, PGD, APGD, APGDT, FAB, Square, FrankWolfe)
+}
+
+
+def attack_class(name: str) -> type[Attack]:
+    """The class of a name; InputError names the nearest. torchattacks:NAME is a TorchAttack."""
+    if name.startswith(PREFIX):
+        return TorchAttack
+    if name not in ATTACKS:
+        raise unknown_choice("attack", name, (*NAMES, PREFIX + "NAME"))
+    return ATTACKS[name]
+
+
+def named_attack(
+    name: str,
+    eps: Eps,
+    *,
+    norm: str | None = None,
+    channels: str | None = None,
+    faces: str | None = None,
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int = 1,
+    random_start: bool | None = None,
+    loss: str = "margin",
+    stop_broken: bool = False,
+) -> Attack:
+    """The attack of a name, None standing for its own defaults.
+
+    Raises InputError for an unknown name, norm or loss, a setting the attack does not take, a
+    norm it is not of, eps below zero or not finite, steps or restarts below one, channels
+    together with faces, and either for an attack made for whole balls.
+    """
+    kind = attack_class(name)
+    if norm is not None and norm not in NORMS:
+        raise unknown_choice("norm", norm, NORMS)
+    given: dict[str, Any] = {
+        "steps": steps,
+        "step_size": step_size,
+        "restarts": restarts,
+        "random_start": random_start,
+        "loss": loss,
+    }
+    if kind is not TorchAttack and kind.default_steps == 1:
+        if steps not in (None, 1):
+            raise InputError(f"{name} takes one step, got steps {steps}: use pgd")
+        del given["steps"]
+    made = object.__new__(kind)
+    if isinstance(made, TorchAttack):
+        made.name_of(name, norm)
+    threat = Threat(norm or made.own_norm or "linf", eps.value, channels, faces, eps.text)
+    taken = kind.taken_by(name)
+    for key, value in given.items():
+        if value is not None and value != UNSET[key] and key not in taken:
+            raise InputError(f"{name} takes no {key}: use pgd")
+    made._hold(threat, threat.eps, **given, stop_broken=stop_broken)
+    return made
+
+
+def attack_from_json(stored: Any) -> Attack:
+    """The attack that `Attack.to_json` wrote; CheckpointError for anything else."""
+    try:
+        made = object.__new__(attack_class(stored["name"]))
+        if isinstance(made, TorchAttack):
+            made.name_of(stored["name"], stored["norm"])
+        place = (stored.get("channels"), stored.get("faces"))
+        made._keep(
+            threat=Threat(stored["norm"], stored["eps_value"], *place, stored["eps"]),
+            steps=stored["steps"],
+            step_size=stored["step_size"],
+            restarts=stored["restarts"],
+            random_start=stored["random_start"],
+            loss=stored["loss"],
+            stop_broken=stored.get("stop_broken", False),
+        )
+        return made
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"not the settings of an attack: {error}") from error
 
 
 def make_perturb(
-    settings: AttackSettings, *, transform: Transform | None = None, keep_best: bool = True
+    attack: Attack, *, transform: Transform | None = None, keep_best: bool = True
 ) -> Perturb:
-    """An attack as a callable; the model comes out of it in the mode it went in.
+    """An attack as `perturb(model, x, y, streams)`; the model comes out in the mode it went in.
 
-    transform: the network's, without which only whole balls of `threat` can be
-    had. keep_best=False returns the last iterate untested, as training does.
+    transform: the network's, without which only whole balls of `balls` can be had.
+    keep_best=False returns the last iterate untested, as training does.
     """
-    if settings.zoo_name is not None:
-        from tnn_robust.attacks.zoo import make_zoo_perturb
-
-        return make_zoo_perturb(settings)
-    run = _last_iterate if not keep_best else RUNS[settings.name]
-    return _Perturb(settings, ball_for(settings, transform), run)
+    ball = attack.ball(transform)
+    quiet = ball.recordable and not keep_best and isinstance(attack, Ascent)
+    return _Frozen(attack.perturbation(ball, keep_best=keep_best), quiet)
 
 
 @dataclass(frozen=True)
-class _Perturb:
-    settings: AttackSettings
-    ball: Ball
-    run: Run
+class _Frozen:
+    """recordable: whether all of it may be part of a recording (see `graphs`)."""
+
+    perturb: Perturb
+    recordable: bool
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         with frozen(model):
-            return self.run(self.settings, self.ball, model, x, y, streams)
-
-    @property
-    def recordable(self) -> bool:
-        """Whether all of it may be part of a recording (see `graphs`), as in a training step."""
-        return self.run is _last_iterate and self.ball.recordable
-
-
-def ball_for(settings: AttackSettings, transform: Transform | None = None) -> Ball:
-    """The ball an attack moves in, for networks of this transform.
-
-    Raises InputError for ranges that are not START:STOP or outside the
-    transform, and for a ball that needs a transform where there is none.
-    """
-    channels, faces = settings.channels, settings.faces
-    if not settings.confined:
-        return make_ball(settings.norm, transform)
-    if transform is None:
-        raise InputError("--channels and --faces need the network's transform, got none")
-    return make_ball(
-        settings.norm,
-        transform,
-        None if channels is None else parse_range(channels, transform.channels, "--channels"),
-        None if faces is None else parse_range(faces, transform.n_faces, "--faces"),
-    )
-
-
-def _ascend(
-    s: AttackSettings,
-    ball: Ball,
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    streams: Streams,
-    keep_best: bool = True,
-) -> Perturbed:
-    return ascend(
-        model,
-        x,
-        y,
-        ball=ball,
-        loss=LOSSES[s.loss],
-        eps=s.eps_value,
-        steps=s.steps,
-        step_size=s.step_size,
-        restarts=s.restarts,
-        streams=streams if s.random_start or s.restarts > 1 else None,
-        start_at_x=not s.random_start,
-        skip_blocked=s.skip_blocked,
-        keep_best=keep_best,
-        stop_broken=s.stop_broken and keep_best,
-    )
-
-
-def _last_iterate(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
-) -> Perturbed:
-    return _ascend(s, ball, model, x, y, streams, keep_best=False)
-
-
-def _apgd(
-    s: AttackSettings,
-    ball: Ball,
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    streams: Streams,
-    climb: Climb = apgd_targeted,
-) -> Perturbed:
-    # APGD's sparse steps in l1 know the whole ball alone.
-    norm = "l2" if s.confined else s.norm
-    return climb(
-        model,
-        x,
-        y,
-        ball=ball,
-        norm=norm,
-        eps=s.eps_value,
-        steps=s.steps,
-        restarts=s.restarts,
-        streams=streams,
-    )
-
-
-def _apgd_on_loss(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
-) -> Perturbed:
-    return _apgd(s, ball, model, x, y, streams, partial(apgd, loss=LOSSES[s.loss]))
-
-
-def _fab(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
-) -> Perturbed:
-    return fab_in_ball(
-        model,
-        x,
-        y,
-        norm=s.norm,
-        eps=s.eps_value,
-        steps=s.steps,
-        restarts=s.restarts,
-        streams=streams,
-    )
-
-
-def _square(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
-) -> Perturbed:
-    return square(model, x, y, norm=s.norm, eps=s.eps_value, queries=s.steps, streams=streams)
-
-
-def _fw(
-    s: AttackSettings, ball: Ball, model: Model, x: Tensor, y: Tensor, streams: Streams
-) -> Perturbed:
-    """Neither is the better everywhere (see frank_wolfe's tests), so both."""
-    wolfe = make_frank_wolfe(
-        ball=ball, eps=s.eps_value, steps=s.steps, loss=LOSSES[s.loss], restarts=s.restarts
-    )
-    pgd = replace(s, step_size=s.step_size or 2.5 * s.eps_value / s.steps)
-    return best_of(wolfe, partial(_ascend, pgd, ball))(model, x, y, streams)
-
-
-RUNS: dict[str, Run] = {
-    "fgsm": _ascend,
-    "fgm": _ascend,
-    "pgd": _ascend,
-    "apgd": _apgd_on_loss,
-    "apgd-t": _apgd,
-    "fab": _fab,
-    "square": _square,
-    "fw": _fw,
-}
+            return self.perturb(model, x, y, streams)

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.ascent import _value
+from tnn_robust.attacks.attack import LP, Attack
+from tnn_robust.attacks.balls import Ball, Radius, ball_of, per_example
 from tnn_robust.attacks.best import better
-from tnn_robust.attacks.points import BOX, Model, Perturbed, feasible, finite_or_raise
-from tnn_robust.attacks.threat import Radius, ball_of, per_example
+from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
 from tnn_robust.base.errors import unknown_choice
 from tnn_robust.base.losses import margin_loss
 from tnn_robust.base.randomness import Streams, uniform
+from tnn_robust.base.threat import Threat
 
 Shape = tuple[int, int]
 Norm = Callable[[Tensor], Tensor]
@@ -211,3 +213,25 @@ def _two_sided(window: Shape, like: Tensor) -> Tensor:
 
 
 _POWERS = {"linf": None, "l2": 2, "l1": 1}
+
+
+class Square(Attack):
+    """The Square attack (Andriushchenko et al. 2020): random search that needs no gradient.
+
+    norm, eps: the threat, or a `Threat` in place of norm: linf, l2 or l1; steps: queries.
+    """
+
+    name, default_steps, norms, whole, own_step = "square", 1000, LP, True, True
+    starts_random, takes = True, frozenset({"steps"})
+
+    def __init__(
+        self, norm: str | Threat = "linf", eps: float | str = 8 / 255, *, steps: int = 1000
+    ):
+        self._hold(norm, eps, steps=steps)
+
+    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
+            norm, eps = self.threat.norm, self.threat.eps
+            return square(model, x, y, norm=norm, eps=eps, queries=self.steps, streams=streams)
+
+        return perturb

@@ -1,9 +1,9 @@
 """Structured threat models: the tubal nuclear ball, and balls confined to channels or faces.
 
-Perturbations are (n, d, c) as in `threat`. With M orthogonal a band of faces is a linear
+Perturbations are (n, d, c) as in `balls`. With M orthogonal a band of faces is a linear
 subspace V of the channel axis, and each confined ball is the intersection of a ball and V.
 
-What is exact: on channels, every norm of `threat`; on faces, l2, nuclear, spectral (a
+What is exact: on channels, every norm of `balls`; on faces, l2, nuclear, spectral (a
 rotation of the channel axis leaves them alone) and tubal nuclear. For linf and l1 on faces
 and tubal nuclear on channels the projection is ITERATIONS rounds of an accelerated Dykstra
 scheme (within 2 % of the nearest point where measured) and the ascent step reaches 92 % or
@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.banded import OFF_SUPPORT, Keep, feasible_structured, nearest
-from tnn_robust.attacks.threat import (
+from tnn_robust.attacks.balls import (
     BALLS,
     Ball,
     Radius,
@@ -30,8 +29,10 @@ from tnn_robust.attacks.threat import (
     project_rows_l1,
     shrink_to,
 )
+from tnn_robust.attacks.banded import OFF_SUPPORT, Keep, feasible_structured, nearest
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Threat
 
 Range = tuple[int, int]
 
@@ -49,8 +50,8 @@ def make_ball(
 ) -> Ball:
     """The ball of a norm's name, confined to channels or to faces [start, stop) if given.
 
-    norm: one of threat.BALLS or "tubal-nuclear". transform: the network's; only the plain
-    balls of threat.BALLS do without. Raises InputError for an unknown norm, a missing
+    norm: one of balls.BALLS or "tubal-nuclear". transform: the network's; only the plain
+    balls of balls.BALLS do without. Raises InputError for an unknown norm, a missing
     transform, a range outside it, and channels together with faces.
     """
     if norm != TUBAL_NUCLEAR and norm not in BALLS:
@@ -65,6 +66,25 @@ def make_ball(
     if channels is not None:
         return on_channels(whole, channels, transform.channels)
     return whole if faces is None else _in_band(norm, whole, faces, transform)
+
+
+def ball_for(threat: Threat, transform: Transform | None = None) -> Ball:
+    """The ball of a threat, for networks of this transform.
+
+    Raises InputError for ranges that are not START:STOP or outside the transform, and for
+    a ball that needs a transform where there is none.
+    """
+    channels, faces = threat.channels, threat.faces
+    if not threat.confined:
+        return make_ball(threat.norm, transform)
+    if transform is None:
+        raise InputError("perturbing channels or faces needs the network's transform, got none")
+    return make_ball(
+        threat.norm,
+        transform,
+        None if channels is None else parse_range(channels, transform.channels, "channels"),
+        None if faces is None else parse_range(faces, transform.n_faces, "faces"),
+    )
 
 
 def _in_band(norm: str, whole: Ball, faces: Range, transform: Transform) -> Ball:
@@ -162,7 +182,7 @@ def _following(transform: Transform) -> Callable[[torch.device, torch.dtype], Tr
 def on_channels(ball: Ball, channels: Range, c: int) -> Ball:
     """The ball's perturbations that are zero outside channels [start, stop) of c.
 
-    Its radius is infinite for any other perturbation. Exact for the balls of `threat`; see
+    Its radius is infinite for any other perturbation. Exact for the balls of `balls`; see
     the module for others. Raises InputError for a range outside c.
     """
     start, stop = channels

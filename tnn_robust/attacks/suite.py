@@ -1,18 +1,22 @@
-"""Suites: fixed lists of attacks for a published figure. Free of torch."""
+"""Suites: fixed lists of attacks for a published figure."""
 
 import math
+from collections.abc import Iterator
 
-from tnn_robust.attacks.settings import AttackSettings, attack_settings
+from tnn_robust.attacks.apgd import APGD, APGDT
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.fab import FAB
+from tnn_robust.attacks.fgsm import FGM, FGSM
+from tnn_robust.attacks.pgd import PGD
+from tnn_robust.attacks.square import Square
 from tnn_robust.base.choices import SUITES
 from tnn_robust.base.errors import InputError, unknown_choice
-from tnn_robust.base.threat import Eps
+from tnn_robust.base.threat import Threat
 
 _NORMS = ("linf", "l2", "l1")
 
 
-def suite_attacks(
-    name: str, eps: Eps, *, norm: str, scores: int, entries: int
-) -> tuple[AttackSettings, ...]:
+def suite_attacks(name: str, threat: Threat, *, scores: int, entries: int) -> tuple[Attack, ...]:
     """The attacks of a suite, in the order they run; nothing is left to tune.
 
     standard: APGD on the margin and, where they differ, on cross-entropy and
@@ -27,14 +31,14 @@ def suite_attacks(
     if name not in SUITES:
         raise unknown_choice("suite", name, SUITES)
     if name == "paper":
-        return _paper(eps, norm, entries)
-    if norm not in _NORMS:
-        raise InputError(f"suite {name} is made for {', '.join(_NORMS)}, got {norm}: use pgd")
-    share = 1.0 if name == "standard" else 0.2
-    return tuple(
-        attack_settings(attack, eps, norm=norm, steps=max(1, round(share * steps)), loss=loss)
-        for attack, loss, steps in _members(scores)
-    )
+        return _paper(threat, entries)
+    if threat.norm not in _NORMS:
+        raise InputError(
+            f"suite {name} is made for {', '.join(_NORMS)}, got {threat.norm}: use pgd"
+        )
+    if threat.confined:
+        raise InputError("a suite is made for whole balls: it takes no channels or faces")
+    return tuple(_members(threat, scores, 1.0 if name == "standard" else 0.2))
 
 
 def is_sequential(name: str) -> bool:
@@ -42,23 +46,21 @@ def is_sequential(name: str) -> bool:
     return name != "paper"
 
 
-def _members(scores: int) -> list[tuple[str, str, int]]:
-    members = [("apgd", "margin", 100)]
+def _members(threat: Threat, scores: int, share: float) -> Iterator[Attack]:
+    """share: of the steps of the standard suite."""
+    steps, queries = (max(1, round(share * whole)) for whole in (100, 5000))
+    yield APGD(threat, steps=steps)
     if scores > 1:  # with one score cross-entropy climbs just like the margin
-        members.append(("apgd", "cross-entropy", 100))
+        yield APGD(threat, steps=steps, loss="cross-entropy")
     if scores > 2:
-        members.append(("apgd-t", "margin", 100))
-    return [*members, ("fab", "margin", 100), ("square", "margin", 5000)]
+        yield APGDT(threat, steps=steps)
+    yield FAB(threat, steps=steps)
+    yield Square(threat, steps=queries)
 
 
-def _paper(eps: Eps, norm: str, entries: int) -> tuple[AttackSettings, ...]:
-    if norm != "linf":
-        raise InputError(f"suite paper takes its eps in linf, got {norm}")
-    value = eps.value * math.sqrt(entries)
-    wide = Eps(f"{value:.4g}", value)
-    return (
-        attack_settings("fgsm", eps),
-        attack_settings("fgm", wide),
-        attack_settings("pgd", wide, norm="l2"),
-        attack_settings("pgd", eps, norm="linf"),
-    )
+def _paper(threat: Threat, entries: int) -> tuple[Attack, ...]:
+    if threat.norm != "linf":
+        raise InputError(f"suite paper takes its eps in linf, got {threat.norm}")
+    value = threat.eps * math.sqrt(entries)
+    wide = Threat("l2", value, text=f"{value:.4g}")
+    return FGSM(threat), FGM(wide), PGD(wide), PGD(threat)

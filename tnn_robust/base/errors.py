@@ -49,5 +49,11 @@ class MissingPackage(TnnError):
 
 
 def unknown_choice(what: str, came: str, choices: Iterable[str]) -> InputError:
-    """The error for a name outside a registry: it lists what can be typed."""
-    return InputError(f"unknown {what} {came!r}: choose from {', '.join(choices)}")
+    """The error for a name outside a registry: the nearest one, and all that can be typed."""
+    from difflib import get_close_matches  # only errors pay for it
+
+    names = list(choices)
+    plain = {name.lower().replace("_", "-"): name for name in names}
+    near = get_close_matches(came.lower().replace("_", "-"), plain, 1)
+    hint = f", did you mean {plain[near[0]]}?" if near else ":"
+    return InputError(f"unknown {what} {came!r}{hint} choose from {', '.join(names)}")

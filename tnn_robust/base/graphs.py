@@ -68,6 +68,11 @@ class Recorded:
             return self._function(*inputs)
 
 
+def recorded(function: Function, like: Tensor, *, recordable: bool) -> Function:
+    """The function as a `Recorded` where one can be made of tensors such as `like`, else itself."""
+    return Recorded(function) if recordable and _can_record(like) else function
+
+
 class _Graph:
     """One recording: nothing of it has been computed until it is played."""
 

@@ -1,21 +1,22 @@
 """Checkpoint -> ranks -> (training) -> smaller checkpoint: one size, from a source made once."""
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tnn_robust.attacks.settings import AttackChoice, AttackSettings
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base import choices
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.files import removed_on_error
+from tnn_robust.base.progress import Steps
 from tnn_robust.compression.ranks import chosen_ranks, metric_spectra
 from tnn_robust.compression.repair import (
     RanksOf,
     RepairSettings,
-    Training,
     repair,
     require_trainable,
     train_compressed,
@@ -100,7 +101,7 @@ class Original:
     subject: Subject
     dataset: Dataset
     data: dict[str, Any]
-    attacks: tuple[AttackSettings, ...]
+    attacks: tuple[Attack, ...]
     t_svd: Sequence[Spectrum] | None
     spectra: Sequence[Spectrum] | None
 
@@ -134,8 +135,8 @@ def read_original(request: CompressRequest) -> Original:
     if request.rule is not None:
         require_trainable(checkpoint, request.rule, request.repair)
         t_svd = spectra_of(checkpoint.model)
-    dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    data = describe_data(dataset, spec)
+    dataset = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
+    data = describe_data(dataset)
     spectra = t_svd
     if t_svd is not None and not _trains(request):
         assert request.rule is not None
@@ -167,7 +168,7 @@ def ranks_under(original: Original, request: CompressRequest) -> MultiRanks | No
     return _ranks_of(original, request)(original.spectra)
 
 
-def build(original: Original, request: CompressRequest) -> Generator[Training, None, Built]:
+def build(original: Original, request: CompressRequest) -> Steps[Built]:
     """Compress into `request.out`: whole or not at all, and read back from the file."""
     checkpoint, rule = original.checkpoint, request.rule
     model, note = checkpoint.model, ""

@@ -1,6 +1,5 @@
 """What a t-SVD is compared with: other networks of as many parameters, from the same budget."""
 
-from collections.abc import Generator
 from dataclasses import replace
 from functools import cached_property
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.base.files import container
+from tnn_robust.base.progress import Steps
 from tnn_robust.compression.build import CompressRequest, Original
 from tnn_robust.compression.merged import (
     Merged,
@@ -16,7 +16,7 @@ from tnn_robust.compression.merged import (
     merged_layers_seen,
 )
 from tnn_robust.compression.ranks import measured_on
-from tnn_robust.compression.repair import RepairSettings, Training, repair, settings_of, train_anew
+from tnn_robust.compression.repair import RepairSettings, repair, settings_of, train_anew
 from tnn_robust.compression.rules import Rule
 from tnn_robust.compression.sweep_results import SweepRow
 from tnn_robust.compression.sweep_row import Candidate, Matrices, Tubes
@@ -27,7 +27,7 @@ from tnn_robust.models.checkpoint import KIND, Header, checkpoint_bytes
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.models.storage import HALF
 
-Made = Generator[Training, None, Candidate]
+Made = Steps[Candidate]
 
 
 class Parents:

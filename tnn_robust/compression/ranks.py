@@ -19,7 +19,7 @@ from tnn_robust.compression.rules import Rule, budget_of, choose_ranks
 from tnn_robust.compression.select import MultiRanks
 from tnn_robust.compression.spectrum import Spectrum, full_ranks
 from tnn_robust.data.dataset import Dataset, Part, subset
-from tnn_robust.evaluation.subject import risk_loss, training_attack
+from tnn_robust.evaluation.subject import risk_loss, trained_against
 from tnn_robust.models.checkpoint import Checkpoint
 from tnn_robust.models.network import TNN
 from tnn_robust.training.run import training_perturb
@@ -52,7 +52,7 @@ def metric_spectra(
         covariances = input_covariances(model, (part.x[rows] for rows in blocks))
         spectra = whitened(spectra, covariances, model.transform.multiplicity)
     if rule.method == "sensitivity":
-        perturb = training_perturb(training_attack(checkpoint), model.transform)
+        perturb = training_perturb(trained_against(checkpoint), model.transform)
 
         def points() -> Iterator[tuple[Tensor, Tensor]]:
             for rows in blocks:

@@ -1,19 +1,20 @@
 """Training that a compression needs: repair of the factors, and the methods that train."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.compression.costs import parameter_costs
 from tnn_robust.compression.rules import TRAINED, Rule
 from tnn_robust.compression.select import MultiRanks, penalty_ranks
 from tnn_robust.compression.spectrum import Spectrum, spectra_of
 from tnn_robust.compression.truncate import compress, densify
 from tnn_robust.data.dataset import Dataset, subset
-from tnn_robust.evaluation.subject import training_attack
+from tnn_robust.evaluation.subject import trained_against
 from tnn_robust.models.checkpoint import Checkpoint
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.training.learning_compression import LCSchedule, LCStep, lc_fit
@@ -59,16 +60,7 @@ class RepairSettings:
             raise InputError("--distill and --conditioning are terms of --finetune: give it epochs")
 
 
-@dataclass(frozen=True)
-class Training:
-    """Where training inside a compression stands: what it is, epochs done of how many."""
-
-    text: str
-    done: float
-    total: float
-
-
-Trained = Generator[Training, None, tuple[TNN, str]]
+Trained = Steps[tuple[TNN, str]]
 
 
 def repair(
@@ -89,7 +81,7 @@ def repair(
     if asked.conditioning:
         terms.append(conditioning(asked.conditioning))
     settings, common = _common(checkpoint, dataset, asked, asked.epochs)
-    common["perturb"] = training_perturb(training_attack(checkpoint), model.transform)
+    common["perturb"] = training_perturb(trained_against(checkpoint), model.transform)
     records = fit(
         model,
         **common,
@@ -103,7 +95,7 @@ def repair(
 
 def train_anew(
     model: TNN, checkpoint: Checkpoint, dataset: Dataset, epochs: int
-) -> Iterator[Training]:
+) -> Iterator[Progress]:
     """The run's own training on a fresh network, in place."""
     settings, common = _common(checkpoint, dataset, RepairSettings(), epochs)
     records = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
@@ -161,10 +153,10 @@ def _learning_compression(
         if isinstance(record, LCStep):
             done, distance = record.step, record.distance
             text = f"lc, mu {record.mu:.3g}, distance {distance:.3g}"
-            yield Training(text, done, asked.lc.steps)
+            yield Progress(text, done, asked.lc.steps)
         else:
             share = record.batch / record.batches
-            yield Training(f"lc, loss {record.loss:.4g}", done + share, asked.lc.steps)
+            yield Progress(f"lc, loss {record.loss:.4g}", done + share, asked.lc.steps)
     why = "met" if distance <= asked.lc.tolerance else "were cut off at the last step"
     words = f"{done} L-steps of an epoch; weights and factors {why}, {distance:.3g} of ||W|| apart"
     return found[0], f"Learning-compression: {words}."
@@ -222,7 +214,7 @@ def _common(
     dtype = checkpoint.model.head.dtype
     monitor, _ = subset(dataset.test, _MONITOR, checkpoint.header.seed, device, dtype)
     x, y = dataset.train.x.to(device, dtype), dataset.train.y.to(device)
-    perturb = training_perturb(training_attack(checkpoint), checkpoint.model.transform)
+    perturb = training_perturb(trained_against(checkpoint), checkpoint.model.transform)
     common = {
         "x": x,
         "y": y,
@@ -236,15 +228,15 @@ def _common(
 
 def _told(
     text: str, records: Iterator[BatchProgress | EpochRecord], epochs: int
-) -> Iterator[Training]:
+) -> Iterator[Progress]:
     return (_training(text, record, epochs) for record in records)
 
 
-def _training(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Training:
+def _training(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Progress:
     done = float(record.epoch)
     if isinstance(record, BatchProgress):
         done += record.batch / record.batches - 1
-    return Training(f"{text}, loss {record.loss:.4g}", done, epochs)
+    return Progress(f"{text}, loss {record.loss:.4g}", done, epochs)
 
 
 def settings_of(checkpoint: Checkpoint) -> TrainSettings:

@@ -1,26 +1,17 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
-from collections.abc import Iterator
-
 from tnn_robust.base.files import claim_directory
+from tnn_robust.base.progress import Steps
 from tnn_robust.compression.build import CompressRequest, build, read_original
-from tnn_robust.compression.repair import Training
 from tnn_robust.compression.report import compression_report
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.data.dataset import subset
-from tnn_robust.evaluation.report import (
-    AttackFinished,
-    AttackProgress,
-    AttackRequest,
-    attack_subject,
-)
+from tnn_robust.evaluation.report import evaluate_steps
 from tnn_robust.evaluation.results import AttackRow
 from tnn_robust.evaluation.subject import subject_of
 
-CompressRecord = Training | AttackProgress | CompressionReport
 
-
-def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
+def compress_run(request: CompressRequest) -> Steps[CompressionReport]:
     """Compress a run's network into `request.out`; the last record is the report.
 
     The new checkpoint is written before the comparison, whole or not at all, and
@@ -32,16 +23,18 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
     built = yield from build(original, request)
     rows: list[AttackRow] = []
     for one in (original.checkpoint, built.target):
-        data, asked = original.data, attack_request(request)
-        for record in attack_subject(
-            subject_of(one), original.dataset, data, original.attacks, asked
-        ):
-            if isinstance(record, AttackFinished):
-                rows.append(record.report.worst_case)
-            else:
-                yield record
+        found = yield from evaluate_steps(
+            subject_of(one),
+            original.dataset,
+            original.attacks,
+            seeds=(request.seed,),
+            n=request.n,
+            batch_size=request.batch_size,
+            checks=False,
+        )
+        rows.append(found.report.worst_case)
     place = (original.subject.device, original.subject.dtype)
-    yield compression_report(
+    return compression_report(
         original.checkpoint,
         built.target,
         original.dataset,
@@ -52,16 +45,4 @@ def compress_run(request: CompressRequest) -> Iterator[CompressRecord]:
         rows=rows,
         kept=built.kept,
         dropped=built.dropped,
-    )
-
-
-def attack_request(request: CompressRequest, *, keep_points: bool = False) -> AttackRequest:
-    """The attack that a compression is judged by."""
-    return AttackRequest(
-        run=request.run,
-        seed=request.seed,
-        n=request.n,
-        batch_size=request.batch_size,
-        checks=False,
-        keep_points=keep_points,
     )

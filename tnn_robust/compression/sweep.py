@@ -1,7 +1,7 @@
 """tnn-compress --sweep: one t-SVD, many sizes, one table of robustness against size."""
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from tnn_robust.base.choices import PARENTS
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.files import claim_directory, write_bytes
 from tnn_robust.base.ledger import checked_line, checked_lines, require_same
+from tnn_robust.base.progress import Steps
 from tnn_robust.base.threat import parse_eps
 from tnn_robust.compression.build import (
     CompressRequest,
@@ -19,11 +20,10 @@ from tnn_robust.compression.build import (
     read_original,
 )
 from tnn_robust.compression.parents import Parents
-from tnn_robust.compression.repair import Training, settings_of
+from tnn_robust.compression.repair import settings_of
 from tnn_robust.compression.rules import Rule, make_rule
 from tnn_robust.compression.sweep_results import SweepReport, SweepRow
 from tnn_robust.compression.sweep_row import Candidate, Judge
-from tnn_robust.evaluation.report import AttackProgress
 from tnn_robust.evaluation.subject import subject_of
 from tnn_robust.models.checkpoint import versions
 
@@ -68,9 +68,6 @@ class SweepRequest:
         return replace(self.base, rule=size.rule, out=out, overwrite=True)
 
 
-SweepRecord = Training | AttackProgress | SweepReport
-
-
 def make_sizes(text: str, **asked: Any) -> tuple[Size, ...]:
     """The sizes of `1,2,4` or `0.05:1:0.05`: tubal ranks, or shares for other methods.
 
@@ -100,8 +97,8 @@ def make_sizes(text: str, **asked: Any) -> tuple[Size, ...]:
     return tuple(sizes)
 
 
-def sweep_run(request: SweepRequest) -> Iterator[SweepRecord]:
-    """Compress to every size under `request.base.out`; the last record is the report.
+def sweep_run(request: SweepRequest) -> Steps[SweepReport]:
+    """Compress to every size under `request.base.out`; the result is the report.
 
     Every finished row is on disk before the next begins. With `resume` those of an earlier
     run are taken over, and InputError names the setting that differs if there is one.
@@ -141,12 +138,10 @@ def sweep_run(request: SweepRequest) -> Iterator[SweepRecord]:
         row = yield from judge.row(one)
         known.add(row)
     rows = [known.rows["", "original"], *(known.rows[s.text, kind] for s, kind in wanted)]
-    yield _report(original, request, rows)
+    return _report(original, request, rows)
 
 
-def _compressed(
-    original: Original, request: SweepRequest, size: Size
-) -> Generator[Training, None, Candidate]:
+def _compressed(original: Original, request: SweepRequest, size: Size) -> Steps[Candidate]:
     built = yield from build(original, request.at(size))
     target = built.target
     size_on_disk = target.path.stat().st_size
@@ -180,7 +175,7 @@ def _header(original: Original, request: SweepRequest) -> dict[str, Any]:
         "repair": asdict(base.repair),
         "dtype": base.dtype,
         "densify": base.densify,
-        "attacks": [asdict(settings) for settings in original.attacks],
+        "attacks": [attack.to_json() for attack in original.attacks],
         "n": base.n,
         "seed": base.seed,
         "batch_size": base.batch_size,

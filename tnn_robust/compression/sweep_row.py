@@ -1,12 +1,12 @@
 """One network of a sweep, judged: attacks on it, points carried over, weights, time."""
 
-from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tnn_robust.base.progress import Steps
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.certification.truncation import truncation_bound
 from tnn_robust.compression.build import CompressRequest, Original
@@ -16,11 +16,10 @@ from tnn_robust.compression.report import (
     largest_norm,
     summary_of,
 )
-from tnn_robust.compression.run import attack_request
 from tnn_robust.compression.sweep_results import SweepRow, WeightFacts
 from tnn_robust.data.dataset import subset
 from tnn_robust.evaluation.agp import NO_WORK, Attacked, attack_rows, worst_case
-from tnn_robust.evaluation.report import PARTS, AttackFinished, AttackProgress, attack_subject
+from tnn_robust.evaluation.report import PARTS, Evaluated, evaluate_steps
 from tnn_robust.evaluation.rows import Points, Result, attacked
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.evaluation.verify import recompute
@@ -81,7 +80,7 @@ class Judge:
     request: CompressRequest
     points: list[dict[str, Points]] | None = None
 
-    def row(self, one: Candidate) -> Generator[AttackProgress, None, SweepRow]:
+    def row(self, one: Candidate) -> Steps[SweepRow]:
         """The row of a network."""
         finished = yield from self._attack(one)
         own, carried = list(finished.found), self._carried(one.subject)
@@ -113,20 +112,25 @@ class Judge:
             note=one.note,
         )
 
-    def _attack(self, one: Candidate) -> Generator[AttackProgress, None, AttackFinished]:
-        original, finished = self.original, None
-        asked = attack_request(self.request, keep_points=self.points is None)
-        records = attack_subject(
-            one.subject, original.dataset, original.data, original.attacks, asked
+    def _attack(self, one: Candidate) -> Steps[Evaluated]:
+        request = self.request
+        steps = evaluate_steps(
+            one.subject,
+            self.original.dataset,
+            self.original.attacks,
+            seeds=(request.seed,),
+            n=request.n,
+            batch_size=request.batch_size,
+            checks=False,
+            keep_points=self.points is None,
         )
-        for record in records:
-            if isinstance(record, AttackFinished):
-                finished = record
-            else:
-                name = f"{one.kind} {one.size}".rstrip()
-                yield replace(record, attack=f"{name}, {record.attack}")
-        assert finished is not None
-        return finished
+        name = f"{one.kind} {one.size}".rstrip()
+        while True:
+            try:
+                progress = next(steps)
+            except StopIteration as end:
+                return end.value
+            yield progress._replace(text=f"{name}, {progress.text}")
 
     def _carried(self, subject: Subject) -> list[Attacked]:
         """The original's points on this network, verified and measured anew."""
@@ -157,8 +161,8 @@ class Judge:
 
     def _weights(self, one: Candidate, x: Tensor, y: Tensor) -> WeightFacts:
         attacks, data = self.original.attacks, self.original.dataset
-        norm, eps = attacks[0].norm, attacks[0].eps_value
-        alike = {(a.norm, a.eps_value) for a in attacks} == {(norm, eps)}
+        norm, eps = attacks[0].threat.norm, attacks[0].threat.eps
+        alike = {(a.threat.norm, a.threat.eps) for a in attacks} == {(norm, eps)}
         forms: list[BoundForm | None] = [None, None]
         if alike:
             facts = DataFacts(len(data.train.y), largest_norm(data))

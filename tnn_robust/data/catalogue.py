@@ -1,7 +1,7 @@
 """The data sets that have a name, and the one function that loads any of them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from tnn_robust.base.choices import DATASETS, SPLITS
 from tnn_robust.base.errors import InputError, unknown_choice
@@ -50,7 +50,7 @@ def load_dataset(spec: DataSpec) -> Dataset:
     raw = select_classes(raw, spec.classes)
     raw = draw_train(raw, spec.n_train, seed=spec.split_seed)
     check_present(raw)
-    return finish(spec.dataset, raw)
+    return replace(finish(spec.dataset, raw), spec=spec)
 
 
 def _parse(dataset: str) -> tuple[Source, list[str]]:

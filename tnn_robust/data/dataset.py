@@ -63,6 +63,7 @@ class Dataset:
     clipped: share of test values that lay outside the training range and were clipped.
     notes: what a reader of results must know, one sentence each.
     digest: sha256 hex over shapes and bytes of x and y of both parts.
+    spec: the request it was loaded by, None for arrays in memory.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dataset:
     clipped: float
     notes: tuple[str, ...]
     digest: str
+    spec: DataSpec | None = None
 
     @property
     def d(self) -> int:
@@ -99,11 +101,11 @@ class Dataset:
         return len(self.classes)
 
 
-def describe_data(dataset: Dataset, spec: DataSpec) -> dict[str, Any]:
+def describe_data(dataset: Dataset) -> dict[str, Any]:
     """What a header or report says of a data set."""
     return {
         "name": dataset.name,
-        "spec": spec.to_json(),
+        "spec": None if dataset.spec is None else dataset.spec.to_json(),
         "digest": dataset.digest,
         "classes": list(dataset.classes),
         "layout": dataset.layout,

@@ -1,38 +1,35 @@
 """tnn-bound: checkpoint and its data -> the paper's bounds beside the measured gap."""
 
 import math
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.settings import AttackChoice, AttackSettings
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.attacks.structured import parse_range
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.progress import Steps
 from tnn_robust.certification.lipschitz import worst_scores
 from tnn_robust.data.dataset import Dataset, describe_data
+from tnn_robust.evaluation.attack_part import Target
 from tnn_robust.evaluation.intervals import resample
 from tnn_robust.evaluation.report import (
     PARTS,
-    AttackFinished,
-    AttackProgress,
-    AttackRequest,
-    Target,
-    attack_subject,
+    evaluate_steps,
     targets_of,
 )
-from tnn_robust.evaluation.results import AttackRow
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import (
     load_run_data,
     model_info,
     risk_loss,
     subject_of,
-    training_attack,
+    trained_against,
 )
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.models.network import TNN
@@ -72,8 +69,8 @@ class BoundRequest:
     download: bool = False
 
 
-def bound_run(request: BoundRequest) -> Iterator[AttackProgress | BoundReport]:
-    """Evaluate the bounds of a run's network on its own data; the last record is the report.
+def bound_run(request: BoundRequest) -> Steps[BoundReport]:
+    """Evaluate the bounds of a run's network on its own data; the result is the report.
 
     Raises TnnError for a layer of norm zero, inputs that are all zero, attacks of several
     norms or eps, and what any command refuses.
@@ -84,7 +81,7 @@ def bound_run(request: BoundRequest) -> Iterator[AttackProgress | BoundReport]:
     attacks = _attacks(request, checkpoint)
     check_attacks(attacks, subject_of(checkpoint))
     net, spectrum = hypothesis_class(model), spectra(model)
-    dataset, spec = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
+    dataset = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     facts = measured_facts(checkpoint, dataset, attacks[0], net, spectrum, request.confidence)
     cut = cut_network(facts, net, spectrum, request.energy)
     gap = None
@@ -95,9 +92,9 @@ def bound_run(request: BoundRequest) -> Iterator[AttackProgress | BoundReport]:
         *compression_premises(cut.decay),
         *implicit_premises(facts, teacher, gap),
     )
-    yield BoundReport(
+    return BoundReport(
         model=model_info(checkpoint),
-        dataset=describe_data(dataset, spec),
+        dataset=describe_data(dataset),
         seed=request.seed,
         confidence=request.confidence,
         facts=facts,
@@ -121,14 +118,14 @@ def _teacher(request: BoundRequest) -> Teacher:
     return Teacher(layers, width, request.teacher_norm)
 
 
-def _attacks(request: BoundRequest, checkpoint: Checkpoint) -> tuple[AttackSettings, ...]:
+def _attacks(request: BoundRequest, checkpoint: Checkpoint) -> tuple[Attack, ...]:
     """The attacks of the gap, of one threat model: the bounds are of one."""
     choice = request.choice
     if not choice.names:
         choice = replace(choice, names=("pgd",), steps=choice.steps or STEPS)
-    attacks = choice.resolve(training_attack(checkpoint))
-    if len({(one.norm, one.eps_value) for one in attacks}) != 1:
-        came = ", ".join(f"{one.name} {one.norm} {one.eps}" for one in attacks)
+    attacks = choice.resolve(trained_against(checkpoint))
+    if len({(one.threat.norm, one.threat.eps) for one in attacks}) != 1:
+        came = ", ".join(f"{one.name} {one.threat}" for one in attacks)
         raise InputError(f"tnn-bound needs one norm and one eps, got {came}")
     return attacks
 
@@ -136,7 +133,7 @@ def _attacks(request: BoundRequest, checkpoint: Checkpoint) -> tuple[AttackSetti
 def measured_facts(
     checkpoint: Checkpoint,
     dataset: Dataset,
-    attack: AttackSettings,
+    attack: Attack,
     net: HypothesisClass,
     spectrum: tuple[Spectrum, ...],
     confidence: float,
@@ -151,9 +148,9 @@ def measured_facts(
     constant = _constant(checkpoint.model, attack)
     t = confidence_t(confidence)
     clean = Sample(len(train), largest, loss, t)
-    attacked = replace(clean, reach=largest + attack.eps_value * constant)
+    attacked = replace(clean, reach=largest + attack.threat.eps * constant)
     constants = attacked.constants(net)
-    confined = {"channels": attack.channels, "faces": attack.faces}
+    confined = {"channels": attack.threat.channels, "faces": attack.threat.faces}
     return BoundFacts(
         n=len(train),
         n_test=len(test),
@@ -161,9 +158,9 @@ def measured_facts(
         features=a.features,
         channels=a.channels,
         widths=a.widths,
-        norm=attack.norm,
-        eps=attack.eps,
-        eps_value=attack.eps_value,
+        norm=attack.threat.norm,
+        eps=attack.threat.text,
+        eps_value=attack.threat.eps,
         confined=next((f"{k} {v}" for k, v in confined.items() if v is not None), None),
         constant=constant,
         input_norm=largest,
@@ -184,44 +181,40 @@ def measured_facts(
     )
 
 
-def _constant(model: TNN, attack: AttackSettings) -> float:
+def _constant(model: TNN, attack: Attack) -> float:
     """C of Assumption 8 for the ball of this attack, confined as it is."""
     transform = model.transform
     channels, faces = (
         None if text is None else parse_range(text, size, name)
         for text, size, name in (
-            (attack.channels, transform.channels, "--channels"),
-            (attack.faces, transform.n_faces, "--faces"),
+            (attack.threat.channels, transform.channels, "--channels"),
+            (attack.threat.faces, transform.n_faces, "--faces"),
         )
     )
     features = model.architecture.features
-    return largest_f_norm(attack.norm, features, transform, channels=channels, faces=faces)
+    return largest_f_norm(attack.threat.norm, features, transform, channels=channels, faces=faces)
 
 
 def _measured_gap(
     checkpoint: Checkpoint,
     dataset: Dataset,
-    attacks: tuple[AttackSettings, ...],
+    attacks: tuple[Attack, ...],
     facts: BoundFacts,
     request: BoundRequest,
-) -> Generator[AttackProgress, None, MeasuredGap]:
+) -> Steps[MeasuredGap]:
     """Gaps under the attacks' worst case, and the certain bracket around the adversarial one."""
-    asked = AttackRequest(
-        run=request.run,
-        seed=request.seed,
-        n=request.n or EXAMPLES,
+    subject, n = subject_of(checkpoint), request.n or EXAMPLES
+    found = yield from evaluate_steps(
+        subject,
+        dataset,
+        attacks,
+        seeds=(request.seed,),
+        n=n,
         batch_size=request.batch_size,
         checks=False,
     )
-    worst: AttackRow | None = None
-    subject = subject_of(checkpoint)
-    for record in attack_subject(subject, dataset, {}, attacks, asked):
-        if isinstance(record, AttackFinished):
-            worst = record.report.worst_case
-        else:
-            yield record
-    assert worst is not None
-    targets = targets_of(subject, dataset, asked)
+    worst = found.report.worst_case
+    targets = targets_of(subject, dataset, n, request.seed)
     clean = [_losses(checkpoint, targets[part], 0.0, request.batch_size) for part in PARTS]
     radius = facts.eps_value * facts.constant
     certified = {

@@ -1,20 +1,21 @@
 """The masking checks of a report: the attacks it rests on against what else could break it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.frank_wolfe import best_of
+from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import Model, Perturb, Perturbed, feasible, frozen, verify
-from tnn_robust.attacks.registry import ball_for, make_perturb
-from tnn_robust.attacks.settings import AttackSettings, attack_settings
+from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.square import Square
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams
-from tnn_robust.base.threat import Eps
+from tnn_robust.base.threat import Threat
 from tnn_robust.data.dataset import Dataset, Part
 from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
 from tnn_robust.evaluation.results import Check
@@ -34,7 +35,7 @@ def report_checks(
     subject: Subject,
     dataset: Dataset,
     held: tuple[Part, Tensor],
-    attacks: Sequence[AttackSettings],
+    attacks: Sequence[Attack],
     seed: int,
     twin: nn.Module | None = None,
 ) -> list[Check]:
@@ -47,7 +48,7 @@ def report_checks(
     nothing to check.
     """
     like = attacks[-1]
-    if like.eps_value == 0:
+    if like.threat.eps == 0:
         return []
     examples, indices = held
     counts = dataset.test.y.bincount()
@@ -67,39 +68,29 @@ def report_checks(
         )
 
 
-def _adversaries(
-    like: AttackSettings, attacks: Sequence[AttackSettings], transform: Transform | None
-) -> Attacks:
-    make = partial(make_perturb, transform=transform)
-    ball, eps = ball_for(like, transform), Eps(like.eps, like.eps_value)
+def _adversaries(like: Attack, attacks: Sequence[Attack], transform: Transform | None) -> Attacks:
+    make, threat = partial(make_perturb, transform=transform), like.threat
+    ball, eps = like.ball(transform), threat.eps
     # They compare losses, which need the whole attack.
-    same = [replace(a, stop_broken=False) for a in attacks if _threat(a) == _threat(like)]
+    same = [a.but(stop_broken=False) for a in attacks if a.threat == threat]
     white = [make(a) for a in same if a.name != "square"]
     steps = max([_STEPS, *(a.steps for a in same if a.name in {"pgd", "apgd"})])
-    pgd = attack_settings(
-        "pgd",
-        eps,
-        norm=like.norm,
-        steps=steps,
-        random_start=False,
-        channels=like.channels,
-        faces=like.faces,
-    )
-    long = replace(pgd, steps=10 * steps)
+    pgd = PGD(threat, steps=steps, random_start=False)
+    long = pgd.but(steps=10 * steps)
 
     def noise(x: Tensor, streams: Streams, draw: int) -> Tensor:
-        return feasible(x, ball.sample(x, eps.value, streams, draw), ball, eps.value)
+        return feasible(x, ball.sample(x, eps, streams, draw), ball, eps)
 
     def inside(x: Tensor, x_adv: Tensor, where: Tensor) -> Tensor:
         name = "an attack of the masking checks"
-        return verify(x, x_adv, ball=ball, eps=eps.value, name=name, indices=where)
+        return verify(x, x_adv, ball=ball, eps=eps, name=name, indices=where)
 
     return Attacks(
-        fgsm=make(replace(pgd, steps=1, step_size=eps.value)),
+        fgsm=make(pgd.but(steps=1, step_size=eps)),
         pgd=reduce(best_of, white) if white else make(pgd),
         pgd_long=make(long),
-        pgd_restarts=make(replace(pgd, random_start=True, restarts=_RESTARTS)),
-        black_box=_black_box(like, eps, noise),
+        pgd_restarts=make(pgd.but(random_start=True, restarts=_RESTARTS)),
+        black_box=_black_box(threat, noise),
         noise=noise,
         verify=inside,
         huge=_huge(pgd),
@@ -107,14 +98,10 @@ def _adversaries(
     )
 
 
-def _threat(a: AttackSettings) -> tuple[str, float, str | None, str | None]:
-    return a.norm, a.eps_value, a.channels, a.faces
-
-
-def _black_box(like: AttackSettings, eps: Eps, noise: Noise) -> Perturb:
+def _black_box(threat: Threat, noise: Noise) -> Perturb:
     """Square where it is made for the ball, else the worst of random points."""
-    if like.norm in ("linf", "l2", "l1") and not like.confined:
-        return make_perturb(attack_settings("square", eps, norm=like.norm, steps=_QUERIES))
+    if threat.norm in LP and not threat.confined:
+        return make_perturb(Square(threat, steps=_QUERIES))
 
     def search(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         best, lowest = x, margin(model(x), y)
@@ -128,11 +115,9 @@ def _black_box(like: AttackSettings, eps: Eps, noise: Noise) -> Perturb:
     return search
 
 
-def _huge(pgd: AttackSettings) -> Perturb:
+def _huge(pgd: PGD) -> Perturb:
     """PGD in the smallest l_inf ball that covers the box, whatever the ball of the report."""
-    whole = replace(pgd, channels=None, faces=None)
-    box = replace(whole, norm="linf", eps="1", eps_value=1.0, step_size=2.5 / pgd.steps)
-    return make_perturb(box)
+    return make_perturb(pgd.but(threat=Threat("linf", 1.0, text="1"), step_size=2.5 / pgd.steps))
 
 
 class _AsChannels(nn.Module):

@@ -1,78 +1,120 @@
-"""tnn-attack --curve and --minimal: robustness against eps, from both ends."""
+"""Robustness against eps: one warm-started upward sweep, with a lower bound under it."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
+from torch import nn
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.minimal import warm_pgd
+from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import frozen
-from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
-from tnn_robust.base.precision import in_full_float32
+from tnn_robust.base.precision import FULL, matmul_precision
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
+from tnn_robust.base.threat import Threat
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
-from tnn_robust.data.dataset import describe_data
+from tnn_robust.data.dataset import Dataset, describe_data
+from tnn_robust.evaluation.attack_part import Target
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.eps_sweep import (
     SweptBlock,
-    curve,
+    curve_of,
     curve_part,
     join_sweep,
     require_rising,
 )
-from tnn_robust.evaluation.report import PARTS, AttackProgress, AttackRequest, Target, targets_of
+from tnn_robust.evaluation.report import PARTS, targets_of
 from tnn_robust.evaluation.rows import check_attacks, make_check
-from tnn_robust.evaluation.subject import Subject
+from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import TNN
 
 
-@in_full_float32
-def curve_run(request: AttackRequest) -> Iterator[AttackProgress | EpsCurve]:
-    """One warm-started upward sweep over the eps of the request; the last record is the curve.
+def curve(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    norm: str = "linf",
+    eps: Sequence[float | str],
+    attack: Attack | None = None,
+    loss: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    progress: Tell | None = None,
+) -> EpsCurve:
+    """Robust accuracy, adversarial risk and AGP against eps, by one warm-started upward sweep.
 
-    Raises InputError unless the request has one attack and rising eps.
+    Parameters
+    ----------
+    model: a t-NN, or any torch module on (n, d, c) or on images.
+    norm, eps: of the balls, eps rising, as numbers or text such as "8/255"; 0 is the clean point.
+    attack: PGD by default; its own eps does not count.
+    loss: that risks are means of, cross-entropy by default; n: at most so many examples of
+    each part, drawn by seed; progress: called with every `Progress`.
+
+    Returns a curve with `.points`, `.verdict` and `.plot(ax)`. Raises InputError for eps that
+    do not rise and for a network that does not fit the data.
     """
-    subject, dataset, spec = request.load()
-    choice = request.choice if request.choice.names else replace(request.choice, names=("pgd",))
-    attacks = choice.resolve(subject.trained)
-    if len({one.name for one in attacks}) != 1 or request.suite is not None:
-        raise InputError("--curve takes one --attack and no --suite")
-    if choice.stop_broken:
-        raise InputError("--curve gives risks, which --stop-broken would cut short")
-    require_rising([one.eps_value for one in attacks])
+    like = attack or PGD(norm)
+    place = (like.threat.channels, like.threat.faces)
+    attacks = tuple(like.at(Threat(norm, cast(float, size), *place)) for size in eps)
+    steps = curve_steps(live_subject(model, data, loss), data, attacks, n=n, seed=seed)
+    return drain(steps, progress)
+
+
+def curve_steps(
+    subject: Subject,
+    dataset: Dataset,
+    attacks: tuple[Attack, ...],
+    *,
+    n: int | None = None,
+    seed: int = 0,
+) -> Steps[EpsCurve]:
+    """The curve of one attack at every eps; InputError unless it is one, and eps rise."""
+    if len({one.name for one in attacks}) != 1:
+        raise InputError("an eps curve is of one attack")
+    if attacks[0].stop_broken:
+        raise InputError("an eps curve gives risks, which stop_broken would cut short")
+    sizes = [one.threat.eps for one in attacks]
+    require_rising(sizes)
     check_attacks(attacks, subject)
-    targets = targets_of(subject, dataset, request)
+    targets = targets_of(subject, dataset, n, seed)
     swept = {}
     with frozen(subject.model):
         for part in PARTS:
             blocks: list[SweptBlock] = []
-            for block in _sweep(subject, attacks, targets[part]):
+            sweep = _sweep(subject, attacks, targets[part])
+            while True:
+                with matmul_precision(FULL):
+                    block = next(sweep, None)
+                if block is None:
+                    break
                 blocks.append(block)
-                yield AttackProgress(attacks[0].name, part, block.done, block.total)
+                yield Progress(f"{attacks[0].name}, {part}", block.done, block.total)
             swept[part] = join_sweep(blocks)
-        certified = _certified(subject, attacks[0], targets)
+        with matmul_precision(FULL):
+            certified = _certified(subject, attacks[0], targets)
     first = attacks[0]
-    yield curve(
-        [one.eps_value for one in attacks],
+    return curve_of(
+        sizes,
         swept["train"],
         swept["test"],
-        norm=first.norm,
-        settings={"name": first.name, **first.to_json()},
-        seed=request.seed,
+        norm=first.threat.norm,
+        settings={"name": first.name, **first.settings()},
+        seed=seed,
         y_test=targets["test"].examples.y.cpu(),
         risk_complete=True,
         model=subject.info,
-        dataset=describe_data(dataset, spec),
+        dataset=describe_data(dataset),
         certified=certified,
     )
 
 
-def _sweep(
-    subject: Subject, attacks: tuple[AttackSettings, ...], target: Target
-) -> Iterator[SweptBlock]:
-    at, transform = {one.eps_value: one for one in attacks}, subject.transform
+def _sweep(subject: Subject, attacks: tuple[Attack, ...], target: Target) -> Iterator[SweptBlock]:
+    at, transform = {one.threat.eps: one for one in attacks}, subject.transform
     return curve_part(
         subject.model,
         target.examples.x,
@@ -90,13 +132,14 @@ def _sweep(
 
 
 def _certified(
-    subject: Subject, attack: AttackSettings, targets: dict[str, Target]
+    subject: Subject, attack: Attack, targets: dict[str, Target]
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     model = subject.model
-    if attack.norm not in TO_L2 or attack.confined or not isinstance(model, TNN):
+    threat = attack.threat
+    if threat.norm not in TO_L2 or threat.confined or not isinstance(model, TNN):
         return None
     radii = []
     for part in PARTS:
         x, y = targets[part].examples
-        radii.append(certified_radii(model, x, y, attack.norm).cpu())
+        radii.append(certified_radii(model, x, y, threat.norm).cpu())
     return radii[0], radii[1]

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.minimal import WarmPerturb
+from tnn_robust.attacks.points import Model
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import Loss
 from tnn_robust.base.randomness import Streams
@@ -15,17 +17,11 @@ from tnn_robust.evaluation.agp import measure_parts
 from tnn_robust.evaluation.curve_results import CurvePoint, EpsCurve
 from tnn_robust.evaluation.risk import (
     Check,
-    Model,
     Outcomes,
-    Perturbation,
     fresh_rows,
     join,
     measure,
 )
-
-# An attack that can go on from points `start` (n, d, c) of a smaller ball; None where there are
-# none yet.
-WarmPerturb = Callable[[Model, Tensor, Tensor, Streams, Tensor | None], Perturbation]
 
 
 class SweptBlock(NamedTuple):
@@ -170,7 +166,7 @@ def join_sweep(blocks: Sequence[SweptBlock]) -> list[Outcomes]:
     return [join(list(column)) for column in zip(*(b.outcomes for b in blocks), strict=True)]
 
 
-def curve(
+def curve_of(
     sizes: Sequence[float],
     train: Sequence[Outcomes],
     test: Sequence[Outcomes],

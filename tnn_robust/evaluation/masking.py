@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.points import Model, Perturb
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams, seeded
@@ -22,7 +23,6 @@ from tnn_robust.evaluation.masking_model import (
 )
 from tnn_robust.evaluation.results import Check
 from tnn_robust.evaluation.risk import Check as Verify
-from tnn_robust.evaluation.risk import Model, Perturb
 
 # A weaker or gradient-free adversary must not win anywhere. One point in a hundred is
 # left to a tie: a random start can miss by a hair what the straight step finds.

@@ -10,10 +10,10 @@ import sys
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.points import Model
 from tnn_robust.base.errors import AttackError
 from tnn_robust.base.losses import margin, predict
 from tnn_robust.evaluation.results import Check
-from tnn_robust.evaluation.risk import Model
 
 # A masked point is reported as robust without having been attacked: one in a hundred
 # moves an accuracy by its last printed figure. (A bias-free network can have none: it

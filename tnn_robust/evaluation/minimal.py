@@ -1,58 +1,70 @@
 """The smallest eps that breaks each example, as a report of both parts."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tnn_robust.attacks.minimal import minimal, quantile
+from tnn_robust.attacks.attack import LP
+from tnn_robust.attacks.minimal import minimal as find_minimal
+from tnn_robust.attacks.minimal import quantile
 from tnn_robust.attacks.points import frozen
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.precision import in_full_float32
+from tnn_robust.base.precision import FULL, matmul_precision
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.randomness import Streams
+from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.curve_results import MinimalReport
-from tnn_robust.evaluation.report import PARTS, AttackProgress, AttackRequest, targets_of
+from tnn_robust.evaluation.report import PARTS, targets_of
 from tnn_robust.evaluation.risk import fresh_rows
+from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
 
-MINIMAL_NORMS = ("linf", "l2", "l1")
+
+def minimal(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    norm: str = "linf",
+    n: int | None = None,
+    seed: int = 0,
+    progress: Tell | None = None,
+) -> tuple[MinimalReport, MinimalReport]:
+    """The smallest eps found that breaks each example: reports of training and test part.
+
+    norm: linf, l2 or l1; n: at most so many examples of each part, drawn by seed. What is
+    found is an upper bound of the smallest one.
+    """
+    steps = minimal_steps(live_subject(model, data, None), data, norm, n=n, seed=seed)
+    return drain(steps, progress)
 
 
-@in_full_float32
-def minimal_run(request: AttackRequest) -> Iterator[AttackProgress | MinimalReport]:
-    """The smallest perturbation of every example; the last two records are train and test."""
-    subject, dataset, _ = request.load()
-    trained = subject.trained
-    norm = request.choice.norm or (trained.norm if trained else "linf")
-    if request.choice.channels or request.choice.faces:
-        raise InputError("--minimal is of the whole ball: it takes no --channels and --faces")
-    if norm not in MINIMAL_NORMS:
-        raise InputError(f"--minimal is made for {', '.join(MINIMAL_NORMS)}, got {norm}")
-    if request.choice.names or request.choice.eps or request.suite is not None:
-        raise InputError("--minimal finds eps itself: it takes no --attack, --eps and --suite")
-    if request.choice.stop_broken:
-        raise InputError("--minimal goes on from broken points: it takes no --stop-broken")
-    targets = targets_of(subject, dataset, request)
+def minimal_steps(
+    subject: Subject, dataset: Dataset, norm: str, *, n: int | None = None, seed: int = 0
+) -> Steps[tuple[MinimalReport, MinimalReport]]:
+    """The same of a subject; InputError for a norm it is not made for."""
+    if norm not in LP:
+        raise InputError(f"smallest perturbations are found in {', '.join(LP)}, got {norm}")
+    targets = targets_of(subject, dataset, n, seed)
     reports = []
     for part in PARTS:
         (x, y), indices, norms = targets[part].examples, targets[part].indices, []
-        n = compute_block(subject.model, indices.device)
+        block = compute_block(subject.model, indices.device)
         with frozen(subject.model):
-            for start in range(0, len(y), n):
-                points, labels, where = fresh_rows(start, start + n, x, y, indices)
+            for start in range(0, len(y), block):
+                points, labels, where = fresh_rows(start, start + block, x, y, indices)
                 streams = Streams(targets[part].seed, where)
-                found = minimal(subject.model, points, labels, norm=norm, streams=streams)
+                with matmul_precision(FULL):
+                    found = find_minimal(subject.model, points, labels, norm=norm, streams=streams)
                 norms.append(found.norms.cpu())
-                yield AttackProgress("minimal", part, min(start + n, len(y)), len(y))
+                yield Progress(f"minimal, {part}", min(start + block, len(y)), len(y))
         settings = {"steps": 100}
         reports.append(
-            minimal_report(
-                torch.cat(norms), part=part, norm=norm, settings=settings, seed=request.seed
-            )
+            minimal_report(torch.cat(norms), part=part, norm=norm, settings=settings, seed=seed)
         )
-    yield from reports
+    train, test = reports
+    return train, test
 
 
 def minimal_report(

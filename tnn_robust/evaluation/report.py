@@ -1,34 +1,35 @@
-"""tnn-attack: checkpoint and its data -> attacks -> adversarial gap report."""
+"""The adversarial gap report: a network and its data under attacks, measured and checked."""
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackChoice, AttackSettings, stopping
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.precision import in_full_float32
+from tnn_robust.base.precision import FULL, matmul_precision
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.team import ALONE, Team
-from tnn_robust.base.threat import Eps
+from tnn_robust.base.threat import Threat
 from tnn_robust.data.dataset import Dataset, describe_data, subset
-from tnn_robust.data.spec import DataSpec
 from tnn_robust.evaluation.agp import Attacked, worst_case
+from tnn_robust.evaluation.attack_part import Job, Target, attack_target
 from tnn_robust.evaluation.attack_seeds import merge_seeds
-from tnn_robust.evaluation.attack_target import AttackProgress, Job, Target, attack_target
 from tnn_robust.evaluation.checks import report_checks
 from tnn_robust.evaluation.journal import FILE_NAME as JOURNAL_NAME
 from tnn_robust.evaluation.journal import Journal
 from tnn_robust.evaluation.results import AttackReport, Check
-from tnn_robust.evaluation.rows import Points, Result, attacked, check_attacks, make_report
-from tnn_robust.evaluation.subject import Loaded, Source, Subject, load_subject
+from tnn_robust.evaluation.rows import Points, attacked, check_attacks, make_report, points_of
+from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.checkpoint import versions
@@ -36,176 +37,199 @@ from tnn_robust.models.checkpoint import versions
 PARTS = ("train", "test")
 
 
-@dataclass(frozen=True)
-class AttackRequest:
-    """All that `tnn-attack` was asked.
+class Evaluated(NamedTuple):
+    """A report and what is behind it.
 
-    choice: the attacks, filled in from the run's training where left open; seed: of
-    the examples and all noise; more_seeds: repeat the attacks on the same examples
-    with other noise; n: at most so many examples of each part; batch_size: examples
-    between two records of progress, rounded up to whole blocks of `compute_block`, so
-    that no digit depends on it; suite: its name, in place of the attacks' names;
-    checks: for gradient masking; journal: keep a record of finished blocks in the run
-    directory, removed with the report; resume: go on from one; model, model_input and
-    data: see `Source`.
-    """
-
-    run: Path | None
-    choice: AttackChoice = AttackChoice()
-    seed: int = 0
-    more_seeds: tuple[int, ...] = ()
-    device: str = "auto"
-    n: int | None = None
-    batch_size: int = 256
-    data_dir: str | None = None
-    download: bool = False
-    keep_points: bool = False
-    suite: str | None = None
-    checks: bool = True
-    journal: bool = False
-    resume: bool = False
-    model: str | None = None
-    model_input: str = "auto"
-    data: DataSpec | None = None
-
-    def load(self) -> Loaded:
-        """The network and the data asked for."""
-        return load_subject(Source(**{f.name: getattr(self, f.name) for f in fields(Source)}))
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """All seeds, the first of which draws the examples."""
-        return (self.seed, *self.more_seeds)
-
-    @property
-    def sequential(self) -> bool:
-        """Whether later attacks run only on the points that still stand."""
-        return self.suite is not None and is_sequential(self.suite)
-
-
-@dataclass(frozen=True)
-class AttackFinished:
-    """The report, and the points behind it if they were asked for: [attack][part].
-
-    found: the attacks' outcomes, example by example; standing: (n,) bool, the test
-    examples that stood under every one.
+    attacks: that were run; found: their outcomes, example by example, the worst over seeds;
+    points: [attack][part], where they were asked for.
     """
 
     report: AttackReport
-    attacks: tuple[AttackSettings, ...]
-    standing: Tensor
+    attacks: tuple[Attack, ...]
     found: tuple[Attacked, ...]
-    points: list[dict[str, Points]] = field(default_factory=list)
+    points: list[dict[str, Points]]
+
+    @property
+    def standing(self) -> Tensor:
+        """(n,) bool: the test examples that stood under every attack."""
+        return worst_case(list(self.found)).test.correct
 
 
 class Beside(NamedTuple):
     """Networks attacked together with this one: how many others, and what makes its attacks."""
 
     others: int
-    perturb_of: Callable[[AttackSettings], Perturb]
+    perturb_of: Callable[[Attack], Perturb]
 
 
-def attack_run(
-    request: AttackRequest, team: Team = ALONE
-) -> Iterator[AttackProgress | AttackFinished]:
-    """Attack a network on the training and the test part; the last record is the report.
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    attacks: Attack | Sequence[Attack] | None = None,
+    *,
+    suite: str | None = None,
+    threat: Threat | None = None,
+    loss: str | None = None,
+    seed: int | Sequence[int] = 0,
+    n: int | None = None,
+    checks: bool = True,
+    progress: Tell | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> AttackReport:
+    """Attack a network on training and test part: risks, the adversarial gap, masking checks.
 
-    The processes of a team share the blocks of examples; each gets the whole report.
+    Parameters
+    ----------
+    model: a t-NN, or any torch module on (n, d, c) or on images (n, channels, h, w).
+    attacks: one or several; None for a suite.
+    suite: quick (the default), standard for a published figure, or paper; of `threat`,
+        by default l_inf 8/255.
+    loss: that risks are means of, cross-entropy by default.
+    seed: of the examples drawn and of all noise; of several the verdict is the worst case.
+    n: at most so many examples of each part, drawn by the first seed.
+    checks: for gradient masking, on at most 100 test examples.
+    progress: called with every `Progress`; what it raises ends the work.
+    out: a directory for a record of what is done, from which `resume` goes on.
+
+    Raises InputError for what does not fit, AttackError for scores that are not finite and
+    points outside their ball.
     """
-    with team.agreeing():
-        subject, dataset, spec = request.load()
-        attacks = chosen_attacks(request, subject)
-    info = describe_data(dataset, spec)
-    yield from attack_subject(subject, dataset, info, attacks, request, team)
-
-
-def chosen_attacks(request: AttackRequest, subject: Subject) -> tuple[AttackSettings, ...]:
-    """The attacks asked for: by name, as a suite, or the run's own."""
-    trained = subject.trained
-    if request.suite is None:
-        return request.choice.resolve(trained)
-    if request.choice.names or len(request.choice.eps) > 1:
-        raise InputError("--suite takes no --attack and one --eps")
-    if (request.choice.channels, request.choice.faces) != (None, None):
-        raise InputError("--suite is made for whole balls: it takes no --channels or --faces")
-    # Its norm and eps are filled in as for PGD.
-    (like,) = replace(request.choice, names=("pgd",)).resolve(trained)
-    attacks = suite_attacks(
-        request.suite,
-        Eps(like.eps, like.eps_value),
-        norm=like.norm,
-        scores=subject.scores,
-        entries=subject.features * subject.channels,
+    subject = live_subject(model, data, loss)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        subject = subject.kept_in(Path(out))
+    if attacks is None:
+        suite = suite or "quick"
+        chosen = suite_attacks(
+            suite, threat or Threat(), scores=subject.scores, entries=subject.entries
+        )
+    elif suite is not None or threat is not None:
+        raise InputError("an evaluation takes attacks, or a suite and its threat, got both")
+    else:
+        chosen = (attacks,) if isinstance(attacks, Attack) else tuple(attacks)
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    steps = evaluate_steps(
+        subject,
+        data,
+        chosen,
+        suite=suite,
+        seeds=seeds,
+        n=n,
+        checks=checks,
+        journal=out is not None,
+        resume=resume,
     )
-    if not request.choice.stop_broken:
+    return drain(steps, progress).report
+
+
+def chosen_attacks(
+    choice: AttackChoice,
+    suite: str | None,
+    *,
+    trained: Attack | None,
+    scores: int,
+    entries: int,
+) -> tuple[Attack, ...]:
+    """The attacks a user chose: by name, as a suite, or those of the training attack's threat.
+
+    trained: the training attack, where known; scores: of the network; entries: d c of an example.
+    """
+    if suite is None:
+        return choice.resolve(trained)
+    if choice.names or len(choice.eps) > 1:
+        raise InputError("a suite takes no other attack and one eps")
+    if (choice.channels, choice.faces) != (None, None):
+        raise InputError("a suite is made for whole balls: it takes no channels or faces")
+    # Its norm and eps are filled in as for PGD.
+    (like,) = replace(choice, names=("pgd",)).resolve(trained)
+    attacks = suite_attacks(suite, like.threat, scores=scores, entries=entries)
+    if not choice.stop_broken:
         return attacks
-    attacks = tuple(map(stopping, attacks))
-    if not any(one.stop_broken for one in attacks):
-        raise InputError(f"--stop-broken is of pgd and one step, got --suite {request.suite}")
-    return attacks
+    if not any(one.stops for one in attacks):
+        raise InputError(f"stop_broken is of pgd and one step, got suite {suite}")
+    return tuple(one.but(stop_broken=one.stops) for one in attacks)
 
 
-@in_full_float32
-def attack_subject(
+def evaluate_steps(
     subject: Subject,
     dataset: Dataset,
-    dataset_info: dict[str, Any],
-    attacks: tuple[AttackSettings, ...],
-    request: AttackRequest,
+    attacks: tuple[Attack, ...],
+    *,
+    suite: str | None = None,
+    seeds: tuple[int, ...] = (0,),
+    n: int | None = None,
+    batch_size: int = 256,
+    checks: bool = True,
+    keep_points: bool = False,
+    journal: bool = False,
+    resume: bool = False,
     team: Team = ALONE,
     beside: Beside | None = None,
-) -> Iterator[AttackProgress | AttackFinished]:
-    """The same for a network and data in memory; beside: whose attacks find its points."""
+) -> Steps[Evaluated]:
+    """Attack a network on both parts of its data; see `evaluate`.
+
+    suite: its name, where the attacks are one; batch_size: examples between two records of
+    progress, rounded up to whole blocks of `compute_block`, so that no digit depends on it;
+    journal: keep a record of finished blocks in the subject's folder, removed with the
+    result; resume: go on from one; team: processes that share the blocks, each of which
+    gets the whole result; beside: whose attacks find its points.
+    """
     with team.agreeing():
-        if request.keep_points and request.more_seeds:
-            raise InputError("--save-adv keeps one point of an example: it takes one --seed")
+        if keep_points and len(seeds) > 1:
+            raise InputError("keeping points, one of an example, takes one seed")
         check_attacks(attacks, subject)
-        parts = targets_of(subject, dataset, request)
+        parts = targets_of(subject, dataset, n, seeds[0])
         for part in PARTS:
             team.require_at_least_one(len(parts[part].indices), f"{part} examples")
-    job = _job(subject, dataset_info, attacks, request, team, beside)
-    runs: list[list[Attacked]] = []
-    for turn, seed in enumerate(request.seeds):
-        found, points = yield from _attack_all(
-            job, attacks, turn, _reseeded(parts, seed), request.sequential
-        )
-        runs.append(found)
-    found = merge_seeds(request.seeds, runs, sequential=request.sequential)
-    checks: list[Check] = []
-    if request.checks:
-        yield AttackProgress("masking checks", "test", 0, 1)
-        held = (parts["test"].examples, parts["test"].indices)
-        with team.agreeing():
-            twin = dense_twin(subject.info, subject.device)
-            checks = report_checks(subject, dataset, held, attacks, request.seed, twin)
-    info = _with_notes(subject.info, job, beside)
-    report = make_report(found, info, dataset_info, request.seed, request.suite, checks)
-    if job.journal is not None:
-        job.journal.finish()
-    yield AttackFinished(report, attacks, worst_case(found).test.correct, tuple(found), points)
-
-
-def _job(
-    subject: Subject,
-    dataset_info: dict[str, Any],
-    attacks: tuple[AttackSettings, ...],
-    request: AttackRequest,
-    team: Team,
-    beside: Beside | None,
-) -> Job:
+    info, block = describe_data(dataset), compute_block(subject.model, subject.device)
+    header = _header(subject, info, attacks, suite, seeds, n, block)
     own = partial(make_perturb, transform=subject.transform)
-    block = compute_block(subject.model, subject.device)
-    journal = _journal(subject, dataset_info, attacks, request, block, team)
-    return Job(
+    job = Job(
         subject=subject,
         block=block,
-        batch_size=request.batch_size,
-        keep_points=request.keep_points,
-        journal=journal,
+        batch_size=batch_size,
+        keep_points=keep_points,
+        journal=_journal(subject, header, journal, resume, keep_points, team),
         team=team,
         together=block,
         perturb_of=own if beside is None else beside.perturb_of,
     )
+    sequential = suite is not None and is_sequential(suite)
+    runs: list[list[Attacked]] = []
+    points: list[dict[str, Points]] = []
+    for turn, seed in enumerate(seeds):
+        targets, found = _reseeded(parts, seed), []
+        for number, attack in enumerate(attacks):
+            started, results = time.perf_counter(), {}
+            place = turn * len(attacks) + number  # in the journal: every seed has its entries
+            for part, target in targets.items():
+                results[part] = yield from attack_target(job, attack, place, target)
+            found.append(attacked(attack, results, time.perf_counter() - started))
+            if keep_points:
+                points.append({p: points_of(results[p], *targets[p][1:3]) for p in PARTS})
+            if sequential:
+                targets = {p: targets[p]._replace(so_far=results[p]) for p in PARTS}
+        runs.append(found)
+    merged = merge_seeds(seeds, runs, sequential=sequential)
+    done: list[Check] = []
+    if checks:
+        yield Progress("masking checks, test", 0, 1)
+        with team.agreeing(), matmul_precision(FULL):
+            done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
+    about = _with_notes(subject.info, job, beside)
+    report = make_report(merged, about, info, seeds[0], suite, done)
+    if job.journal is not None:
+        job.journal.finish()
+    return Evaluated(report, attacks, tuple(merged), points)
+
+
+def _checked(
+    subject: Subject, dataset: Dataset, test: Target, attacks: Sequence[Attack], seed: int
+) -> list[Check]:
+    held = (test.examples, test.indices)
+    twin = dense_twin(subject.info, subject.device)
+    return report_checks(subject, dataset, held, attacks, seed, twin)
 
 
 def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[str, Any]:
@@ -224,44 +248,56 @@ def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[s
     return {**info, "notes": notes} if notes else info
 
 
-def _journal(
+def _header(
     subject: Subject,
     dataset_info: dict[str, Any],
-    attacks: tuple[AttackSettings, ...],
-    request: AttackRequest,
+    attacks: tuple[Attack, ...],
+    suite: str | None,
+    seeds: tuple[int, ...],
+    n: int | None,
     block: int,
-    team: Team,
-) -> Journal | None:
-    """The record to resume from, in the run directory."""
-    if request.resume and request.keep_points:
-        raise InputError("--resume cannot give --save-adv: blocks are kept as figures, not points")
-    folder = subject.folder
-    if folder is None:
-        if request.resume:
-            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
-        return None
-    # Somebody else's run can be attacked without writing to it, but not resumed.
-    if not request.journal or not (request.resume or os.access(folder, os.W_OK)):
-        return None
-    header = {
+) -> dict[str, Any]:
+    """All that the outcomes are a function of."""
+    return {
         "checkpoint": subject.digest,
         "data": dataset_info["digest"],
-        "attacks": [asdict(settings) for settings in attacks],
-        "suite": request.suite,
-        "seed": list(request.seeds),
-        "n": request.n,
+        "attacks": [attack.to_json() for attack in attacks],
+        "suite": suite,
+        "seed": list(seeds),
+        "n": n,
         "block": block,
         "device": str(subject.device),
         "versions": versions(),
     }
-    return Journal(folder / JOURNAL_NAME, header, resume=request.resume, team=team)
 
 
-def targets_of(subject: Subject, dataset: Dataset, request: AttackRequest) -> dict[str, Target]:
-    """Both parts, cut to the request's n, on the model's device."""
+def _journal(
+    subject: Subject,
+    header: dict[str, Any],
+    wanted: bool,
+    resume: bool,
+    keep_points: bool,
+    team: Team,
+) -> Journal | None:
+    """The record to resume from, in the subject's folder."""
+    if resume and keep_points:
+        raise InputError("a resumed evaluation keeps no points: its blocks are figures, not points")
+    folder = subject.folder
+    if folder is None:
+        if resume:
+            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
+        return None
+    # Somebody else's run can be attacked without writing to it, but not resumed.
+    if not wanted or not (resume or os.access(folder, os.W_OK)):
+        return None
+    return Journal(folder / JOURNAL_NAME, header, resume=resume, team=team)
+
+
+def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:
+    """Both parts, at most n examples of each drawn by seed, on the model's device."""
     place = (subject.device, subject.dtype)
-    held = {part: subset(getattr(dataset, part), request.n, request.seed, *place) for part in PARTS}
-    return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, request.seed)
+    held = {part: subset(getattr(dataset, part), n, seed, *place) for part in PARTS}
+    return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, seed)
 
 
 def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
@@ -270,39 +306,3 @@ def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
     return {
         part: targets[part]._replace(seed=2 * seed + number) for number, part in enumerate(PARTS)
     }
-
-
-def _attack_all(
-    job: Job,
-    attacks: tuple[AttackSettings, ...],
-    turn: int,
-    parts: dict[str, Target],
-    sequential: bool,
-) -> Generator[AttackProgress, None, tuple[list[Attacked], list[dict[str, Points]]]]:
-    """Every attack on both parts under one seed, whose turn it is."""
-    found: list[Attacked] = []
-    points: list[dict[str, Points]] = []
-    for number, settings in enumerate(attacks):
-        started, results = time.perf_counter(), {}
-        place = turn * len(attacks) + number  # in the journal: every seed has its own entries
-        for part, target in parts.items():
-            results[part] = yield from attack_target(job, settings, place, target)
-        found.append(attacked(settings, results, time.perf_counter() - started))
-        if job.keep_points:
-            points.append({part: _points(results[part], parts[part]) for part in PARTS})
-        if sequential:
-            parts = {part: parts[part]._replace(so_far=results[part]) for part in PARTS}
-    return found, points
-
-
-def _points(result: Result, target: Target) -> Points:
-    outcomes = result.outcomes
-    assert result.x_adv is not None
-    return Points(
-        x_adv=result.x_adv,
-        y=target.examples.y.cpu(),
-        predictions=outcomes.predictions,
-        indices=target.indices.cpu(),
-        success=~outcomes.correct,
-        vanished=outcomes.vanished,
-    )

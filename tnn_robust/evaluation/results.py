@@ -214,7 +214,9 @@ class AttackReport(Record):
 
     model: path, digest, architecture; dataset: name, sizes, digest, notes;
     suite: its name where the attacks were one, each row then the worst case so
-    far; checks: for gradient masking; seeds: all of them, the first being `seed`.
+    far; checks: for gradient masking; seeds: all of them, the first being `seed`;
+    standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
+    in files of version 0.1.0.
     """
 
     model: dict[str, Any]
@@ -226,6 +228,7 @@ class AttackReport(Record):
     suite: str | None = None
     checks: tuple[Check, ...] = ()
     seeds: tuple[int, ...] = ()
+    standing: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,30 +1,18 @@
 """Losses of a network per example, clean and under attack."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tnn_robust.attacks.points import Model
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.graphs import each_time
 from tnn_robust.base.losses import Loss, margin, predict
-from tnn_robust.base.randomness import Streams
+from tnn_robust.base.precision import FULL, matmul_precision
 
-Model = Callable[[Tensor], Tensor]
-
-
-class Perturbation(Protocol):
-    """What an attack returns: the points x (n, d, c) and where it was blind, (n,) bool."""
-
-    @property
-    def x(self) -> Tensor: ...
-    @property
-    def vanished(self) -> Tensor: ...
-
-
-Perturb = Callable[[Model, Tensor, Tensor, Streams], Perturbation]
 # Radii (n,) of verified points x_adv around x; raises AttackError for a point not in its ball.
 Check = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -54,92 +42,6 @@ OUTCOME_DTYPES = {
     "radius": torch.float64,
     "vanished": torch.bool,
 }
-
-
-class Block(NamedTuple):
-    """A stretch of examples done: its first row, outcomes and points x_adv on the CPU.
-
-    together: how many examples were computed at a time, fewer than asked where the
-    device's memory ran out.
-    """
-
-    start: int
-    outcomes: Outcomes
-    x_adv: Tensor
-    together: int
-
-
-class _Attack(NamedTuple):
-    """What is done to every block: an attack, the verification of its points, the risk's loss.
-
-    seed: of the noise.
-    """
-
-    perturb: Perturb
-    check: Check
-    loss: Loss
-    seed: int
-
-
-def attack_part(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    indices: Tensor,
-    *,
-    perturb: Perturb,
-    check: Check,
-    loss: Loss,
-    seed: int,
-    block: int,
-    starts: Sequence[int] | None = None,
-) -> Iterator[Block]:
-    """Attack examples block by block, verify every returned point, and measure.
-
-    x (n, d, c), y (n,) and indices (n,), the examples' places in the data set,
-    lie on the model's device. Memory grows with the block. starts: first rows of the
-    blocks to do, multiples of `block`; None does all.
-
-    block: examples computed together. It changes the last digits, since matrix
-    products of other shapes round in another way, and nothing else. Where the device
-    has no memory for so many, they are halved from there on.
-
-    Raises AttackError for a point outside its ball and for scores that are not
-    finite, InputError for scores that do not fit the labels and for no memory for one.
-    """
-    attack, size = _Attack(perturb, check, loss, seed), block
-    for start in range(0, len(x), block) if starts is None else starts:
-        columns = fresh_rows(start, min(start + block, len(x)), x, y, indices)
-        labels = y if start == 0 else None
-        while (done := _in_pieces(model, columns, attack, size, labels)) is None:
-            if size == 1:
-                raise InputError(f"no memory for one example on {x.device}")
-            size = -(-min(size, len(columns[0])) // 2)
-        outcomes, x_adv = done
-        yield Block(start, outcomes, x_adv, size)
-
-
-def _in_pieces(
-    model: Model, columns: Sequence[Tensor], attack: _Attack, size: int, labels: Tensor | None
-) -> tuple[Outcomes, Tensor] | None:
-    """Outcomes and points of a block, `size` examples at a time; None without the memory.
-
-    labels: those of the whole part, to be tried on the first example beforehand.
-    """
-    outcomes, points = [], []
-    try:
-        if labels is not None:  # inside an attack the same mistakes would fail less clearly
-            with torch.no_grad():
-                _scores(model, columns[0][:1], labels)
-        for start in range(0, len(columns[0]), size):
-            x, y, where = fresh_rows(start, start + size, *columns)
-            found = attack.perturb(model, x, y, Streams(attack.seed, where))
-            radius = attack.check(x, found.x, where)
-            outcomes.append(measure(model, x, found.x, y, radius, found.vanished, loss=attack.loss))
-            points.append(found.x.cpu())
-    except torch.OutOfMemoryError:
-        return None
-    return join(outcomes), torch.cat(points)
 
 
 def fresh_rows(start: int, end: int, *columns: Tensor) -> list[Tensor]:
@@ -186,7 +88,13 @@ def _scores(model: Model, x: Tensor, y: Tensor) -> Tensor:
     return scores.double()
 
 
-def join(outcomes: list[Outcomes]) -> Outcomes:
+def require_scores(model: Model, x: Tensor, y: Tensor) -> None:
+    """Raise what `measure` would for scores of x (n, d, c) that do not fit labels y (m,)."""
+    with torch.no_grad(), matmul_precision(FULL):
+        _scores(model, x, y)
+
+
+def join(outcomes: Sequence[Outcomes]) -> Outcomes:
     """Blocks of one part, one after the other."""
     return Outcomes(*(torch.cat(columns) for columns in zip(*outcomes, strict=True)))
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import verify
-from tnn_robust.attacks.registry import ball_for, make_perturb
-from tnn_robust.attacks.settings import AttackSettings
-from tnn_robust.attacks.zoo_entries import check_scores, check_shape
+from tnn_robust.data.dataset import Part
 from tnn_robust.evaluation.agp import Attacked, Work, attack_rows, worst_case
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.risk import Check as Verify
@@ -51,7 +51,8 @@ def make_report(
     checks: Sequence[Check] = (),
 ) -> AttackReport:
     """Rows, worst case and where they came from; the first seed is the bootstrap's."""
-    *rows, worst = attack_rows([*found, worst_case(found)], seed)
+    worst_outcomes = worst_case(found)
+    *rows, worst = attack_rows([*found, worst_outcomes], seed)
     return AttackReport(
         model=model,
         dataset=dataset,
@@ -62,17 +63,18 @@ def make_report(
         suite=suite,
         checks=tuple(checks),
         seeds=tuple(run.seed for run in found[0].by_seed) or (seed,),
+        standing=np.packbits(worst_outcomes.test.correct.numpy()).tobytes().hex(),
     )
 
 
-def attacked(settings: AttackSettings, results: dict[str, Result], seconds: float) -> Attacked:
+def attacked(settings: Attack, results: dict[str, Result], seconds: float) -> Attacked:
     """Results of both parts with the attack they are of."""
     return Attacked(
         name=settings.name,
-        norm=settings.norm,
-        eps=settings.eps,
-        eps_value=settings.eps_value,
-        settings=settings.to_json(),
+        norm=settings.threat.norm,
+        eps=settings.threat.text,
+        eps_value=settings.threat.eps,
+        settings=settings.settings(),
         train=results["train"].outcomes,
         test=results["test"].outcomes,
         seconds=seconds,
@@ -81,23 +83,34 @@ def attacked(settings: AttackSettings, results: dict[str, Result], seconds: floa
     )
 
 
-def make_check(settings: AttackSettings, transform: Transform | None = None) -> Verify:
+def make_check(settings: Attack, transform: Transform | None = None) -> Verify:
     """The verification of what this attack on a network of this transform returns."""
-    ball = ball_for(settings, transform)
+    ball = settings.ball(transform)
 
     def check(x: Tensor, x_adv: Tensor, indices: Tensor) -> Tensor:
         return verify(
-            x, x_adv, ball=ball, eps=settings.eps_value, name=settings.name, indices=indices
+            x, x_adv, ball=ball, eps=settings.threat.eps, name=settings.name, indices=indices
         )
 
     return check
 
 
-def check_attacks(attacks: tuple[AttackSettings, ...], subject: Subject) -> None:
+def check_attacks(attacks: tuple[Attack, ...], subject: Subject) -> None:
     """Refuse before any work what would fail after hours of it."""
     for settings in attacks:
-        ball_for(settings, subject.transform)
-        if settings.zoo_name is not None:
-            check_scores(settings.zoo_name, subject.scores)
-            check_shape(settings.zoo_name, settings.norm, subject.features, subject.channels)
-            make_perturb(settings)  # raises where torchattacks is not installed
+        settings.ball(subject.transform)
+        settings.check_network(subject.scores, subject.features, subject.channels)
+
+
+def points_of(result: Result, examples: Part, indices: Tensor) -> Points:
+    """The points behind the outcomes of examples at these places of their part."""
+    outcomes = result.outcomes
+    assert result.x_adv is not None
+    return Points(
+        x_adv=result.x_adv,
+        y=examples.y.cpu(),
+        predictions=outcomes.predictions,
+        indices=indices.cpu(),
+        success=~outcomes.correct,
+        vanished=outcomes.vanished,
+    )

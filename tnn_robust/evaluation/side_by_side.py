@@ -1,4 +1,4 @@
-"""tnn-attack --compare --stacked: one attack on several t-NNs at once.
+"""One attack on several t-NNs of one architecture at once.
 
 Only the points are found together: each network's own report verifies and measures them, as
 those of an attack on it alone.
@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import Model, Perturb, Perturbed
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.attacks.suite import is_sequential
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.randomness import Streams
 from tnn_robust.evaluation.risk import Counted
@@ -24,7 +25,7 @@ from tnn_robust.models.stacked import require_stackable, stack_models
 # Attacks that keep every example to the end, so that the networks' rows stay side by side.
 TOGETHER = ("fgsm", "fgm", "pgd", "apgd", "apgd-t", "fw")
 
-_Block = tuple[AttackSettings, int | Tensor, tuple[int, ...]]
+_Block = tuple[Attack, int | Tensor, tuple[int, ...]]
 
 
 # Bytes of one activation of a block of all networks: beyond it, stacking costs more than what
@@ -32,18 +33,22 @@ _Block = tuple[AttackSettings, int | Tensor, tuple[int, ...]]
 _NEAR = 2**20
 
 
-def groups_of(subjects: Sequence[Subject], attacks: Sequence[AttackSettings]) -> list[int]:
+def groups_of(
+    subjects: Sequence[Subject], attacks: Sequence[Attack], suite: str | None = None
+) -> list[int]:
     """How many networks to put in each stack, in order.
 
     Raises InputError for networks or attacks that cannot be stacked.
     """
+    if suite is not None and is_sequential(suite):
+        raise InputError(f"stacked attacks take every example: suite {suite} leaves the fallen out")
     for subject in subjects:
         if not isinstance(subject.model, TNN):
-            raise InputError(f"--stacked needs runs of t-NNs, got {subject.name}")
+            raise InputError(f"only t-NNs are attacked stacked, got {subject.name}")
     for one in attacks:
         if one.name not in TOGETHER or one.stop_broken:
-            what = f"{one.name} --stop-broken" if one.stop_broken else one.name
-            raise InputError(f"--stacked is for {', '.join(TOGETHER)} as a whole, got {what}")
+            what = f"{one.name} with stop_broken" if one.stop_broken else one.name
+            raise InputError(f"stacked attacks are {', '.join(TOGETHER)} as a whole, got {what}")
     models = _models(subjects)
     require_stackable(models)
     a, device = models[0].architecture, subjects[0].device
@@ -71,10 +76,10 @@ class SideBySide:
         """How many networks there are beside each."""
         return self._count - 1
 
-    def perturb_of(self, i: int) -> Callable[[AttackSettings], Perturb]:
+    def perturb_of(self, i: int) -> Callable[[Attack], Perturb]:
         """What makes an attack's settings a callable, for network i."""
 
-        def made(settings: AttackSettings) -> Perturb:
+        def made(settings: Attack) -> Perturb:
             def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
                 block = (settings, streams.seed, tuple(streams.indices.tolist()))
                 if i not in self._waiting.get(block, ()):
@@ -91,7 +96,7 @@ class SideBySide:
         return made
 
     def _done(
-        self, settings: AttackSettings, x: Tensor, y: Tensor, streams: Streams
+        self, settings: Attack, x: Tensor, y: Tensor, streams: Streams
     ) -> dict[int, tuple[Perturbed, int, int]]:
         """A block of every network: its points, and the passes they took."""
         s, stack = self._count, self._stack

@@ -1,15 +1,17 @@
-"""Who is attacked: the network of a run, or a user's own, behind one face."""
+"""Who is attacked: the network of a run, or any torch module, and what the report says of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import frozen
-from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.attacks.registry import attack_from_json
 from tnn_robust.base.choices import MODEL_INPUTS
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, DataError, InputError, unknown_choice
@@ -22,18 +24,17 @@ from tnn_robust.models.foreign import adapt, load_module, module_digest
 from tnn_robust.models.heads import without_head
 from tnn_robust.models.network import TNN, count_parameters, weight_norm
 
-# Examples a user's network is tried on; unlike any number of channels that are in use.
-_BLOCK = 257
+_LOOKED_AT = 256  # examples that show which input a module takes
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to attack, (n, d, c) -> (n, scores), and all that an attack must know of it.
+    """A network that maps (n, d, c) to scores (n, s), and all that attacking it asks of it.
 
-    info: what a report says of it, its digest in it; features, channels: d and c; loss:
-    that risks are means of; trained: the attack it was trained against, where known;
-    weight_norm: ||W||_F of all weights; transform: of a t-NN, which structured balls
-    need; folder: of its run, None where there is none to keep a journal in.
+    name: of its run or module; info: what a report says of it, its digest in it; features,
+    channels: d and c; loss: that risks are means of; trained: the attack it was trained
+    against, where known; weight_norm: ||W||_F of all weights; transform: of a t-NN, which
+    structured balls need; folder: where a journal can be kept, None for nowhere.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Subject:
     device: torch.device
     loss: str
     weight_norm: float
-    trained: AttackSettings | None = None
+    trained: Attack | None = None
     transform: Transform | None = None
     folder: Path | None = None
 
@@ -55,141 +56,189 @@ class Subject:
             raise unknown_choice("loss", loss, LOSSES)
         return replace(self, loss=loss, info={**self.info, "loss": loss})
 
+    def kept_in(self, folder: Path) -> "Subject":
+        """The same network with a folder for the journal of its attacks."""
+        return replace(self, folder=folder)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the examples it takes: that of its weights, for a user's own float32."""
         return self.model.head.dtype if isinstance(self.model, TNN) else torch.float32
 
     @property
+    def entries(self) -> int:
+        """d c, the numbers of an example."""
+        return self.features * self.channels
+
+    @property
     def digest(self) -> str:
         return self.info["digest"]
 
 
-class Loaded(NamedTuple):
-    """A subject, the data to attack it on, and how they were asked for."""
-
-    subject: Subject
-    dataset: Dataset
-    spec: DataSpec
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a subject and its data come from.
+def load_subject(
+    run: Path | None,
+    *,
+    model: str | None = None,
+    model_input: str = "auto",
+    data: DataSpec | None = None,
+    device: str = "auto",
+    data_dir: str | None = None,
+    download: bool = False,
+) -> tuple[Subject, Dataset]:
+    """The network and the data that were asked for.
 
     run: a run directory, or None. model: package.module:callable of a network to attack
     in place of the run's; the run then only lends data, training attack and loss.
     model_input: see `choices.MODEL_INPUTS`. data: the data where there is no run.
-    """
-
-    run: Path | None
-    model: str | None = None
-    model_input: str = "auto"
-    data: DataSpec | None = None
-    device: str = "auto"
-    data_dir: str | None = None
-    download: bool = False
-
-
-def load_subject(source: Source) -> Loaded:
-    """The network and the data that were asked for.
 
     Raises InputError where neither is named and for a foreign network that does not fit
     the data, CheckpointError and DataError for a run that cannot be read.
     """
-    device = resolve_device(source.device)
-    if source.model_input not in MODEL_INPUTS:
-        raise unknown_choice("model input", source.model_input, MODEL_INPUTS)
+    place = resolve_device(device)
+    if model_input not in MODEL_INPUTS:
+        raise unknown_choice("model input", model_input, MODEL_INPUTS)
     checkpoint = None
-    if source.run is not None:
-        checkpoint = load_checkpoint(source.run, device)
-        dataset, spec = load_run_data(
-            checkpoint, data_dir=source.data_dir, download=source.download
-        )
-    elif source.model is not None and source.data is not None:
-        spec = source.data
-        dataset = load_dataset(spec)
+    if run is not None:
+        checkpoint = load_checkpoint(run, place)
+        dataset = load_run_data(checkpoint, data_dir=data_dir, download=download)
+    elif model is not None and data is not None:
+        dataset = load_dataset(data)
     else:
         raise InputError("an attack needs a run, or a model and data")
-    if source.model is not None:
-        return Loaded(_foreign(source, dataset, device, checkpoint), dataset, spec)
-    assert checkpoint is not None
-    return Loaded(subject_of(checkpoint), dataset, spec)
+    if model is None:
+        assert checkpoint is not None
+        return subject_of(checkpoint), dataset
+    module = load_module(model).to(place)
+    lent = {} if checkpoint is None else _lent(checkpoint)
+    found = subject_of_module(module, dataset, name=model, form=model_input, device=place, **lent)
+    return replace(found, info={**found.info, "spec": model}), dataset
+
+
+def _lent(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"loss": risk_loss(checkpoint), "trained": trained_against(checkpoint)}
 
 
 def subject_of(checkpoint: Checkpoint) -> Subject:
     """The network of a run."""
-    model, a = checkpoint.model, checkpoint.model.architecture
-    return Subject(
-        name=checkpoint.path.absolute().parent.name,
-        model=model,
+    model, path = checkpoint.model, checkpoint.path
+    return replace(
+        subject_of_tnn(model, risk_loss(checkpoint), path.absolute().parent.name),
         info=model_info(checkpoint),
+        trained=trained_against(checkpoint),
+        folder=path.parent,
+    )
+
+
+def subject_of_tnn(model: TNN, loss: str, name: str) -> Subject:
+    """A t-NN in memory, without a run."""
+    a = model.architecture
+    return Subject(
+        name=name,
+        model=model,
+        info=_info(model, name, loss, a.to_json(), model.parameter_count),
         features=a.features,
         channels=a.channels,
         scores=a.scores,
         device=model.head.device,
-        loss=risk_loss(checkpoint),
+        loss=loss,
         weight_norm=float(weight_norm(model)),
-        trained=training_attack(checkpoint),
         transform=model.transform,
-        folder=checkpoint.path.parent,
     )
 
 
-def _foreign(
-    source: Source, dataset: Dataset, device: torch.device, like: Checkpoint | None
+def subject_of_module(
+    module: nn.Module,
+    dataset: Dataset,
+    *,
+    name: str,
+    form: str = "auto",
+    loss: str = "cross-entropy",
+    trained: Attack | None = None,
+    device: torch.device | None = None,
 ) -> Subject:
-    """A user's network; loss and training attack are those of the run `like`, if any."""
-    name = str(source.model)
-    module = load_module(name).to(device)
-    x = dataset.train.x[:_BLOCK].to(device)
+    """Any torch module behind the input form it takes, found on examples of the data.
+
+    A module that ends in probabilities is attacked at the scores before them. Raises
+    InputError for a module that does not fit the data.
+    """
+    place = device or next((p.device for p in module.parameters()), torch.device("cpu"))
+    x = dataset.train.x[:_LOOKED_AT].to(place)
     with frozen(module):
         adapted = adapt(
-            module,
-            name,
-            x,
-            form=source.model_input,
-            classes=dataset.n_classes,
-            pixels=dataset.pixels,
+            module, name, x, form=form, classes=dataset.n_classes, pixels=dataset.pixels
         )
         model, note = without_head(adapted, x, name)
     scores = adapted.scores
     notes = [f"{name} takes {adapted.shape(x)} and gives {scores} score{'s' * (scores > 1)}."]
     if note is not None:
         notes.append(f"{name}: {note}.")
-    loss = "cross-entropy" if like is None else risk_loss(like)
-    info = {
-        "path": None,
-        "spec": name,
-        "digest": module_digest(module, name),
-        "architecture": {"module": type(module).__qualname__, "input": adapted.form},
-        "parameters": count_parameters(module),
-        "loss": loss,
-        "training": None,
-        "compression": None,
-        "notes": notes,
-    }
+    architecture = {"module": type(module).__qualname__, "input": adapted.form}
     squares = [p.detach().abs().double().square().sum() for p in module.parameters()]
     return Subject(
         name=name,
         model=model,
-        info=info,
+        info=_info(module, name, loss, architecture, count_parameters(module), notes),
         features=dataset.d,
         channels=dataset.c,
         scores=scores,
-        device=device,
+        device=place,
         loss=loss,
         weight_norm=float(sum(squares)) ** 0.5,
-        trained=None if like is None else training_attack(like),
+        trained=trained,
     )
 
 
-def training_attack(checkpoint: Checkpoint) -> AttackSettings | None:
+def live_subject(model: nn.Module, dataset: Dataset, loss: str | None) -> Subject:
+    """A network in memory, t-NN or not; loss: of the risks, cross-entropy by default.
+
+    Raises InputError for a network of other features, channels or classes than the data's.
+    """
+    judge, name = loss or "cross-entropy", type(model).__name__
+    if judge not in LOSSES:
+        raise unknown_choice("loss", judge, LOSSES)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model needs to be a torch.nn.Module, got a {name}")
+    if not isinstance(model, TNN):
+        return subject_of_module(model, dataset, name=name, loss=judge)
+    found = subject_of_tnn(model, judge, name)
+    needed, came = (dataset.d, dataset.c), (found.features, found.channels)
+    if needed != came:
+        raise InputError(f"{dataset.name} has examples (d, c) {needed}, the network takes {came}")
+    if max(found.scores, 2) != dataset.n_classes:
+        raise InputError(
+            f"{dataset.name} has {dataset.n_classes} classes, the network {found.scores} scores"
+        )
+    return found
+
+
+def _info(
+    module: nn.Module,
+    name: str,
+    loss: str,
+    architecture: dict[str, Any],
+    parameters: int,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a report says of a network that is of no run."""
+    info = {
+        "path": None,
+        "spec": None,
+        "digest": module_digest(module, name),
+        "architecture": architecture,
+        "parameters": parameters,
+        "loss": loss,
+        "training": None,
+        "compression": None,
+    }
+    return {**info, "notes": list(notes)} if notes else info
+
+
+def trained_against(checkpoint: Checkpoint) -> Attack | None:
     """The attack a run was trained against; None for clean training."""
     stored = checkpoint.header.training.get("attack")
     try:
-        return AttackSettings(**stored) if stored else None
-    except TypeError as error:
+        return attack_from_json(stored) if stored else None
+    except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path} has unknown attack settings") from error
 
 
@@ -216,7 +265,7 @@ def model_info(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def load_run_data(
     checkpoint: Checkpoint, *, data_dir: str | None = None, download: bool = False
-) -> tuple[Dataset, DataSpec]:
+) -> Dataset:
     """The data a checkpoint was trained on, found anew and checked against its digest.
 
     Raises DataError where the files now hold other data: a gap between other
@@ -227,11 +276,10 @@ def load_run_data(
         digest = checkpoint.header.data["digest"]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not say what it was trained on") from error
-    spec = replace(stored, data_dir=data_dir, download=download)
-    dataset = load_dataset(spec)
+    dataset = load_dataset(replace(stored, data_dir=data_dir, download=download))
     if dataset.digest != digest:
         raise DataError(
             f"{dataset.name} differs from what {checkpoint.path} was trained on "
             f"(digest {dataset.digest[:12]}, trained on {str(digest)[:12]})"
         )
-    return dataset, spec
+    return dataset

@@ -1,23 +1,24 @@
 """Saved adversarial examples, and the report recomputed from them alone."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import frozen
-from tnn_robust.attacks.settings import AttackSettings
+from tnn_robust.attacks.registry import attack_from_json
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.evaluation.agp import NO_WORK, Attacked
-from tnn_robust.evaluation.report import PARTS, AttackFinished
+from tnn_robust.evaluation.agp import NO_WORK
+from tnn_robust.evaluation.report import PARTS, Evaluated
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.risk import Outcomes, join, measure
 from tnn_robust.evaluation.rows import (
@@ -27,7 +28,7 @@ from tnn_robust.evaluation.rows import (
     make_check,
     make_report,
 )
-from tnn_robust.evaluation.subject import Source, Subject, load_subject
+from tnn_robust.evaluation.subject import Subject, load_subject
 
 KIND = "adversarial-examples"
 _BLOCK = 1024
@@ -40,7 +41,7 @@ class Verification(NamedTuple):
     differences: list[str]
 
 
-def save_points(path: Path, finished: AttackFinished) -> str:
+def save_points(path: Path, finished: Evaluated) -> str:
     """Write adversarial examples with the report they belong to; returns the digest.
 
     Tensors are named ATTACK.PART.x_adv and so on, ATTACK counting from 0;
@@ -51,16 +52,25 @@ def save_points(path: Path, finished: AttackFinished) -> str:
         for part, points in parts.items():
             tensors |= {f"{number}.{part}.{k}": v for k, v in points._asdict().items()}
     header = {
-        "attacks": [asdict(settings) for settings in finished.attacks],
+        "attacks": [attack.to_json() for attack in finished.attacks],
         "report": finished.report.to_json(),
     }
     return write_tensors(path, tensors, kind=KIND, header=header)
 
 
-def verify_file(path: Path, source: Source) -> Verification:
+def verify_file(
+    path: Path,
+    run: Path | None = None,
+    *,
+    model: str | None = None,
+    model_input: str = "auto",
+    device: str = "auto",
+    data_dir: str | None = None,
+    download: bool = False,
+) -> Verification:
     """Recompute the report from saved points: nothing is attacked, everything is checked.
 
-    source: the network, where its run is left open the recorded one. Its digest, the
+    run, model: the network as for `load_subject`, by default the recorded run. Its digest, the
     data's digest, labels, box and ball of every point are checked, then all figures
     computed anew and compared with the recorded ones.
 
@@ -69,9 +79,47 @@ def verify_file(path: Path, source: Source) -> Verification:
     """
     tensors, header, _ = read_tensors(path, kind=KIND)
     recorded = AttackReport.from_json(header["report"])
-    attacks = [AttackSettings(**settings) for settings in header["attacks"]]
-    subject, dataset, spec = load_subject(_filled_in(source, recorded, path))
+    attacks = [attack_from_json(stored) for stored in header["attacks"]]
+    data = None
+    if model is None and run is None:
+        if recorded.model["path"] is None:
+            spec = recorded.model["spec"]
+            raise InputError(f"{path} is of the foreign network {spec}: name it as the model")
+        run = Path(recorded.model["path"])
+    else:
+        data = replace(
+            DataSpec.from_json(recorded.dataset["spec"]), data_dir=data_dir, download=download
+        )
+    subject, dataset = load_subject(
+        run,
+        model=model,
+        model_input=model_input,
+        data=data,
+        device=device,
+        data_dir=data_dir,
+        download=download,
+    )
     subject = subject.judged_by(recorded.model["loss"])
+    _require_same(subject, dataset, recorded, path)
+    found = [
+        attacked(
+            attack,
+            {
+                part: Result(
+                    recompute(subject, dataset, attack, part, points), points.x_adv, NO_WORK
+                )
+                for part in PARTS
+                for points in [_read(tensors, number, part)]
+            },
+            recorded.attacks[number].seconds,
+        )
+        for number, attack in enumerate(attacks)
+    ]
+    report = make_report(found, subject.info, describe_data(dataset), recorded.seed)
+    return Verification(report, _differences(recorded, report))
+
+
+def _require_same(subject: Subject, dataset: Dataset, recorded: AttackReport, path: Path) -> None:
     if subject.digest != recorded.model["digest"]:
         raise CheckpointError(
             f"{path} is of the network {recorded.model['digest'][:12]}, "
@@ -79,37 +127,6 @@ def verify_file(path: Path, source: Source) -> Verification:
         )
     if dataset.digest != recorded.dataset["digest"]:
         raise CheckpointError(f"{path} is of other data than {dataset.name} is now")
-    found: list[Attacked] = []
-    for number, settings in enumerate(attacks):
-        found.append(
-            attacked(
-                settings,
-                {
-                    part: Result(
-                        recompute(subject, dataset, settings, part, points),
-                        points.x_adv,
-                        NO_WORK,
-                    )
-                    for part in PARTS
-                    for points in [_read(tensors, number, part)]
-                },
-                recorded.attacks[number].seconds,
-            )
-        )
-    report = make_report(found, subject.info, describe_data(dataset, spec), recorded.seed)
-    return Verification(report, _differences(recorded, report))
-
-
-def _filled_in(source: Source, recorded: AttackReport, path: Path) -> Source:
-    """The source with what the file says of run and data."""
-    stored = recorded.model["path"]
-    if source.model is None and source.run is None:
-        if stored is None:
-            spec = recorded.model["spec"]
-            raise InputError(f"{path} is of the foreign network {spec}: give --model {spec}")
-        return replace(source, run=Path(stored))
-    data = DataSpec.from_json(recorded.dataset["spec"])
-    return replace(source, data=replace(data, data_dir=source.data_dir, download=source.download))
 
 
 def _read(tensors: dict[str, Tensor], number: int, part: str) -> Points:
@@ -122,7 +139,7 @@ def _read(tensors: dict[str, Tensor], number: int, part: str) -> Points:
 def recompute(
     subject: Subject,
     dataset: Dataset,
-    settings: AttackSettings,
+    settings: Attack,
     part: str,
     points: Points,
 ) -> Outcomes:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import attack_settings
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.base.losses import margin_loss
 from tnn_robust.base.threat import parse_eps
@@ -101,7 +100,7 @@ class _Work:
         assert isinstance(self.model, TNN)
         monitor = Examples(self.test_part.x[:_MONITOR], self.test_part.y[:_MONITOR])
         eps = parse_eps(self.cell.eps)[0]
-        fgsm = attack_settings("fgsm", eps, loss="margin")
+        fgsm = named_attack("fgsm", eps, loss="margin")
         records = fit_stacked(
             self.model,
             self.train_part,

@@ -7,15 +7,17 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from tnn_robust.attacks.settings import AttackChoice, AttackSettings
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.progress import Steps, drain
 from tnn_robust.base.threat import parse_eps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
-from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run, chosen_attacks
-from tnn_robust.evaluation.subject import Subject
+from tnn_robust.evaluation.report import Evaluated, chosen_attacks, evaluate_steps
+from tnn_robust.evaluation.subject import load_subject
 from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, Grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.worker import code_digest, scratch_folder
@@ -49,8 +51,9 @@ class CellTask(NamedTuple):
 
 def requests_of(
     settings: dict[str, Any], run: Path, place: Place
-) -> tuple[TrainRequest, AttackRequest]:
-    """The requests that tnn-train and tnn-attack would make of these settings.
+) -> tuple[TrainRequest, AttackChoice, dict[str, Any]]:
+    """What tnn-train and tnn-attack would be asked by these settings: a training, attacks and
+    further settings of the evaluation.
 
     Two things are a sweep's own: `steps` and `step_size` are dropped for attacks other
     than pgd, and a network trained on clean examples is attacked in the cell's norm and
@@ -77,17 +80,16 @@ def requests_of(
         overwrite=True,
     )
     asked = {n: settings[f"{EVALUATE}.{n}"] for n in ("n", "seed", "suite", "checks")}
-    choice = _choice(settings, attack)
-    return train, AttackRequest(run=run, choice=choice, **asked, **place._asdict())
+    return train, _choice(settings, attack), asked
 
 
-def _training_attack(settings: dict[str, Any]) -> AttackSettings | None:
+def _training_attack(settings: dict[str, Any]) -> Attack | None:
     name, (eps,) = settings["attack"], parse_eps(settings["eps"])
     own = {key: settings[key] if name == "pgd" else None for key in OF_PGD}
     return training_attack(name, eps, norm=settings["norm"], loss=settings["loss"], **own)
 
 
-def _choice(settings: dict[str, Any], attack: AttackSettings | None) -> AttackChoice:
+def _choice(settings: dict[str, Any], attack: Attack | None) -> AttackChoice:
     asked = {
         f.name: settings[f"{EVALUATE}.{f.name}"]
         for f in fields(AttackChoice)
@@ -105,13 +107,12 @@ def cell_work(task: CellTask) -> Generator[Any, None, GridRecord]:
     """Train and attack; the network stays only where it is asked for."""
     yield from ()  # a cell is short: nothing is told of its inside
     with _folder(task.keep) as folder:
-        train, attack = requests_of(task.settings, folder, task.place)
+        train, choice, asked = requests_of(task.settings, folder, task.place)
         began, processor = time.perf_counter(), time.process_time()
         _last(train_run(train))
         trained = time.perf_counter()
-        found = _last(attack_run(attack))
+        found = drain(_evaluation(folder, task.place, choice, asked))
         ended, processor = time.perf_counter(), time.process_time() - processor
-    assert isinstance(found, AttackFinished)
     model = {**found.report.model, "path": None}
     return GridRecord(
         cell=task.settings,
@@ -120,6 +121,28 @@ def cell_work(task: CellTask) -> Generator[Any, None, GridRecord]:
         attack_seconds=ended - trained,
         cpu_seconds=processor,
         code=code_digest(),
+    )
+
+
+def _evaluation(
+    run: Path, place: Place, choice: AttackChoice, asked: dict[str, Any]
+) -> Steps[Evaluated]:
+    subject, dataset = load_subject(run, **place._asdict())
+    attacks = chosen_attacks(
+        choice,
+        asked["suite"],
+        trained=subject.trained,
+        scores=subject.scores,
+        entries=subject.entries,
+    )
+    return evaluate_steps(
+        subject,
+        dataset,
+        attacks,
+        suite=asked["suite"],
+        seeds=(asked["seed"],),
+        n=asked["n"],
+        checks=asked["checks"],
     )
 
 
@@ -168,7 +191,7 @@ def _check_networks(grid: Grid, data: dict[str, Any], dataset: Dataset, place: P
     fixed = {name: data[name] for name in _DATA}
     train: TrainRequest | None = None
     for number, settings in enumerate(grid.project(_NETWORK)):
-        train, _ = requests_of({**settings, **fixed}, Path(), place)
+        train, *_ = requests_of({**settings, **fixed}, Path(), place)
         architecture = make_architecture(train, dataset)
         if number < _MOST_BUILT:
             new_model(architecture, train.seed, data=dataset.train.x)
@@ -176,18 +199,11 @@ def _check_networks(grid: Grid, data: dict[str, Any], dataset: Dataset, place: P
     scores = make_architecture(train, dataset).scores
     evaluated = [name for name in grid.axes if name.startswith(f"{EVALUATE}.")]
     for settings in grid.project((*_ATTACK, *evaluated)):
-        train, attack = requests_of({**settings, **fixed}, Path(), place)
-        chosen_attacks(attack, _like(train, dataset, scores))
-
-
-class _Like(NamedTuple):
-    """What the choice of attacks asks of a subject."""
-
-    trained: AttackSettings | None
-    scores: int
-    features: int
-    channels: int
-
-
-def _like(train: TrainRequest, dataset: Dataset, scores: int) -> Subject:
-    return cast(Subject, _Like(train.attack, scores, dataset.d, dataset.c))
+        train, choice, asked = requests_of({**settings, **fixed}, Path(), place)
+        chosen_attacks(
+            choice,
+            asked["suite"],
+            trained=train.attack,
+            scores=scores,
+            entries=dataset.d * dataset.c,
+        )

@@ -66,7 +66,7 @@ def flow_run(request: TrainRequest) -> Iterator[TrainStarted | FlowRecord]:
     require_flow(model, x)
     header = Header(
         architecture=model.architecture,
-        data=describe_data(dataset, request.data),
+        data=describe_data(dataset),
         training={**request.to_json(), "steps_done": state.step},
         seed=request.seed,
     )
@@ -107,10 +107,10 @@ def flow_run(request: TrainRequest) -> Iterator[TrainStarted | FlowRecord]:
 
 def _require_scale_invariant(request: TrainRequest) -> None:
     attack = request.attack
-    if attack is not None and (attack.norm not in ("linf", "l2") or attack.confined):
+    if attack is not None and (attack.threat.norm not in ("linf", "l2") or attack.threat.confined):
         raise InputError(
             "gradient flow needs a scale-invariant attack (Lemma 13): fgsm, fgm, or pgd in "
-            f"linf or l2, got {attack.name} in {attack.norm}"
+            f"linf or l2, got {attack.name} in {attack.threat.norm}"
         )
     if attack is not None and attack.loss != "margin":
         # The same direction, and its gradient does not underflow where the loss is e^-745.

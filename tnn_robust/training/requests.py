@@ -1,6 +1,7 @@
 """Options as they are typed, to settings: one rule for tnn-train and for a sweep's cells."""
 
-from tnn_robust.attacks.settings import AttackSettings, attack_settings
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.threat import Eps
@@ -16,10 +17,10 @@ def training_attack(
     steps: int | None,
     step_size: float | None,
     loss: str,
-) -> AttackSettings | None:
+) -> Attack | None:
     """The attack to train against; None for the name "none".
 
-    Raises InputError for an attack that is not made for training, and as `attack_settings`.
+    Raises InputError for an attack that is not made for training, and as `named_attack`.
     """
     if name == "none":
         return None
@@ -27,7 +28,7 @@ def training_attack(
         raise unknown_choice("training attack", name, ("none", *choices.TRAINING_ATTACKS))
     if name == "pgd" and steps is None:
         steps = _STEPS
-    return attack_settings(name, eps, norm=norm, steps=steps, step_size=step_size, loss=loss)
+    return named_attack(name, eps, norm=norm, steps=steps, step_size=step_size, loss=loss)
 
 
 def layer_widths(widths: tuple[int, ...], layers: int) -> tuple[int, ...]:

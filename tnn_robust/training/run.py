@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.registry import make_perturb
-from tnn_robust.attacks.settings import AttackSettings
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import (
@@ -63,7 +63,7 @@ class TrainRequest:
     ranks: tuple[int, ...] | None
     transform: str
     settings: TrainSettings | FlowSettings
-    attack: AttackSettings | None
+    attack: Attack | None
     seed: int = 0
     device: str = "auto"
     overwrite: bool = False
@@ -82,7 +82,7 @@ class TrainRequest:
             "ranks": None if self.ranks is None else list(self.ranks),
             "transform": self.transform,
             **self.settings.to_json(),
-            "attack": None if self.attack is None else asdict(self.attack),
+            "attack": None if self.attack is None else self.attack.to_json(),
             "seed": self.seed,
         }
 
@@ -190,7 +190,7 @@ class Run:
         write_tensors(self.request.out / STATE, tensors, kind=STATE_KIND, header=state)
 
 
-def training_perturb(attack: AttackSettings | None, transform: Transform | None = None):
+def training_perturb(attack: Attack | None, transform: Transform | None = None):
     """The training attack: its last iterate, untested, as in the papers."""
     return None if attack is None else make_perturb(attack, transform=transform, keep_best=False)
 
@@ -278,7 +278,7 @@ def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
 
 def open_run(request: TrainRequest, dataset: Dataset, team: Team = ALONE) -> Run:
     """A fresh network, or the one the run stopped with, on the CPU; nothing is written."""
-    architecture, data = make_architecture(request, dataset), describe_data(dataset, request.data)
+    architecture, data = make_architecture(request, dataset), describe_data(dataset)
     if not request.resume:
         model = new_model(architecture, request.seed, data=dataset.train.x)
         return Run(request, model, {}, 0, data, team.first)

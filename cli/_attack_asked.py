@@ -1,0 +1,131 @@
+"""What tnn-attack was asked, typed: networks, attacks, examples, and where results go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.errors import InputError
+from tnn_robust.data.spec import DataSpec
+
+if TYPE_CHECKING:
+    from tnn_robust.attacks.attack import Attack
+    from tnn_robust.data.dataset import Dataset
+    from tnn_robust.evaluation.subject import Subject
+
+
+class Network(NamedTuple):
+    """A network to attack; see `load_subject`."""
+
+    run: Path | None = None
+    model: str | None = None
+    model_input: str = "auto"
+    data: DataSpec | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that was typed. ranged: whether eps were given as a range START:STOP:STEP."""
+
+    networks: tuple[Network, ...]
+    choice: AttackChoice
+    ranged: bool
+    suite: str | None
+    seeds: tuple[int, ...]
+    n: int | None
+    batch_size: int
+    checks: bool
+    device: str
+    data_dir: str | None
+    download: bool
+    resume: bool = False
+    compare: bool = False
+    curve: bool = False
+    minimal: bool = False
+    stacked: bool = False
+    verify: Path | None = None
+    json_file: Path | None = None
+    save_adv: Path | None = None
+    figure: Path | None = None
+
+    @property
+    def mode(self) -> str:
+        """Which of the command's five reports is asked for."""
+        for name in ("verify", "compare", "minimal", "curve"):
+            if getattr(self, name):
+                return name
+        return "curve" if self.ranged else "report"
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is to be written."""
+        return [one for one in (self.json_file, self.save_adv, self.figure) if one is not None]
+
+    def load(self, network: Network | None = None) -> "tuple[Subject, Dataset]":
+        """The network, by default the only one, with its data."""
+        from tnn_robust.evaluation.subject import load_subject
+
+        one = network or self.networks[0]
+        return load_subject(
+            one.run,
+            model=one.model,
+            model_input=one.model_input,
+            data=one.data,
+            device=self.device,
+            data_dir=self.data_dir,
+            download=self.download,
+        )
+
+    def loads(self) -> "list[Callable[[], tuple[Subject, Dataset]]]":
+        """The same for each network in turn."""
+        return [partial(self.load, one) for one in self.networks]
+
+    def attacks_on(self, subject: "Subject") -> "tuple[Attack, ...]":
+        """The attacks asked for, as this network takes them."""
+        from tnn_robust.evaluation.report import chosen_attacks
+
+        return chosen_attacks(
+            self.choice,
+            self.suite,
+            trained=subject.trained,
+            scores=subject.scores,
+            entries=subject.entries,
+        )
+
+
+# Options that are of some of the reports alone.
+_OF = {
+    "save_adv": ("report",),
+    "resume": ("report",),
+    "stacked": ("compare",),
+    "figure": ("curve",),
+    "suite": ("report", "compare"),
+}
+_EXCLUSIVE = ("verify", "compare", "minimal", "curve")
+
+
+def check(asked: Asked) -> None:
+    """Raise InputError for options that do not go together, before anything is loaded."""
+    modes = [f"--{name}" for name in _EXCLUSIVE if getattr(asked, name)]
+    if len(modes) > 1:
+        raise InputError(f"give one of {' and '.join(modes)}, got both")
+    mode = asked.mode
+    for name, allowed in _OF.items():
+        if getattr(asked, name) and mode not in (*allowed, "verify"):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is of {_described(allowed)}, got {_described((mode,))}")
+    if mode in ("curve", "minimal") and len(asked.seeds) > 1:
+        raise InputError(f"--{mode} takes one --seed, got {len(asked.seeds)}")
+    if mode == "compare" and asked.ranged:
+        raise InputError("--compare takes no eps range: for rows give a list")
+    if mode == "curve" and len(asked.choice.names) > 1:
+        raise InputError("an eps range is one sweep of one --attack: for rows give a list")
+    if asked.figure is not None and asked.figure.suffix not in (".png", ".svg"):
+        raise InputError(f"--figure is a .png or .svg file, got {asked.figure}")
+
+
+def _described(modes: tuple[str, ...]) -> str:
+    names = {"report": "the report", "curve": "--curve or an eps range"}
+    return " and ".join(names.get(mode, f"--{mode}") for mode in modes)

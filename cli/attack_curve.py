@@ -1,0 +1,31 @@
+"""tnn-attack --curve: robustness against eps, in one upward sweep."""
+
+from dataclasses import replace
+
+from tnn_robust_cli import _render
+from tnn_robust_cli._attack_asked import Asked
+
+from tnn_robust.base.files import write_json
+from tnn_robust.base.progress import drain
+from tnn_robust.evaluation.curve import curve_steps
+from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
+from tnn_robust.reporting.tables import network_notes
+
+
+def curve(asked: Asked) -> None:
+    """Sweep, write what was asked for, and print table and drawing."""
+    subject, dataset = asked.load()
+    choice = asked.choice
+    if not choice.names:
+        choice = replace(choice, names=("pgd",))
+    attacks = choice.resolve(subject.trained)
+    with _render.progress_bar() as bar:
+        steps = curve_steps(subject, dataset, attacks, n=asked.n, seed=asked.seeds[0])
+        found = drain(steps, bar.tell)
+    if asked.figure is not None:
+        curve_figure(found, asked.figure)
+    if asked.json_file is not None:
+        write_json(asked.json_file, found.to_json())
+    _render.show_tables([curve_table(found)])
+    _render.show_chart(curve_lines(found))
+    _render.show_lines(["", *network_notes(found.model), f"The curve: {found.verdict}."])

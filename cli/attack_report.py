@@ -1,0 +1,45 @@
+"""tnn-attack RUN: the adversarial gap report of one network."""
+
+from tnn_robust_cli import _render
+from tnn_robust_cli._attack_asked import Asked
+
+from tnn_robust.base.progress import drain
+from tnn_robust.base.team import joined
+from tnn_robust.evaluation.report import evaluate_steps
+from tnn_robust.evaluation.verify import save_points
+from tnn_robust.reporting.tables import attack_notes, attack_tables
+
+
+def report(asked: Asked) -> None:
+    """Attack, write what was asked for, and print."""
+    with joined() as team:
+        with team.agreeing():
+            subject, dataset = asked.load()
+            attacks = asked.attacks_on(subject)
+        with _render.progress_bar() as bar:
+            found = drain(
+                evaluate_steps(
+                    subject,
+                    dataset,
+                    attacks,
+                    suite=asked.suite,
+                    seeds=asked.seeds,
+                    n=asked.n,
+                    batch_size=asked.batch_size,
+                    checks=asked.checks,
+                    keep_points=asked.save_adv is not None,
+                    journal=True,
+                    resume=asked.resume,
+                    team=team,
+                ),
+                bar.tell,
+            )
+        del subject, dataset
+        if asked.save_adv is not None and team.first:
+            save_points(asked.save_adv, found)
+        _render.deliver(
+            found.report.to_json() if team.first else {},
+            asked.json_file if team.first else None,
+            attack_tables(found.report),
+            attack_notes(found.report),
+        )
