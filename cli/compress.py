@@ -88,13 +88,13 @@ def main(
     plain = not any(asked.values())
 
     from tnn_robust_cli import _render
-    from tnn_robust_cli._sweep import Files, run_sweep
+    from tnn_robust_cli._rank_sweep import Files, run_sweep
 
     from tnn_robust.base.errors import InputError
     from tnn_robust.base.files import require_writable
+    from tnn_robust.compression.compress_run import CompressRequest, compress_run
     from tnn_robust.compression.repair import RepairSettings
     from tnn_robust.compression.rules import make_rule
-    from tnn_robust.compression.run import CompressRequest, compress_run
     from tnn_robust.reporting.compression import compression_tables
     from tnn_robust.training.learning_compression import LCSchedule
 

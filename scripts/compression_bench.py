@@ -28,13 +28,13 @@ import torch
 
 from tnn_robust.algebra import tsvd
 from tnn_robust.attacks.choice import AttackChoice
-from tnn_robust.compression.build import CompressRequest
+from tnn_robust.compression.layer_svd import layer_svds
+from tnn_robust.compression.original import CompressRequest
+from tnn_robust.compression.rank_sweep import Size, SweepRequest, sweep_run
+from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow
 from tnn_robust.compression.repair import RepairSettings, settings_of
 from tnn_robust.compression.rules import choose_ranks, make_rule
-from tnn_robust.compression.spectrum import spectra_of
-from tnn_robust.compression.sweep import Size, SweepRequest, sweep_run
-from tnn_robust.compression.sweep_results import SweepReport, SweepRow
-from tnn_robust.compression.truncate import compress, smallest_form
+from tnn_robust.compression.truncate import smallest_form, truncated
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.training.learning_compression import LCSchedule
 
@@ -143,11 +143,11 @@ def rules_before_repair(runs: list[Path], asked: argparse.Namespace) -> None:
 def nearest_energy(run: Path) -> tuple[float, int]:
     """The energy whose network is nearest the share of the parameters, and its parameters."""
     model = load_checkpoint(run).model
-    spectra, wanted = spectra_of(model), SHARE * model.parameter_count
+    spectra, wanted = layer_svds(model), SHARE * model.parameter_count
 
     def count(energy: float) -> int:
         ranks = choose_ranks(spectra, make_rule(energy=energy))
-        return smallest_form(compress(model, spectra, ranks)).parameter_count
+        return smallest_form(truncated(model, spectra, ranks)).parameter_count
 
     low, high = 0.0, 1.0  # the last within the share and the first above it, by bisection
     for _ in range(30):
@@ -187,7 +187,7 @@ def twenty_sizes(run: Path) -> None:
         calls.append(1)
         return tsvd.face_svd(faces, **given)
 
-    with mock.patch("tnn_robust.compression.spectrum.face_svd", counted):
+    with mock.patch("tnn_robust.compression.layer_svd.face_svd", counted):
         swept(run, rules, few, 0)
     layers = len(list(load_checkpoint(run).model.t_layers))
     text = f"{len(calls)} batched SVDs for {layers} layers"

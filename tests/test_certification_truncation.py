@@ -13,9 +13,9 @@ from tnn_robust.algebra.transforms import Transform
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import predict
 from tnn_robust.certification.truncation import truncation_bound, unchanged
-from tnn_robust.compression.select import given_ranks
-from tnn_robust.compression.spectrum import spectra_of
-from tnn_robust.compression.truncate import compress
+from tnn_robust.compression.layer_svd import layer_svds
+from tnn_robust.compression.rank_selection import given_ranks
+from tnn_robust.compression.truncate import truncated
 from tnn_robust.models.network import TNN, to_dense
 
 NETWORKS = st.tuples(
@@ -27,8 +27,8 @@ NETWORKS = st.tuples(
 
 
 def truncated(model, ranks):
-    spectra = spectra_of(model)
-    return compress(model, spectra, given_ranks(spectra, ranks))
+    spectra = layer_svds(model)
+    return truncated(model, spectra, given_ranks(spectra, ranks))
 
 
 def perturbed(model, share, seed):
@@ -77,7 +77,7 @@ def test_the_bound_is_the_formula_on_the_singular_values(transform):
     model, _ = network(transform, c=5)
     small = truncated(model, (2, 1))
     found = truncation_bound(model, small)
-    (a, b), ranks = [one.s.numpy() for one in spectra_of(model)], (2, 1)
+    (a, b), ranks = [one.s.numpy() for one in layer_svds(model)], (2, 1)
     tails = [s[:, r:].max() for s, r in zip((a, b), ranks, strict=True)]
     head = np.linalg.norm(model.head.detach().numpy().reshape(3, -1), axis=1).max()
     np.testing.assert_allclose(

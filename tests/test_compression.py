@@ -13,17 +13,17 @@ from test_models_functional import FORMS, network
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import InputError
 from tnn_robust.compression import latency
+from tnn_robust.compression.compress_run import CompressRequest, compress_run
+from tnn_robust.compression.layer_svd import layer_svds
+from tnn_robust.compression.rank_selection import given_ranks
 from tnn_robust.compression.repair import RepairSettings, Training
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.compression.rules import choose_ranks, make_rule
-from tnn_robust.compression.run import CompressRequest, compress_run
-from tnn_robust.compression.select import given_ranks
-from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.compression.truncate import (
-    compress,
     kept_energy,
     layer_records,
     smallest_form,
+    truncated,
 )
 from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
 from tnn_robust.models.checkpoint import load_checkpoint
@@ -35,12 +35,12 @@ EVERY_TRANSFORM = pytest.mark.parametrize("transform", TRANSFORMS)
 
 
 def truncate(model, ranks):
-    spectra = spectra_of(model)
-    return compress(model, spectra, given_ranks(spectra, ranks))
+    spectra = layer_svds(model)
+    return truncated(model, spectra, given_ranks(spectra, ranks))
 
 
 def tubal_ranks(model, **rule):
-    found = choose_ranks(spectra_of(model), make_rule(**rule))
+    found = choose_ranks(layer_svds(model), make_rule(**rule))
     assert all(len(set(one.tolist())) == 1 for one in found)
     return tuple(int(one[0]) for one in found)
 

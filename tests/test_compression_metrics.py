@@ -7,10 +7,10 @@ from test_models_functional import FORMS, network
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import cross_entropy
+from tnn_robust.compression.layer_svd import layer_svds
 from tnn_robust.compression.metrics import by_sensitivity, input_covariances, whitened
-from tnn_robust.compression.select import given_ranks
-from tnn_robust.compression.spectrum import spectra_of
-from tnn_robust.compression.truncate import compress
+from tnn_robust.compression.rank_selection import given_ranks
+from tnn_robust.compression.truncate import truncated
 from tnn_robust.models.layers import TProductLinear
 from tnn_robust.models.network import TNN
 
@@ -54,7 +54,7 @@ def slopes_by_differences(model, spectra, x, y, layer, k, j, step=1e-6):
 @EVERY_TRANSFORM
 def test_scores_are_those_of_a_loop_over_components_and_examples(transform, ranks, second_order):
     model, x = network(transform, ranks, c=4)
-    spectra = spectra_of(model)
+    spectra = layer_svds(model)
     found = by_sensitivity(model, spectra, blocks(x, 4), cross_entropy, second_order=second_order)
     for layer, (one, scored) in enumerate(zip(spectra, found, strict=True)):
         for k in (0, one.n_faces - 1):
@@ -82,7 +82,7 @@ def test_scores_are_those_of_a_loop_over_components_and_examples(transform, rank
 @EVERY_TRANSFORM
 def test_a_reordered_spectrum_is_the_same_network(transform):
     model, x = network(transform, c=4)
-    spectra = by_sensitivity(model, spectra_of(model), blocks(x, 6), cross_entropy)
+    spectra = by_sensitivity(model, layer_svds(model), blocks(x, 6), cross_entropy)
     for one, layer in zip(spectra, model.t_layers, strict=True):
         whole = (one.u * one.s[:, None, :].to(one.u.dtype)) @ one.vh
         torch.testing.assert_close(whole, layer.faces().detach(), rtol=1e-10, atol=1e-12)
@@ -92,14 +92,14 @@ def test_a_reordered_spectrum_is_the_same_network(transform):
 def test_scores_do_not_depend_on_the_blocks():
     model, x = network("dct")
     runs = [
-        by_sensitivity(model, spectra_of(model), blocks(x, n), cross_entropy, second_order=True)
+        by_sensitivity(model, layer_svds(model), blocks(x, n), cross_entropy, second_order=True)
         for n in (1, 6)
     ]
     for one, other in zip(*runs, strict=True):
         torch.testing.assert_close(one.gains, other.gains, rtol=1e-10, atol=1e-14)
     assert not any(p.grad is not None for p in model.parameters())
     with pytest.raises(InputError, match="at least 1 example, got none"):
-        by_sensitivity(model, spectra_of(model), [], cross_entropy)
+        by_sensitivity(model, layer_svds(model), [], cross_entropy)
 
 
 def test_what_moves_the_loss_is_kept_before_what_is_large():
@@ -116,11 +116,11 @@ def test_what_moves_the_loss_is_kept_before_what_is_large():
         [TProductLinear(faces), TProductLinear(second.weight.detach())],
         model.head.detach(),
     )
-    plain = spectra_of(planted)
+    plain = layer_svds(planted)
     scored = by_sensitivity(planted, plain, blocks(x, 6), cross_entropy)
     three = given_ranks(plain, (3, 3))
-    assert torch.allclose(compress(planted, scored, three)(x), planted(x), atol=1e-9)
-    assert not torch.allclose(compress(planted, plain, three)(x), planted(x), atol=1e-3)
+    assert torch.allclose(truncated(planted, scored, three)(x), planted(x), atol=1e-9)
+    assert not torch.allclose(truncated(planted, plain, three)(x), planted(x), atol=1e-3)
 
 
 # --- Whitening -----------------------------------------------------------------------------
@@ -168,11 +168,11 @@ def test_whitening_never_errs_more_than_plain_truncation(transform, n, ranks):
     """Also where three examples make every covariance singular."""
     model, _ = network(transform, c=4)
     x = torch.randn(n, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 1
-    plain = spectra_of(model)
+    plain = layer_svds(model)
     covariances = input_covariances(model, [x])
     white = whitened(plain, covariances, model.transform.multiplicity)
     chosen = given_ranks(plain, ranks)
-    pairs = compress(model, plain, chosen).t_layers, compress(model, white, chosen).t_layers
+    pairs = truncated(model, plain, chosen).t_layers, truncated(model, white, chosen).t_layers
     for i, (layer, old, new) in enumerate(zip(model.t_layers, *pairs, strict=True)):
         c, r = covariances[i], ranks[i]
         error = output_error(layer, new, c)
@@ -192,7 +192,7 @@ def test_whitening_never_errs_more_than_plain_truncation(transform, n, ranks):
 @EVERY_TRANSFORM
 def test_whitening_keeps_the_network_and_its_gains_are_output_errors(transform):
     model, x = network(transform, c=4)
-    plain, covariances = spectra_of(model), input_covariances(model, [x])
+    plain, covariances = layer_svds(model), input_covariances(model, [x])
     counts = model.transform.multiplicity.double()
     white = whitened(plain, covariances, model.transform.multiplicity)
     for one, layer, c in zip(white, model.t_layers, covariances, strict=True):
@@ -206,7 +206,7 @@ def test_whitening_keeps_the_network_and_its_gains_are_output_errors(transform):
 @EVERY_TRANSFORM
 def test_inputs_without_a_preferred_direction_give_plain_truncation(transform):
     model, _ = network(transform, c=4)
-    plain = spectra_of(model)
+    plain = layer_svds(model)
     wide = plain[0].u.dtype
     same = [torch.eye(one.d_in, dtype=wide).expand(one.n_faces, -1, -1) for one in plain]
     white = whitened(plain, same, model.transform.multiplicity)
@@ -215,14 +215,14 @@ def test_inputs_without_a_preferred_direction_give_plain_truncation(transform):
         torch.testing.assert_close(new.gains, old.gains, rtol=1e-5, atol=1e-9)
     for ranks in ((1, 2), (3, 1)):
         chosen = given_ranks(plain, ranks)
-        pairs = (compress(model, one, chosen).t_layers for one in (plain, white))
+        pairs = (truncated(model, one, chosen).t_layers for one in (plain, white))
         for a, b in zip(*pairs, strict=True):
             torch.testing.assert_close(a.faces(), b.faces(), rtol=1e-8, atol=1e-10)
 
 
 def test_inputs_that_are_all_zero_are_no_trouble():
     model, x = network("dct")
-    plain = spectra_of(model)
+    plain = layer_svds(model)
     zeros = input_covariances(model, [torch.zeros_like(x)])
     for one in whitened(plain, zeros, model.transform.multiplicity):
         whole = (one.u * one.s[:, None, :]) @ one.vh

@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from test_models_functional import network
 
 from tnn_robust.base.errors import InputError
-from tnn_robust.compression import spectrum
+from tnn_robust.compression import layer_svd
 from tnn_robust.compression.costs import byte_costs, cost_of, flop_costs, parameter_costs
 from tnn_robust.compression.knapsack import Options, best_choice
+from tnn_robust.compression.layer_svd import LayerSVD, full_ranks, layer_svds
 from tnn_robust.compression.metrics import relative
-from tnn_robust.compression.rules import budget_of, choose_ranks, make_rule
-from tnn_robust.compression.select import (
+from tnn_robust.compression.rank_selection import (
     budget_ranks,
     energy_ranks,
     global_energy_ranks,
     penalty_ranks,
     tolerance_ranks,
 )
-from tnn_robust.compression.spectrum import Spectrum, full_ranks, spectra_of
-from tnn_robust.compression.truncate import compress, kept_energy, smallest_form
+from tnn_robust.compression.rules import budget_of, choose_ranks, make_rule
+from tnn_robust.compression.truncate import kept_energy, smallest_form, truncated
 from tnn_robust.models.layers import TProductLinear
 from tnn_robust.models.network import TNN, Architecture, new_model
 
@@ -88,10 +88,10 @@ def tiny(transform, c, seed=0):
     )
 
 
-def all_ranks(spectra, granularity):
+def all_ranks(svds, granularity):
     """Every choice of multi-ranks with at least one component a layer."""
     layers = []
-    for one in spectra:
+    for one in svds:
         if granularity == "layer":
             layers.append([(r,) * one.n_faces for r in range(1, one.largest + 1)])
         else:
@@ -101,10 +101,10 @@ def all_ranks(spectra, granularity):
         yield tuple(torch.tensor(ranks) for ranks in choice)
 
 
-def gain_of(spectra, ranks):
+def gain_of(svds, ranks):
     """Kept gains, one by one; a layer that is no smaller as factors is kept whole."""
     total = 0.0
-    for one, multi in zip(spectra, ranks, strict=True):
+    for one, multi in zip(svds, ranks, strict=True):
         whole = int(multi.sum()) * (one.d_in + one.d_out) >= one.n_faces * one.d_in * one.d_out
         for k, r in enumerate(multi.tolist()):
             for j in range(one.largest if whole else r):
@@ -112,10 +112,10 @@ def gain_of(spectra, ranks):
     return total
 
 
-def costs_for(unit, model, spectra):
+def costs_for(unit, model, svds):
     if unit == "params":
-        return parameter_costs(model, spectra)
-    return byte_costs(model, spectra, itemsize=4, fixed=1000)
+        return parameter_costs(model, svds)
+    return byte_costs(model, svds, itemsize=4, fixed=1000)
 
 
 @pytest.mark.parametrize("granularity", ("face", "layer"))
@@ -124,57 +124,56 @@ def costs_for(unit, model, spectra):
 @pytest.mark.parametrize("seed", range(2))
 def test_no_multi_rank_within_the_budget_keeps_more(transform, c, unit, granularity, seed):
     model = tiny(transform, c, seed)
-    spectra = relative(spectra_of(model))
-    costs = costs_for(unit, model, spectra)
+    svds = relative(layer_svds(model))
+    costs = costs_for(unit, model, svds)
     every = [
-        (cost_of(costs, ranks), gain_of(spectra, ranks))
-        for ranks in all_ranks(spectra, granularity)
+        (cost_of(costs, ranks), gain_of(svds, ranks)) for ranks in all_ranks(svds, granularity)
     ]
     least, most = min(cost for cost, _ in every), max(cost for cost, _ in every)
     for budget in range(least, most + 10, max(1, (most - least) // 12)):
-        found = budget_ranks(spectra, costs, budget, granularity, unit=unit)
+        found = budget_ranks(svds, costs, budget, granularity, unit=unit)
         assert cost_of(costs, found) <= budget
         best = max(gain for cost, gain in every if cost <= budget)
-        assert gain_of(spectra, found) == pytest.approx(best, rel=1e-12)
+        assert gain_of(svds, found) == pytest.approx(best, rel=1e-12)
         if unit == "params":
-            small = smallest_form(compress(model, spectra, found))
+            small = smallest_form(truncated(model, svds, found))
             assert small.parameter_count == cost_of(costs, found)
             assert sum(kept_energy(small, model)) == pytest.approx(best, rel=1e-9)
     with pytest.raises(InputError, match=f"smallest network there is has {least} {unit}"):
-        budget_ranks(spectra, costs, least - 1, granularity, unit=unit)
-    whole = budget_ranks(spectra, costs, most * 10, granularity, unit=unit)
-    assert all(torch.equal(a, b) for a, b in zip(whole, full_ranks(spectra), strict=True))
+        budget_ranks(svds, costs, least - 1, granularity, unit=unit)
+    whole = budget_ranks(svds, costs, most * 10, granularity, unit=unit)
+    assert all(torch.equal(a, b) for a, b in zip(whole, full_ranks(svds), strict=True))
 
 
 @pytest.mark.parametrize("transform", ("dct", "dft"))
 def test_flops_are_those_of_the_network_and_no_multi_rank_beats_the_tubal_rank(transform):
     model = tiny(transform, 3)
-    spectra = relative(spectra_of(model))
-    costs = flop_costs(model, spectra)
-    every = list(all_ranks(spectra, "face"))
+    svds = relative(layer_svds(model))
+    costs = flop_costs(model, svds)
+    every = list(all_ranks(svds, "face"))
     for budget in range(costs.fixed, model.flops + 30, 25):
-        fitting = [gain_of(spectra, r) for r in every if cost_of(costs, r) <= budget]
+        fitting = [gain_of(svds, r) for r in every if cost_of(costs, r) <= budget]
         if not fitting:
             with pytest.raises(InputError, match="smallest network"):
-                budget_ranks(spectra, costs, budget, "layer", unit="FLOPs")
+                budget_ranks(svds, costs, budget, "layer", unit="FLOPs")
             continue
-        found = budget_ranks(spectra, costs, budget, "layer", unit="FLOPs")
-        small = smallest_form(compress(model, spectra, found))
+        found = budget_ranks(svds, costs, budget, "layer", unit="FLOPs")
+        small = smallest_form(truncated(model, svds, found))
         assert small.flops == cost_of(costs, found) <= budget
         assert sum(kept_energy(small, model)) >= max(fitting) - 1e-9
 
 
 def test_a_larger_budget_keeps_more_and_face_ranks_keep_more_than_tubal_ranks():
     model = new_model(Architecture(9, 7, (12, 10), (None, None), 1, "dct"), 0)
-    spectra = relative(spectra_of(model))
-    costs = parameter_costs(model, spectra)
+    svds = relative(layer_svds(model))
+    costs = parameter_costs(model, svds)
     kept = {}
     for granularity in ("face", "layer"):
         ranks = [
-            budget_ranks(spectra, costs, int(b), granularity, unit="parameters")
+            budget_ranks(svds, costs, int(b), granularity, unit="parameters")
             for b in np.linspace(0.3, 1.0, 9) * model.parameter_count
         ]
-        kept[granularity] = [gain_of(spectra, one) for one in ranks]
+        kept[granularity] = [gain_of(svds, one) for one in ranks]
         assert kept[granularity] == sorted(kept[granularity])
     assert all(a >= b for a, b in zip(kept["face"], kept["layer"], strict=True))
     assert kept["face"][2] > kept["layer"][2] + 0.01
@@ -191,11 +190,11 @@ def test_scale_moved_from_one_layer_to_another_changes_no_choice():
     for method in ("budget", "global-energy"):
         found = []
         for one in (model, moved):
-            spectra = relative(spectra_of(one))
+            svds = relative(layer_svds(one))
             size = {"params": 0.6} if method == "budget" else {"energy": 0.7}
-            rule, costs = make_rule(method, **size), parameter_costs(one, spectra)
+            rule, costs = make_rule(method, **size), parameter_costs(one, svds)
             budget = budget_of(rule, one.parameter_count)
-            found.append(choose_ranks(spectra, rule, costs, budget))
+            found.append(choose_ranks(svds, rule, costs, budget))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -206,10 +205,10 @@ def test_scale_moved_from_one_layer_to_another_changes_no_choice():
 @pytest.mark.parametrize("share", (0.2, 0.5, 0.8, 0.95))
 def test_energy_by_face_takes_the_fewest_components_of_each_layer(transform, c, share):
     model = tiny(transform, c, 3)
-    spectra = spectra_of(model)
-    found = energy_ranks(spectra, share, "face")
-    tails = tolerance_ranks(spectra, 0.7, "face")
-    for one, multi, tail in zip(spectra, found, tails, strict=True):
+    svds = layer_svds(model)
+    found = energy_ranks(svds, share, "face")
+    tails = tolerance_ranks(svds, 0.7, "face")
+    for one, multi, tail in zip(svds, found, tails, strict=True):
         every = list(itertools.product(range(one.largest + 1), repeat=one.n_faces))
         kept = {
             ranks: sum(float(one.gains[k, :r].sum()) for k, r in enumerate(ranks))
@@ -231,9 +230,9 @@ def test_energy_by_face_takes_the_fewest_components_of_each_layer(transform, c, 
 def test_no_multi_rank_has_a_lower_price_and_loss_together(transform, c, price):
     """The C-step of learning-compression, against all multi-ranks."""
     model = tiny(transform, c)
-    spectra = spectra_of(model)
-    costs = parameter_costs(model, spectra)
-    whole = sum(float(one.gains.sum()) for one in spectra)
+    svds = layer_svds(model)
+    costs = parameter_costs(model, svds)
+    whole = sum(float(one.gains.sum()) for one in svds)
 
     def objective(ranks):
         # The separable form charges factors also where dense faces would be fewer.
@@ -243,13 +242,13 @@ def test_no_multi_rank_has_a_lower_price_and_loss_together(transform, c, price):
         )
         kept = sum(
             float(one.gains[k, :r].sum())
-            for one, multi in zip(spectra, ranks, strict=True)
+            for one, multi in zip(svds, ranks, strict=True)
             for k, r in enumerate(multi.tolist())
         )
         return price * paid + whole - kept
 
-    found = penalty_ranks(spectra, costs, price)
-    best = min(objective(ranks) for ranks in all_ranks(spectra, "face"))
+    found = penalty_ranks(svds, costs, price)
+    best = min(objective(ranks) for ranks in all_ranks(svds, "face"))
     assert objective(found) == pytest.approx(best, rel=1e-9)
 
 
@@ -257,12 +256,12 @@ def test_no_multi_rank_has_a_lower_price_and_loss_together(transform, c, price):
 @pytest.mark.parametrize("transform", ("dct", "dft"))
 def test_global_energy_is_one_threshold_for_all_layers(transform, granularity):
     model, _ = network(transform, c=5)
-    spectra = spectra_of(model)
-    whole = sum(float(one.gains.sum()) for one in spectra)
+    svds = layer_svds(model)
+    whole = sum(float(one.gains.sum()) for one in svds)
     for share in (0.3, 0.6, 0.9, 0.99):
-        found = global_energy_ranks(spectra, share, granularity)
+        found = global_energy_ranks(svds, share, granularity)
         kept, dropped, forced = [], [], 0
-        for one, multi in zip(spectra, found, strict=True):
+        for one, multi in zip(svds, found, strict=True):
             assert granularity == "face" or len(set(multi.tolist())) == 1
             gains = one.gains.sum(0, keepdim=True) if granularity == "layer" else one.gains
             for row, r in zip(gains, multi.tolist(), strict=False):
@@ -274,8 +273,8 @@ def test_global_energy_is_one_threshold_for_all_layers(transform, granularity):
             assert share * whole > sum(kept) - min(kept)
             assert not dropped or min(kept) >= max(dropped)
     assert not forced
-    full = global_energy_ranks(spectra, 1.0, granularity)
-    assert all(torch.equal(a, b) for a, b in zip(full, full_ranks(spectra), strict=True))
+    full = global_energy_ranks(svds, 1.0, granularity)
+    assert all(torch.equal(a, b) for a, b in zip(full, full_ranks(svds), strict=True))
 
 
 def test_a_layer_below_the_threshold_keeps_its_largest_component():
@@ -283,34 +282,34 @@ def test_a_layer_below_the_threshold_keeps_its_largest_component():
     with torch.no_grad():
         list(model.t_layers)[1].weight.mul_(1e-6)
     for granularity, least in (("face", 1), ("layer", 4)):
-        _, small = global_energy_ranks(spectra_of(model), 0.9, granularity)
+        _, small = global_energy_ranks(layer_svds(model), 0.9, granularity)
         assert int(small.sum()) == least
 
 
 def test_a_sweep_of_twenty_sizes_makes_one_t_svd(monkeypatch):
     made = []
-    plain = spectrum.face_svd
-    monkeypatch.setattr(spectrum, "face_svd", lambda faces: made.append(1) or plain(faces))
+    plain = layer_svd.face_svd
+    monkeypatch.setattr(layer_svd, "face_svd", lambda faces: made.append(1) or plain(faces))
     decomposed = []
     svd = torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: decomposed.append(1) or svd(*a, **k))
     model, _ = network("dct", c=5)
-    spectra = spectra_of(model)
-    costs = parameter_costs(model, spectra)
+    svds = layer_svds(model)
+    costs = parameter_costs(model, svds)
     counts = []
     for share in np.linspace(0.4, 1.0, 20):
         budget = int(share * model.parameter_count)
-        ranks = budget_ranks(spectra, costs, budget, "face", unit="parameters")
-        counts.append(smallest_form(compress(model, spectra, ranks)).parameter_count)
+        ranks = budget_ranks(svds, costs, budget, "face", unit="parameters")
+        counts.append(smallest_form(truncated(model, svds, ranks)).parameter_count)
     assert len(set(counts)) > 8 and counts == sorted(counts)
     assert len(made) == len(decomposed) == 2  # one batch a layer
 
 
 def test_multi_rank_truncation_is_the_best_of_its_ranks():
     model, _ = network("dct", c=3)
-    spectra = spectra_of(model)
+    svds = layer_svds(model)
     ranks = (torch.tensor([2, 0, 4]), torch.tensor([1, 3, 0]))
-    small = compress(model, spectra, ranks)
+    small = truncated(model, svds, ranks)
     assert small.architecture.ranks == (4, 3)
     for layer, old, multi in zip(small.t_layers, model.t_layers, ranks, strict=True):
         for k, r in enumerate(multi.tolist()):
@@ -357,12 +356,12 @@ def test_zero_weights_have_no_rank():
     with torch.no_grad():
         list(model.t_layers)[1].weight.zero_()
     with pytest.raises(InputError, match="layer 2 holds only zeros"):
-        spectra_of(model)
+        layer_svds(model)
 
 
 def test_the_gains_are_squares_counted_over_all_faces():
     model, _ = network("dft", c=4)
-    for one, layer in zip(spectra_of(model), model.t_layers, strict=True):
-        assert isinstance(one, Spectrum)
+    for one, layer in zip(layer_svds(model), model.t_layers, strict=True):
+        assert isinstance(one, LayerSVD)
         norm = torch.linalg.vector_norm(model.transform.inverse(layer.faces().detach(), dim=0))
         assert float(one.gains.sum()) == pytest.approx(float(norm) ** 2)

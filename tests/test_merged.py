@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_models_functional import FORMS, network
 
+from tnn_robust.compression.layer_svd import layer_svds
 from tnn_robust.compression.merged import matrix_network, merged_layers, merged_layers_seen
-from tnn_robust.compression.spectrum import spectra_of
 from tnn_robust.models.network import to_dense
 from tnn_robust.models.singular import kept_ranks, layer_singular_values
 
@@ -23,7 +23,7 @@ def merged_weights(model):
 @EVERY_FORM
 def test_cuts_are_those_of_the_svd_of_the_merged_matrix(transform, ranks):
     model, _ = network(transform, ranks, c=4)
-    layers = merged_layers(spectra_of(model), model.transform)
+    layers = merged_layers(layer_svds(model), model.transform)
     for layer, whole in zip(layers, merged_weights(model), strict=False):
         u, s, vh = torch.linalg.svd(whole, full_matrices=False)
         torch.testing.assert_close(layer.gains.sqrt(), s, rtol=1e-8, atol=1e-7)
@@ -57,7 +57,7 @@ def test_cuts_on_inputs_lose_least_of_the_outputs(transform, ranks):
 def test_a_network_of_matrices_is_within_its_budget_and_the_best_there_is(transform):
     model, x = network(transform, c=4)
     shapes = [whole.shape for whole in merged_weights(model)[:2]]
-    layers = merged_layers(spectra_of(model), model.transform)
+    layers = merged_layers(layer_svds(model), model.transform)
     gains = [one.gains / one.gains.sum() for one in layers]
     fixed = model.head.numel()
     for budget in (fixed + 100, fixed + 160):
@@ -78,7 +78,7 @@ def test_a_network_of_matrices_is_within_its_budget_and_the_best_there_is(transf
 @EVERY_TRANSFORM
 def test_at_full_rank_it_is_the_same_function(transform):
     model, x = network(transform, c=4)
-    made = matrix_network(model, merged_layers(spectra_of(model), model.transform), 10**9)
+    made = matrix_network(model, merged_layers(layer_svds(model), model.transform), 10**9)
     torch.testing.assert_close(made(x.flatten(1)[:, :, None]), model(x), rtol=1e-6, atol=1e-8)
 
 

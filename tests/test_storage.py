@@ -7,9 +7,9 @@ from test_models_functional import network
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.files import read_tensors, write_tensors
-from tnn_robust.compression.select import energy_ranks, given_ranks
-from tnn_robust.compression.spectrum import spectra_of
-from tnn_robust.compression.truncate import compress, densify, smallest_form
+from tnn_robust.compression.layer_svd import layer_svds
+from tnn_robust.compression.rank_selection import energy_ranks, given_ranks
+from tnn_robust.compression.truncate import densify, smallest_form, truncated
 from tnn_robust.models.checkpoint import KIND, checkpoint_bytes, load_checkpoint, save_checkpoint
 from tnn_robust.models.layers import LowRankTProductLinear
 from tnn_robust.models.network import Architecture, new_model, to_dense
@@ -21,11 +21,11 @@ EVERY_TRANSFORM = pytest.mark.parametrize("transform", ("dct", "dft", "identity"
 def ragged(transform, dtype=torch.float32, seed=0):
     """A network of multi-ranks, one face of each layer without any component."""
     model, x = network(transform, c=5, seed=seed, dtype=dtype)
-    spectra = spectra_of(model)
+    spectra = layer_svds(model)
     ranks = list(given_ranks(spectra, (2, 3)))
     for multi in ranks:
         multi[1], multi[2] = 0, 1
-    return compress(model, spectra, ranks), x
+    return truncated(model, spectra, ranks), x
 
 
 def saved(tmp_path, model, storage=None):
@@ -88,8 +88,8 @@ def test_weights_that_overflow_half_precision_are_refused(tmp_path):
 def test_a_file_is_as_large_as_what_is_kept(tmp_path, transform, storage):
     """Within 3 %, header and names included, for a network of the size of the issue's."""
     model = new_model(Architecture(28, 28, (128,) * 3, (None,) * 3, 1, transform), 0)
-    spectra = spectra_of(model)
-    small = smallest_form(compress(model, spectra, energy_ranks(spectra, 0.5, "face")))
+    spectra = layer_svds(model)
+    small = smallest_form(truncated(model, spectra, energy_ranks(spectra, 0.5, "face")))
     assert all(layer.ranks is not None for layer in small.t_layers)
     number = 2 if storage else 4
     kept = sum(int(layer.multi_rank.sum()) * (layer.d_in + layer.d_out) for layer in small.t_layers)
@@ -141,8 +141,8 @@ def test_every_form_is_the_same_function_dense_exported_or_compressed_again(tmp_
     assert dense.architecture.ranks == (None, None)
     for same in (dense, smallest_form(model), to_dense(model)):
         torch.testing.assert_close(same(x), model(x), rtol=1e-4, atol=1e-5)
-    spectra = spectra_of(model)
-    again = compress(model, spectra, given_ranks(spectra, (2, 3)))
+    spectra = layer_svds(model)
+    again = truncated(model, spectra, given_ranks(spectra, (2, 3)))
     torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-5)
     x = x.requires_grad_()
     (one,), (other,) = (torch.autograd.grad(m(x).sum(), x) for m in (model, dense))

@@ -15,15 +15,15 @@ from conftest import run_cli
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.files import read_tensors
-from tnn_robust.compression import latency, spectrum, sweep_row
-from tnn_robust.compression.build import CompressRequest
-from tnn_robust.compression.sweep import SweepRequest, make_sizes, sweep_run
-from tnn_robust.compression.sweep_results import SweepReport
+from tnn_robust.compression import latency, layer_svd, rank_sweep_row
+from tnn_robust.compression.original import CompressRequest
+from tnn_robust.compression.rank_sweep import SweepRequest, make_sizes, sweep_run
+from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.evaluation.verify import KIND
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.reporting.sweep import sweep_notes, sweep_tables
+from tnn_robust.reporting.rank_sweep import sweep_notes, sweep_tables
 
 FEW = ("--n", 60, "--attack", "pgd", "--steps", 3)
 TIMES = ("latency_1_ms", "latency_256_ms", "dense_1_ms", "dense_256_ms", "ratio_1", "ratio_256")
@@ -110,22 +110,22 @@ def dataset_of(run: Path) -> Dataset:
 def test_points_that_leave_the_ball_are_refused(digits_run, tmp_path, monkeypatch):
     """A planted fault: the points of the original are moved before they are carried over."""
     request = ask(digits_run, tmp_path / "out", "2")
-    carried = sweep_row.Judge._carried
+    carried = rank_sweep_row.Judge._carried
 
     def moved(judge, subject):
         for parts in judge.points or ():
             parts["test"].x_adv.add_(0.5)
         return carried(judge, subject)
 
-    monkeypatch.setattr(sweep_row.Judge, "_carried", moved)
+    monkeypatch.setattr(rank_sweep_row.Judge, "_carried", moved)
     with pytest.raises(Exception, match="ball|box|outside"):
         list(sweep_run(request))
 
 
 def test_one_t_svd_for_all_sizes(digits_run, tmp_path, monkeypatch):
     calls = []
-    plain = spectrum.face_svd
-    monkeypatch.setattr(spectrum, "face_svd", lambda faces: calls.append(1) or plain(faces))
+    plain = layer_svd.face_svd
+    monkeypatch.setattr(layer_svd, "face_svd", lambda faces: calls.append(1) or plain(faces))
     request = ask(digits_run, tmp_path / "out", "0.4:1:0.1", method="budget", whiten=True)
     *_, report = sweep_run(request)
     assert len(report.rows) == 8 and len(calls) == 2  # a batched SVD for each of two layers
@@ -156,11 +156,13 @@ def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path,
     done = log.read_text()
     assert (tmp_path / "out" / "size-2" / "model.safetensors").is_file()
     built = []
-    from tnn_robust.compression import sweep
+    from tnn_robust.compression import rank_sweep
 
-    plain = sweep.build
+    plain = rank_sweep.build
     monkeypatch.setattr(
-        sweep, "build", lambda original, one: built.append(one.out.name) or plain(original, one)
+        rank_sweep,
+        "build",
+        lambda original, one: built.append(one.out.name) or plain(original, one),
     )
     *_, found = sweep_run(replace(request, resume=True))
     assert built == ["size-2", "size-4"] and log.read_text().startswith(done)
@@ -177,7 +179,7 @@ def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path,
 def test_ctrl_c_is_one_word_and_resume_finishes(digits_run, tmp_path, monkeypatch):
     options = ("--sweep", "1,2", "--n", 20, "--attack", "fgsm", "--parent", "pruned")
     files = ("--csv", tmp_path / "s.csv", "--out", tmp_path / "out")
-    plain, calls = sweep_row.Judge.row, []
+    plain, calls = rank_sweep_row.Judge.row, []
 
     def stopped(judge, one):
         calls.append(one.kind)
@@ -185,7 +187,7 @@ def test_ctrl_c_is_one_word_and_resume_finishes(digits_run, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return plain(judge, one)
 
-    monkeypatch.setattr(sweep_row.Judge, "row", stopped)
+    monkeypatch.setattr(rank_sweep_row.Judge, "row", stopped)
     result = run_cli("compress", digits_run, *options, *files)
     assert result.exit_code == 130 and result.stderr.splitlines()[-1] == "Interrupted."
     assert not (tmp_path / "s.csv").exists()

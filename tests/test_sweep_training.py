@@ -9,10 +9,10 @@ from conftest import run_cli, train_digits
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.compression import latency
-from tnn_robust.compression.build import CompressRequest
+from tnn_robust.compression.compress_run import compress_run
+from tnn_robust.compression.original import CompressRequest
+from tnn_robust.compression.rank_sweep import SweepRequest, make_sizes, sweep_run
 from tnn_robust.compression.repair import RepairSettings, settings_of
-from tnn_robust.compression.run import compress_run
-from tnn_robust.compression.sweep import SweepRequest, make_sizes, sweep_run
 from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
 from tnn_robust.training.learning_compression import LCSchedule
 

@@ -14,9 +14,9 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.randomness import Streams
 from tnn_robust.certification.lipschitz import l2_certified_radii, worst_scores
-from tnn_robust.compression.select import given_ranks
-from tnn_robust.compression.spectrum import spectra_of
-from tnn_robust.compression.truncate import compress
+from tnn_robust.compression.layer_svd import layer_svds
+from tnn_robust.compression.rank_selection import given_ranks
+from tnn_robust.compression.truncate import truncated
 from tnn_robust.models.layers import LowRankTProductLinear, TProductLinear
 from tnn_robust.models.network import TNN, Architecture, to_dense
 from tnn_robust.theory.adversary import largest_f_norm
@@ -123,8 +123,8 @@ def test_the_cover_of_the_explicit_form_is_fine_enough(seed):
 @pytest.mark.parametrize("rank", (1, 2, 4))
 def test_the_compressed_network_is_within_r_hat(transform, rank):
     model = network(transform, seed=rank)
-    svd = spectra_of(model)
-    g = compress(model, svd, given_ranks(svd, (rank, rank)))
+    svd = layer_svds(model)
+    g = truncated(model, svd, given_ranks(svd, (rank, rank)))
     net, found = hypothesis_class(model), spectra(model)
     x = points(model, 300, 1.5)
     sample = Sample(1, 1.5, "logistic", 0)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tnn_robust.compression.spectrum import Spectrum
+from tnn_robust.compression.layer_svd import LayerSVD
 from tnn_robust.models.layers import multiply_add_flops, transform_flops
 from tnn_robust.models.network import TNN
 
@@ -29,25 +29,25 @@ class Costs(NamedTuple):
     padded: bool = False
 
 
-def parameter_costs(model: TNN, spectra: Sequence[Spectrum]) -> Costs:
+def parameter_costs(model: TNN, svds: Sequence[LayerSVD]) -> Costs:
     """In real numbers; the head is fixed."""
     reals = 2 if model.transform.is_complex else 1
-    return Costs(_layers(spectra, reals), model.head.numel())
+    return Costs(_layers(svds, reals), model.head.numel())
 
 
-def byte_costs(model: TNN, spectra: Sequence[Spectrum], *, itemsize: int, fixed: int) -> Costs:
+def byte_costs(model: TNN, svds: Sequence[LayerSVD], *, itemsize: int, fixed: int) -> Costs:
     """In bytes on disk. itemsize: of a stored real number; fixed: of all but the layers."""
     reals = 2 if model.transform.is_complex else 1
-    return Costs(_layers(spectra, reals * itemsize), fixed)
+    return Costs(_layers(svds, reals * itemsize), fixed)
 
 
-def flop_costs(model: TNN, spectra: Sequence[Spectrum]) -> Costs:
+def flop_costs(model: TNN, svds: Sequence[LayerSVD]) -> Costs:
     """In operations per example; the transforms and the head are fixed.
 
     Padded: faces are multiplied at the tubal rank, so a face below it saves nothing.
     """
     transforms = sum(transform_flops(layer, model.transform) for layer in model.t_layers)
-    layers = _layers(spectra, multiply_add_flops(model.transform))
+    layers = _layers(svds, multiply_add_flops(model.transform))
     return Costs(layers, transforms + 2 * model.head.numel(), padded=True)
 
 
@@ -60,8 +60,8 @@ def cost_of(costs: Costs, ranks: Sequence[Tensor]) -> int:
     return total
 
 
-def _layers(spectra: Sequence[Spectrum], number: int) -> tuple[LayerCost, ...]:
+def _layers(svds: Sequence[LayerSVD], number: int) -> tuple[LayerCost, ...]:
     return tuple(
         LayerCost(number * (one.d_in + one.d_out), number * one.n_faces * one.d_in * one.d_out)
-        for one in spectra
+        for one in svds
     )

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform, make_transform
 from tnn_robust.compression.costs import Costs, LayerCost, cost_of
+from tnn_robust.compression.layer_svd import LayerSVD
 from tnn_robust.compression.metrics import relative
-from tnn_robust.compression.select import budget_ranks
-from tnn_robust.compression.spectrum import Spectrum
+from tnn_robust.compression.rank_selection import budget_ranks
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer
 from tnn_robust.models.network import TNN
 
@@ -25,7 +25,7 @@ from tnn_robust.models.network import TNN
 class Merged(NamedTuple):
     """A merged layer of components in falling order.
 
-    gains (m,) float64: as of a `Spectrum`; factors(r): (c d_l, r) and (r, c d_{l-1}) whose
+    gains (m,) float64: as of a `LayerSVD`; factors(r): (c d_l, r) and (r, c d_{l-1}) whose
     product is the first r. Rows and columns are (feature, channel) pairs, channel fastest.
     """
 
@@ -33,12 +33,12 @@ class Merged(NamedTuple):
     factors: Callable[[int], tuple[Tensor, Tensor]]
 
 
-def merged_layers(spectra: Sequence[Spectrum], transform: Transform) -> list[Merged]:
+def merged_layers(svds: Sequence[LayerSVD], transform: Transform) -> list[Merged]:
     """The SVD of each merged layer, from the plain t-SVD of its faces."""
-    return [_of_faces(one, transform) for one in spectra]
+    return [_of_faces(one, transform) for one in svds]
 
 
-def _of_faces(one: Spectrum, transform: Transform) -> Merged:
+def _of_faces(one: LayerSVD, transform: Transform) -> Merged:
     counts, matrix = transform.multiplicity, transform.matrix
     # A dft face and its conjugate are two real components each: real and imaginary parts.
     twice = (counts == 2).nonzero()[:, 0]
@@ -102,12 +102,12 @@ def matrix_network(model: TNN, layers: Sequence[Merged], budget: int) -> TNN:
     under a budget do. The smallest such network, of rank 1, where none is within the budget.
     """
     c, shapes = model.transform.channels, [(one.d_out, one.d_in) for one in model.t_layers]
-    spectra = relative([_shell(*pair, c) for pair in zip(layers, shapes, strict=True)])
+    svds = relative([_shell(*pair, c) for pair in zip(layers, shapes, strict=True)])
     costs = Costs(
         tuple(LayerCost(c * (p + q), c * c * p * q) for p, q in shapes), model.head.numel()
     )
     least = cost_of(costs, [torch.ones(1)] * len(shapes))
-    ranks = budget_ranks(spectra, costs, max(budget, least), "layer", unit="parameters")
+    ranks = budget_ranks(svds, costs, max(budget, least), "layer", unit="parameters")
     made: list[TLayer] = []
     for layer, rank in zip(layers, ranks, strict=True):
         left, right = layer.factors(int(rank))
@@ -117,8 +117,8 @@ def matrix_network(model: TNN, layers: Sequence[Merged], budget: int) -> TNN:
     return TNN(transform, made, head).to(model.head.device)
 
 
-def _shell(layer: Merged, shape: tuple[int, int], c: int) -> Spectrum:
-    """What a rank rule reads of a spectrum: its gains and its shape, without its vectors."""
+def _shell(layer: Merged, shape: tuple[int, int], c: int) -> LayerSVD:
+    """What a rank rule reads of a svd: its gains and its shape, without its vectors."""
     p, q = shape
     none, gains = layer.gains.new_zeros, layer.gains[None]
-    return Spectrum(none((1, c * p, 0)), gains.sqrt(), none((1, 0, c * q)), gains)
+    return LayerSVD(none((1, c * p, 0)), gains.sqrt(), none((1, 0, c * q)), gains)

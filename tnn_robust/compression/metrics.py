@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.base.errors import InputError
-from tnn_robust.compression.spectrum import Spectrum
+from tnn_robust.compression.layer_svd import LayerSVD
 from tnn_robust.models.network import TNN
 
 _DAMPING = 1e-6  # of the mean variance; ranks inputs that never occur behind those that do
@@ -43,9 +43,9 @@ def input_covariances(model: TNN, blocks: Iterable[Tensor]) -> tuple[Tensor, ...
 
 @torch.no_grad()
 def whitened(
-    spectra: Sequence[Spectrum], covariances: Sequence[Tensor], multiplicity: Tensor
-) -> tuple[Spectrum, ...]:
-    """The spectra in the metric of each face's inputs: What_k C_k^(1/2) decomposed.
+    svds: Sequence[LayerSVD], covariances: Sequence[Tensor], multiplicity: Tensor
+) -> tuple[LayerSVD, ...]:
+    """The svds in the metric of each face's inputs: What_k C_k^(1/2) decomposed.
 
     Its best approximation of rank r, mapped back by C^(-1/2), is U_r U_r^H What_k with U_r
     the leading left singular vectors of What_k C_k^(1/2), so that nothing is inverted. Of
@@ -53,13 +53,13 @@ def whitened(
     outputs on the examples of C. gains: that error when the component is dropped. C is
     damped by a millionth of its mean variance.
 
-    spectra: of the plain t-SVD; covariances: of `input_covariances`; multiplicity (k,).
+    svds: of the plain t-SVD; covariances: of `input_covariances`; multiplicity (k,).
     """
     counts = multiplicity.double()[:, None]
-    return tuple(_whitened(one, c, counts) for one, c in zip(spectra, covariances, strict=True))
+    return tuple(_whitened(one, c, counts) for one, c in zip(svds, covariances, strict=True))
 
 
-def _whitened(one: Spectrum, covariance: Tensor, counts: Tensor) -> Spectrum:
+def _whitened(one: LayerSVD, covariance: Tensor, counts: Tensor) -> LayerSVD:
     wide, mean = covariance.dtype, covariance.diagonal(dim1=1, dim2=2).real.mean(1)
     # A face that sees nothing at all keeps the plain metric, however small.
     damping = _DAMPING * torch.where(
@@ -74,20 +74,20 @@ def _whitened(one: Spectrum, covariance: Tensor, counts: Tensor) -> Spectrum:
     norms = torch.linalg.vector_norm(rows, dim=2)
     vh = rows / norms.clamp_min(torch.finfo(norms.dtype).tiny)[:, :, None]
     u = one.u.to(wide) @ turn
-    return Spectrum(
+    return LayerSVD(
         u.to(one.u.dtype), norms.to(one.s.dtype), vh.to(one.vh.dtype), sigma.square() * counts
     )
 
 
 def by_sensitivity(
     model: TNN,
-    spectra: Sequence[Spectrum],
+    svds: Sequence[LayerSVD],
     blocks: Iterable[tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     second_order: bool = False,
-) -> tuple[Spectrum, ...]:
-    """The spectra with the components of each face in order of what the loss loses with them.
+) -> tuple[LayerSVD, ...]:
+    """The svds with the components of each face in order of what the loss loses with them.
 
     blocks: (x, y), the points (n, d, c) at which the loss is taken, adversarial ones for
     the adversarial loss, with labels (n,); loss: (scores, y) -> (n,).
@@ -100,18 +100,18 @@ def by_sensitivity(
 
     Raises InputError where there is no example or a gradient is not finite.
     """
-    first = [torch.zeros_like(one.gains) for one in spectra]
-    second = [torch.zeros_like(one.gains) for one in spectra]
+    first = [torch.zeros_like(one.gains) for one in svds]
+    second = [torch.zeros_like(one.gains) for one in svds]
     n = 0
     for x, y in blocks:
         n += len(x)
-        for i, slopes in enumerate(_slopes(model, spectra, x, y, loss)):
+        for i, slopes in enumerate(_slopes(model, svds, x, y, loss)):
             first[i] += slopes.sum(1)
             second[i] += slopes.square().sum(1)
     if n == 0:
         raise InputError("sensitivity needs at least 1 example, got none")
     found = []
-    for one, g, h in zip(spectra, first, second, strict=True):
+    for one, g, h in zip(svds, first, second, strict=True):
         s = one.s.double()
         score = (s * g / n).abs() + (s.square() * h / (2 * n) if second_order else 0.0)
         if not bool(torch.isfinite(score).all()):
@@ -122,7 +122,7 @@ def by_sensitivity(
 
 def _slopes(
     model: TNN,
-    spectra: Sequence[Spectrum],
+    svds: Sequence[LayerSVD],
     x: Tensor,
     y: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -132,7 +132,7 @@ def _slopes(
     inner, seen = [], []
     with torch.enable_grad():
         h = x.detach().permute(2, 0, 1)
-        for one in spectra:
+        for one in svds:
             p = torch.bmm(transform.forward(h, dim=0), one.vh.mT)
             q = p * one.s[:, None, :]
             if not q.requires_grad:
@@ -145,9 +145,9 @@ def _slopes(
     return [(p.conj() * g).real.double() for p, g in zip(seen, grads, strict=True)]
 
 
-def _reordered(one: Spectrum, score: Tensor) -> Spectrum:
+def _reordered(one: LayerSVD, score: Tensor) -> LayerSVD:
     gains, order = score.sort(dim=1, descending=True, stable=True)
-    return Spectrum(
+    return LayerSVD(
         one.u.gather(2, order[:, None, :].expand_as(one.u)),
         one.s.gather(1, order),
         one.vh.gather(1, order[:, :, None].expand_as(one.vh)),
@@ -155,10 +155,10 @@ def _reordered(one: Spectrum, score: Tensor) -> Spectrum:
     )
 
 
-def relative(spectra: Sequence[Spectrum]) -> tuple[Spectrum, ...]:
+def relative(svds: Sequence[LayerSVD]) -> tuple[LayerSVD, ...]:
     """The same with each layer's gains as shares of their sum.
 
     A t-NN does not change when one layer is scaled up and another down; with shares
     neither does what a rule over all layers chooses.
     """
-    return tuple(one._replace(gains=one.gains / one.gains.sum()) for one in spectra)
+    return tuple(one._replace(gains=one.gains / one.gains.sum()) for one in svds)

@@ -8,23 +8,24 @@ from torch import Tensor, nn
 
 from tnn_robust.base.files import container
 from tnn_robust.base.progress import Steps
-from tnn_robust.compression.build import CompressRequest, Original
 from tnn_robust.compression.merged import (
     Merged,
     matrix_network,
     merged_layers,
     merged_layers_seen,
 )
-from tnn_robust.compression.ranks import measured_on
+from tnn_robust.compression.original import CompressRequest, Original
+from tnn_robust.compression.rank_sweep_results import SweepRow
+from tnn_robust.compression.rank_sweep_row import Candidate
 from tnn_robust.compression.repair import RepairSettings, repair, settings_of, train_anew
+from tnn_robust.compression.rule_ranks import measured_on
 from tnn_robust.compression.rules import Rule
-from tnn_robust.compression.sweep_results import SweepRow
-from tnn_robust.compression.sweep_row import Candidate, Matrices, Tubes
 from tnn_robust.compression.truncate import densify, smallest_form
 from tnn_robust.data.dataset import Part
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.checkpoint import KIND, Header, checkpoint_bytes
 from tnn_robust.models.network import TNN, new_model
+from tnn_robust.models.reshaped import OneChannel, Tubes
 from tnn_robust.models.storage import HALF
 
 Made = Steps[Candidate]
@@ -57,10 +58,10 @@ class Parents:
         repairs = self._repairs(rule)
         if repairs.epochs:
             flat = replace(dataset, train=_flat(dataset.train), test=_flat(dataset.test))
-            teacher = Tubes(checkpoint.model)
+            teacher = Tubes(checkpoint.model, checkpoint.model.transform.channels)
             model, _ = yield from repair(model, checkpoint, flat, repairs, teacher=teacher)
         model = smallest_form(model)
-        subject = self._subject(Matrices(model), "matrix", model.parameter_count)
+        subject = self._subject(OneChannel(model), "matrix", model.parameter_count)
         return Candidate(text, "matrix", subject, model, self._bytes(model))
 
     @cached_property

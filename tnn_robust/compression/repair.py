@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.compression.costs import parameter_costs
+from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
+from tnn_robust.compression.rank_selection import MultiRanks, penalty_ranks
 from tnn_robust.compression.rules import TRAINED, Rule
-from tnn_robust.compression.select import MultiRanks, penalty_ranks
-from tnn_robust.compression.spectrum import Spectrum, spectra_of
-from tnn_robust.compression.truncate import compress, densify
+from tnn_robust.compression.truncate import densify, truncated
 from tnn_robust.data.dataset import Dataset, subset
 from tnn_robust.evaluation.subject import trained_against
 from tnn_robust.models.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ from tnn_robust.training.run import training_perturb
 _MONITOR = 512
 _TOLD = ("epochs", "batch_size", "lr", "optimizer", "loss")  # by every run
 
-RanksOf = Callable[[Sequence[Spectrum]], MultiRanks]
+RanksOf = Callable[[Sequence[LayerSVD]], MultiRanks]
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def _learning_compression(
     found: list[TNN] = []
 
     def c_step(model: TNN, mu: float) -> list[Tensor]:
-        spectra = spectra_of(model)
+        svds = layer_svds(model)
         if rule.alpha is None:
-            ranks = ranks_of(spectra)
+            ranks = ranks_of(svds)
         else:
             price = 2 * rule.alpha / mu
-            ranks = penalty_ranks(spectra, parameter_costs(model, spectra), price)
-        found[:] = [compress(model, spectra, ranks)]
+            ranks = penalty_ranks(svds, parameter_costs(model, svds), price)
+        found[:] = [truncated(model, svds, ranks)]
         return [layer.faces().detach() for layer in found[0].t_layers]
 
     model = densify(checkpoint.model)
@@ -165,9 +165,9 @@ def _learning_compression(
 def _dynamic(
     checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings, ranks_of: RanksOf
 ) -> Trained:
-    spectra = spectra_of(checkpoint.model)
-    ranks = ranks_of(spectra)
-    model = compress(checkpoint.model, spectra, ranks)
+    svds = layer_svds(checkpoint.model)
+    ranks = ranks_of(svds)
+    model = truncated(checkpoint.model, svds, ranks)
     settings, common = _common(checkpoint, dataset, asked, asked.epochs)
     dynamic = DynamicSettings(asked.theta, min(asked.conditioning, 0.99))
     components = [int(multi.sum()) for multi in ranks]
@@ -199,7 +199,7 @@ def _plateau(checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings) ->
         yield from _told(f"plateau, {form}", records, epochs)
         if switched == epochs and (watch.see(model) or epoch == epochs):
             switched = epoch
-            model = compress(model, spectra_of(model), watch.ranks())
+            model = truncated(model, layer_svds(model), watch.ranks())
             if epoch < epochs:
                 optimizer = make_optimizer(model, settings)
     return model, f"Plateau: dense for {switched} of {epochs} epochs, then as factors."

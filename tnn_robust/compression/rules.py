@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.compression.costs import Costs
-from tnn_robust.compression.select import (
+from tnn_robust.compression.layer_svd import LayerSVD
+from tnn_robust.compression.rank_selection import (
     MultiRanks,
     budget_ranks,
     energy_ranks,
@@ -14,7 +15,6 @@ from tnn_robust.compression.select import (
     global_energy_ranks,
     tolerance_ranks,
 )
-from tnn_robust.compression.spectrum import Spectrum
 
 # What each method needs, one of each row; the names are also the options'.
 NEEDS = {
@@ -150,9 +150,9 @@ def budget_of(rule: Rule, whole: float) -> int:
 
 
 def choose_ranks(
-    spectra: Sequence[Spectrum], rule: Rule, costs: Costs | None = None, budget: int = 0
+    svds: Sequence[LayerSVD], rule: Rule, costs: Costs | None = None, budget: int = 0
 ) -> MultiRanks:
-    """The multi-ranks of a rule, for spectra in its metric.
+    """The multi-ranks of a rule, for svds in its metric.
 
     costs, budget: for the methods with a budget, in the unit of the rule's size.
     Raises InputError as the rules of `select` do.
@@ -160,14 +160,14 @@ def choose_ranks(
     if rule.size[0] in BUDGETS:
         assert costs is not None
         unit = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes"}[rule.size[0]]
-        return budget_ranks(spectra, costs, budget, rule.granularity, unit=unit)
+        return budget_ranks(svds, costs, budget, rule.granularity, unit=unit)
     if rule.rank is not None:
-        return given_ranks(spectra, rule.rank)
-    share_rules: dict[str, Callable[[Sequence[Spectrum], float, str], MultiRanks]] = {
+        return given_ranks(svds, rule.rank)
+    share_rules: dict[str, Callable[[Sequence[LayerSVD], float, str], MultiRanks]] = {
         "energy": energy_ranks,
         "global-energy": global_energy_ranks,
         "tolerance": tolerance_ranks,
     }
     _, value = rule.size
     assert not isinstance(value, tuple)
-    return share_rules[rule.method](spectra, value, rule.granularity)
+    return share_rules[rule.method](svds, value, rule.granularity)

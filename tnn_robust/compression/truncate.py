@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.ranks import frobenius_norm, stable_rank
+from tnn_robust.compression.layer_svd import LayerSVD
 from tnn_robust.compression.results import LayerRecord
-from tnn_robust.compression.spectrum import Spectrum
 from tnn_robust.models.layers import (
     LowRankTProductLinear,
     TLayer,
@@ -20,10 +20,10 @@ from tnn_robust.models.singular import kept_ranks
 
 
 @torch.no_grad()
-def compress(model: TNN, spectra: Sequence[Spectrum], ranks: Sequence[Tensor]) -> TNN:
+def truncated(model: TNN, svds: Sequence[LayerSVD], ranks: Sequence[Tensor]) -> TNN:
     """A copy whose layers keep the first ranks[l][k] components of each face, as factors.
 
-    spectra: of this model, in any metric; ranks: (k,) int64 a layer, not all 0.
+    svds: of this model, in any metric; ranks: (k,) int64 a layer, not all 0.
     Of a plain t-SVD that is the best approximation of this multi-rank, in F-norm
     and in spectral norm. Factors are balanced: each holds the square root of s.
     Every layer that loses something becomes two factors, also where that is not
@@ -31,7 +31,7 @@ def compress(model: TNN, spectra: Sequence[Spectrum], ranks: Sequence[Tensor]) -
     afterwards. A layer that keeps everything is kept as it is.
     """
     layers: list[TLayer] = []
-    for layer, one, multi in zip(model.t_layers, spectra, ranks, strict=True):
+    for layer, one, multi in zip(model.t_layers, svds, ranks, strict=True):
         r = int(multi.max())
         if int(multi.min()) == one.largest:
             layers.append(_copied(layer))

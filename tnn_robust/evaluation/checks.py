@@ -21,6 +21,7 @@ from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_
 from tnn_robust.evaluation.results import Check
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.network import Architecture, new_model
+from tnn_robust.models.reshaped import OneChannel
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 
@@ -120,17 +121,6 @@ def _huge(pgd: PGD) -> Perturb:
     return make_perturb(pgd.but(threat=Threat("linf", 1.0, text="1"), step_size=2.5 / pgd.steps))
 
 
-class _AsChannels(nn.Module):
-    """A network of one channel for examples of several: (n, d, c) is put in as (n, d c, 1)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.reshape(len(x), -1, 1))
-
-
 def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
     """A plain network (a t-NN of one channel), freshly trained on clean training examples."""
     plain = Architecture(
@@ -159,4 +149,4 @@ def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
         seed=seed,
     ):
         pass
-    return _AsChannels(twin).eval().requires_grad_(False)
+    return OneChannel(twin).eval().requires_grad_(False)

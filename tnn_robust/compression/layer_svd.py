@@ -11,7 +11,7 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.models.network import TNN
 
 
-class Spectrum(NamedTuple):
+class LayerSVD(NamedTuple):
     """A layer as a sum of components, W_k = sum_j u_kj s_kj vh_kj, those worth most first.
 
     u (k, d_out, m), s (k, m) real and nonnegative, vh (k, m, d_in), m = min(d_out, d_in).
@@ -44,25 +44,25 @@ class Spectrum(NamedTuple):
 
 
 @torch.no_grad()
-def spectra_of(model: TNN) -> tuple[Spectrum, ...]:
+def layer_svds(model: TNN) -> tuple[LayerSVD, ...]:
     """The t-SVD of each layer: one batched SVD a layer, in the dtype of the weights.
 
     Raises InputError for a layer of zeros, which has no rank to choose.
     """
     multiplicity = model.transform.multiplicity
     return tuple(
-        _spectrum(layer.faces(), multiplicity, number)
+        _layer_svd(layer.faces(), multiplicity, number)
         for number, layer in enumerate(model.t_layers, start=1)
     )
 
 
-def _spectrum(faces: Tensor, multiplicity: Tensor, number: int) -> Spectrum:
+def _layer_svd(faces: Tensor, multiplicity: Tensor, number: int) -> LayerSVD:
     u, s, vh = face_svd(faces)
     if not bool(s.any()):
         raise InputError(f"layer {number} holds only zeros: it has no rank to choose")
-    return Spectrum(u, s, vh, s.double().square() * multiplicity.double()[:, None])
+    return LayerSVD(u, s, vh, s.double().square() * multiplicity.double()[:, None])
 
 
-def full_ranks(spectra: Sequence[Spectrum]) -> tuple[Tensor, ...]:
+def full_ranks(svds: Sequence[LayerSVD]) -> tuple[Tensor, ...]:
     """The multi-rank, (k,) int64 a layer, that keeps everything."""
-    return tuple(torch.full((one.n_faces,), one.largest, device=one.s.device) for one in spectra)
+    return tuple(torch.full((one.n_faces,), one.largest, device=one.s.device) for one in svds)

@@ -2,7 +2,7 @@
 
 from tnn_robust.base.files import claim_directory
 from tnn_robust.base.progress import Steps
-from tnn_robust.compression.build import CompressRequest, build, read_original
+from tnn_robust.compression.original import CompressRequest, build, read_original
 from tnn_robust.compression.report import compression_report
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.data.dataset import subset

@@ -1,4 +1,4 @@
-"""Rank rules as pure functions: spectra -> a multi-rank (k,) int64 a layer.
+"""Rank rules as pure functions: svds -> a multi-rank (k,) int64 a layer.
 
 Granularity "face" ranks the components of each face of a layer against each other;
 "layer" takes column j of all faces together, so that the multi-rank is a tubal rank.
@@ -15,7 +15,7 @@ from torch import Tensor
 from tnn_robust.base.errors import InputError
 from tnn_robust.compression.costs import Costs, LayerCost
 from tnn_robust.compression.knapsack import Options, best_choice
-from tnn_robust.compression.spectrum import Spectrum, full_ranks
+from tnn_robust.compression.layer_svd import LayerSVD, full_ranks
 from tnn_robust.models.layers import check_rank
 
 MultiRanks = tuple[Tensor, ...]
@@ -45,8 +45,8 @@ class _Ladder(NamedTuple):
         return torch.bincount(self.faces[:rungs], minlength=self.k)
 
 
-def _ladder(spectrum: Spectrum, granularity: str) -> _Ladder:
-    gains, k = spectrum.gains, spectrum.n_faces
+def _ladder(svd: LayerSVD, granularity: str) -> _Ladder:
+    gains, k = svd.gains, svd.n_faces
     if granularity == "layer":
         return _Ladder(gains.sum(0), None, k)
     # Stable, so that equal gains of a face stay in order: what is taken is a prefix.
@@ -54,45 +54,45 @@ def _ladder(spectrum: Spectrum, granularity: str) -> _Ladder:
     return _Ladder(gains.flatten()[order], order // gains.shape[1], k)
 
 
-def given_ranks(spectra: Sequence[Spectrum], ranks: Sequence[int]) -> MultiRanks:
+def given_ranks(svds: Sequence[LayerSVD], ranks: Sequence[int]) -> MultiRanks:
     """These tubal ranks: one for all layers, or one a layer.
 
     Raises InputError for a wrong number of ranks or one above min(d_l, d_{l-1}).
     """
-    wanted = tuple(ranks) * len(spectra) if len(ranks) == 1 else tuple(ranks)
-    if len(wanted) != len(spectra):
-        raise InputError(f"--rank needs 1 value or {len(spectra)}, one a layer, got {len(ranks)}")
-    for rank, one in zip(wanted, spectra, strict=True):
+    wanted = tuple(ranks) * len(svds) if len(ranks) == 1 else tuple(ranks)
+    if len(wanted) != len(svds):
+        raise InputError(f"--rank needs 1 value or {len(svds)}, one a layer, got {len(ranks)}")
+    for rank, one in zip(wanted, svds, strict=True):
         check_rank(rank, one.d_in, one.d_out)
     return tuple(
         torch.full((one.n_faces,), rank, device=one.s.device)
-        for rank, one in zip(wanted, spectra, strict=True)
+        for rank, one in zip(wanted, svds, strict=True)
     )
 
 
-def energy_ranks(spectra: Sequence[Spectrum], share: float, granularity: str) -> MultiRanks:
+def energy_ranks(svds: Sequence[LayerSVD], share: float, granularity: str) -> MultiRanks:
     """The fewest components that keep this share, in (0, 1], of each layer's gain."""
-    ladders = [_ladder(one, granularity) for one in spectra]
+    ladders = [_ladder(one, granularity) for one in svds]
     return tuple(one.ranks(max(1, _rungs(one.gains, share=share))) for one in ladders)
 
 
-def tolerance_ranks(spectra: Sequence[Spectrum], delta: float, granularity: str) -> MultiRanks:
+def tolerance_ranks(svds: Sequence[LayerSVD], delta: float, granularity: str) -> MultiRanks:
     """The fewest components that drop an F-norm of at most delta a layer (Def. 17).
 
     For gains that are squared singular values.
     """
-    ladders = [_ladder(one, granularity) for one in spectra]
+    ladders = [_ladder(one, granularity) for one in svds]
     return tuple(one.ranks(max(1, _rungs(one.gains, delta=delta))) for one in ladders)
 
 
-def global_energy_ranks(spectra: Sequence[Spectrum], share: float, granularity: str) -> MultiRanks:
+def global_energy_ranks(svds: Sequence[LayerSVD], share: float, granularity: str) -> MultiRanks:
     """The fewest components of all layers together that keep this share of all their gain.
 
     One threshold for the singular values of all faces of all layers: t-SVDMII (Kilmer et
     al. 2021) for a whole network. With granularity "layer", for the columns of faces. A
     layer that has nothing above the threshold keeps its largest component.
     """
-    ladders = [_ladder(one, granularity) for one in spectra]
+    ladders = [_ladder(one, granularity) for one in svds]
     pooled = torch.cat([one.gains for one in ladders])
     order = pooled.argsort(descending=True, stable=True)
     kept = order[: _rungs(pooled[order], share=share)]
@@ -105,7 +105,7 @@ def global_energy_ranks(spectra: Sequence[Spectrum], share: float, granularity: 
 
 
 def budget_ranks(
-    spectra: Sequence[Spectrum], costs: Costs, budget: int, granularity: str, *, unit: str
+    svds: Sequence[LayerSVD], costs: Costs, budget: int, granularity: str, *, unit: str
 ) -> MultiRanks:
     """The components of most gain in all whose network costs at most `budget`: exact.
 
@@ -115,7 +115,7 @@ def budget_ranks(
     tubal rank saves nothing and a multi-rank cannot beat its tubal rank, which is chosen.
     Raises InputError for a budget below the smallest network, and names that.
     """
-    ladders = [_ladder(one, "layer" if costs.padded else granularity) for one in spectra]
+    ladders = [_ladder(one, "layer" if costs.padded else granularity) for one in svds]
     options = [_options(one, cost) for one, cost in zip(ladders, costs.layers, strict=True)]
     chosen = best_choice(options, budget - costs.fixed)
     if chosen is None:
@@ -124,13 +124,11 @@ def budget_ranks(
     return tuple(
         # The last option is the dense layer.
         full if index == len(one.costs) - 1 else ladder.ranks(index + 1)
-        for ladder, one, index, full in zip(
-            ladders, options, chosen, full_ranks(spectra), strict=True
-        )
+        for ladder, one, index, full in zip(ladders, options, chosen, full_ranks(svds), strict=True)
     )
 
 
-def penalty_ranks(spectra: Sequence[Spectrum], costs: Costs, price: float) -> MultiRanks:
+def penalty_ranks(svds: Sequence[LayerSVD], costs: Costs, price: float) -> MultiRanks:
     """The multi-ranks of least price x cost + what is lost: a component stays if its gain is
     above price x its cost, for the sum separates (Idelbayev & Carreira-Perpinan 2020).
 
@@ -138,7 +136,7 @@ def penalty_ranks(spectra: Sequence[Spectrum], costs: Costs, price: float) -> Mu
     alpha cost + mu / 2 ||W - V||_F^2. A layer keeps its largest component.
     """
     found = []
-    for one, cost in zip(spectra, costs.layers, strict=True):
+    for one, cost in zip(svds, costs.layers, strict=True):
         kept = (one.gains > price * cost.component).sum(1)
         if not bool(kept.any()):
             kept[one.gains[:, 0].argmax()] = 1

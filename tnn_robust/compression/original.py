@@ -13,7 +13,8 @@ from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.files import removed_on_error
 from tnn_robust.base.progress import Steps
-from tnn_robust.compression.ranks import chosen_ranks, metric_spectra
+from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
+from tnn_robust.compression.rank_selection import MultiRanks
 from tnn_robust.compression.repair import (
     RanksOf,
     RepairSettings,
@@ -22,15 +23,14 @@ from tnn_robust.compression.repair import (
     train_compressed,
 )
 from tnn_robust.compression.report import stored_itemsize
+from tnn_robust.compression.rule_ranks import chosen_ranks, metric_svds
 from tnn_robust.compression.rules import BUDGETS, TRAINED, Rule
-from tnn_robust.compression.select import MultiRanks
-from tnn_robust.compression.spectrum import Spectrum, spectra_of
 from tnn_robust.compression.truncate import (
-    compress,
     densify,
     dropped_norms,
     kept_energy,
     smallest_form,
+    truncated,
 )
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.rows import check_attacks
@@ -93,7 +93,7 @@ class CompressRequest:
 class Original:
     """A network to compress, its data, and the t-SVD that every size is cut from.
 
-    t_svd: of the weights, None where no rule is asked; spectra: the same in the metric of the
+    t_svd: of the weights, None where no rule is asked; svds: the same in the metric of the
     rule, where that does not train.
     """
 
@@ -102,8 +102,8 @@ class Original:
     dataset: Dataset
     data: dict[str, Any]
     attacks: tuple[Attack, ...]
-    t_svd: Sequence[Spectrum] | None
-    spectra: Sequence[Spectrum] | None
+    t_svd: Sequence[LayerSVD] | None
+    svds: Sequence[LayerSVD] | None
 
 
 class Built(NamedTuple):
@@ -131,16 +131,16 @@ def read_original(request: CompressRequest) -> Original:
     subject = subject_of(checkpoint)
     attacks = request.choice.resolve(subject.trained)
     check_attacks(attacks, subject)
-    t_svd: Sequence[Spectrum] | None = None
+    t_svd: Sequence[LayerSVD] | None = None
     if request.rule is not None:
         require_trainable(checkpoint, request.rule, request.repair)
-        t_svd = spectra_of(checkpoint.model)
+        t_svd = layer_svds(checkpoint.model)
     dataset = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
     data = describe_data(dataset)
-    spectra = t_svd
+    svds = t_svd
     if t_svd is not None and not _trains(request):
         assert request.rule is not None
-        spectra = metric_spectra(
+        svds = metric_svds(
             checkpoint,
             t_svd,
             request.rule,
@@ -148,7 +148,7 @@ def read_original(request: CompressRequest) -> Original:
             seed=request.seed,
             batch_size=request.batch_size,
         )
-    return Original(checkpoint, subject, dataset, data, attacks, t_svd, spectra)
+    return Original(checkpoint, subject, dataset, data, attacks, t_svd, svds)
 
 
 def _trains(request: CompressRequest) -> bool:
@@ -161,11 +161,11 @@ def ranks_under(original: Original, request: CompressRequest) -> MultiRanks | No
     Raises InputError for a size that cannot be had.
     """
     rule = request.rule
-    if rule is None or original.spectra is None or (_trains(request) and rule.size[0] == "alpha"):
+    if rule is None or original.svds is None or (_trains(request) and rule.size[0] == "alpha"):
         return None
     if rule.method == "plateau":
         return None
-    return _ranks_of(original, request)(original.spectra)
+    return _ranks_of(original, request)(original.svds)
 
 
 def build(original: Original, request: CompressRequest) -> Steps[Built]:
@@ -177,9 +177,9 @@ def build(original: Original, request: CompressRequest) -> Steps[Built]:
             checkpoint, original.dataset, rule, request.repair, _ranks_of(original, request)
         )
     elif rule is not None:
-        assert original.spectra is not None
-        ranks = _ranks_of(original, request)(original.spectra)
-        model = compress(model, original.spectra, ranks)
+        assert original.svds is not None
+        ranks = _ranks_of(original, request)(original.svds)
+        model = truncated(model, original.svds, ranks)
     kept, dropped = kept_energy(model, checkpoint.model), dropped_norms(model, checkpoint.model)
     if request.repaired:
         model, _ = yield from repair(model, checkpoint, original.dataset, request.repair)
@@ -203,21 +203,21 @@ def _check(request: CompressRequest) -> None:
 
 
 def _ranks_of(original: Original, request: CompressRequest) -> RanksOf:
-    """The rule as a function of spectra in its metric."""
+    """The rule as a function of svds in its metric."""
     checkpoint = original.checkpoint
 
-    def ranks_of(spectra: Sequence[Spectrum]) -> MultiRanks:
+    def ranks_of(svds: Sequence[LayerSVD]) -> MultiRanks:
         model = checkpoint.model
 
         def size_of(ranks: MultiRanks) -> int:
-            cut = compress(model, spectra, ranks)
+            cut = truncated(model, svds, ranks)
             small = _formed(cut, request)
             header = _header(small, original, request, _ranks(cut))
             return checkpoint_bytes(small, header, request.storage)
 
         assert request.rule is not None
         itemsize = stored_itemsize(model, request.storage)
-        return chosen_ranks(checkpoint, spectra, request.rule, size_of, itemsize)
+        return chosen_ranks(checkpoint, svds, request.rule, size_of, itemsize)
 
     return ranks_of
 

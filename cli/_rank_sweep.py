@@ -28,9 +28,9 @@ def run_sweep(
     from tnn_robust_cli import _render
 
     from tnn_robust.base.files import require_writable
-    from tnn_robust.compression.sweep import SweepRequest, make_sizes, sweep_run
+    from tnn_robust.compression.rank_sweep import SweepRequest, make_sizes, sweep_run
     from tnn_robust.reporting.figures import require_figure
-    from tnn_robust.reporting.sweep import sweep_figure, sweep_notes, sweep_tables, write_csv
+    from tnn_robust.reporting.rank_sweep import sweep_figure, sweep_notes, sweep_tables, write_csv
 
     request = SweepRequest(base, make_sizes(text, **asked), parent or (), resume)
     if files.figure is not None:

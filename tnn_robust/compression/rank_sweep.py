@@ -12,7 +12,7 @@ from tnn_robust.base.files import claim_directory, write_bytes
 from tnn_robust.base.ledger import checked_line, checked_lines, require_same
 from tnn_robust.base.progress import Steps
 from tnn_robust.base.threat import parse_eps
-from tnn_robust.compression.build import (
+from tnn_robust.compression.original import (
     CompressRequest,
     Original,
     build,
@@ -20,10 +20,10 @@ from tnn_robust.compression.build import (
     read_original,
 )
 from tnn_robust.compression.parents import Parents
+from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow
+from tnn_robust.compression.rank_sweep_row import Candidate, Judge
 from tnn_robust.compression.repair import settings_of
 from tnn_robust.compression.rules import Rule, make_rule
-from tnn_robust.compression.sweep_results import SweepReport, SweepRow
-from tnn_robust.compression.sweep_row import Candidate, Judge
 from tnn_robust.evaluation.subject import subject_of
 from tnn_robust.models.checkpoint import versions
 

@@ -1,4 +1,4 @@
-"""From a run and a rule to spectra in the rule's metric and ranks under its budget."""
+"""From a run and a rule to svds in the rule's metric and ranks under its budget."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,15 +9,15 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.randomness import Streams
 from tnn_robust.compression.costs import byte_costs, cost_of, flop_costs, parameter_costs
+from tnn_robust.compression.layer_svd import LayerSVD, full_ranks
 from tnn_robust.compression.metrics import (
     by_sensitivity,
     input_covariances,
     relative,
     whitened,
 )
+from tnn_robust.compression.rank_selection import MultiRanks
 from tnn_robust.compression.rules import Rule, budget_of, choose_ranks
-from tnn_robust.compression.select import MultiRanks
-from tnn_robust.compression.spectrum import Spectrum, full_ranks
 from tnn_robust.data.dataset import Dataset, Part, subset
 from tnn_robust.evaluation.subject import risk_loss, trained_against
 from tnn_robust.models.checkpoint import Checkpoint
@@ -31,15 +31,15 @@ _TRIES = 8
 SizeOf = Callable[[MultiRanks], int]
 
 
-def metric_spectra(
+def metric_svds(
     checkpoint: Checkpoint,
-    spectra: Sequence[Spectrum],
+    svds: Sequence[LayerSVD],
     rule: Rule,
     dataset: Dataset,
     *,
     seed: int,
     batch_size: int,
-) -> Sequence[Spectrum]:
+) -> Sequence[LayerSVD]:
     """The plain t-SVD in the metric of a rule, measured on training examples drawn by seed.
 
     Never on test examples: what is chosen by them cannot be judged by them. Rules over
@@ -50,7 +50,7 @@ def metric_spectra(
     blocks = list(torch.arange(len(part.y), device=indices.device).split(batch_size))
     if rule.whiten:
         covariances = input_covariances(model, (part.x[rows] for rows in blocks))
-        spectra = whitened(spectra, covariances, model.transform.multiplicity)
+        svds = whitened(svds, covariances, model.transform.multiplicity)
     if rule.method == "sensitivity":
         perturb = training_perturb(trained_against(checkpoint), model.transform)
 
@@ -61,8 +61,8 @@ def metric_spectra(
                 yield (x if perturb is None else perturb(model, x, y, streams).x), y
 
         loss = LOSSES[risk_loss(checkpoint)]
-        return by_sensitivity(model, spectra, points(), loss, second_order=rule.second_order)
-    return relative(spectra) if rule.method in ("budget", "global-energy") else spectra
+        return by_sensitivity(model, svds, points(), loss, second_order=rule.second_order)
+    return relative(svds) if rule.method in ("budget", "global-energy") else svds
 
 
 def measured_on(model: TNN, dataset: Dataset, seed: int) -> tuple[Part, Tensor]:
@@ -72,30 +72,30 @@ def measured_on(model: TNN, dataset: Dataset, seed: int) -> tuple[Part, Tensor]:
 
 def chosen_ranks(
     checkpoint: Checkpoint,
-    spectra: Sequence[Spectrum],
+    svds: Sequence[LayerSVD],
     rule: Rule,
     size_of: SizeOf,
     itemsize: int,
 ) -> MultiRanks:
-    """The ranks of a rule; spectra in its metric, from `metric_spectra`.
+    """The ranks of a rule; svds in its metric, from `metric_svds`.
 
     size_of, itemsize: for a budget in bytes, the file of a choice and of a real number in it.
     """
     model, (name, _) = checkpoint.model, rule.size
     if name == "bytes":
-        return _within_bytes(checkpoint, spectra, rule, size_of, itemsize)
+        return _within_bytes(checkpoint, svds, rule, size_of, itemsize)
     if name == "params":
-        costs, whole = parameter_costs(model, spectra), model.parameter_count
+        costs, whole = parameter_costs(model, svds), model.parameter_count
     elif name == "flops":
-        costs, whole = flop_costs(model, spectra), model.flops
+        costs, whole = flop_costs(model, svds), model.flops
     else:
-        return choose_ranks(spectra, rule)
-    return choose_ranks(spectra, rule, costs, budget_of(rule, whole))
+        return choose_ranks(svds, rule)
+    return choose_ranks(svds, rule, costs, budget_of(rule, whole))
 
 
 def _within_bytes(
     checkpoint: Checkpoint,
-    spectra: Sequence[Spectrum],
+    svds: Sequence[LayerSVD],
     rule: Rule,
     size_of: SizeOf,
     itemsize: int,
@@ -103,11 +103,11 @@ def _within_bytes(
     """What surrounds the factors in the file, header and names, is known once they are
     chosen: it is measured, on the smallest network first, until the file fits."""
     budget = budget_of(rule, checkpoint.path.stat().st_size)
-    costs = byte_costs(checkpoint.model, spectra, itemsize=itemsize, fixed=0)
-    smallest = tuple(torch.ones_like(full) for full in full_ranks(spectra))
+    costs = byte_costs(checkpoint.model, svds, itemsize=itemsize, fixed=0)
+    smallest = tuple(torch.ones_like(full) for full in full_ranks(svds))
     fixed = size_of(smallest) - cost_of(costs, smallest)
     for _ in range(_TRIES):
-        ranks = choose_ranks(spectra, rule, costs._replace(fixed=fixed), budget)
+        ranks = choose_ranks(svds, rule, costs._replace(fixed=fixed), budget)
         excess = size_of(ranks) - budget
         if excess <= 0:
             return ranks

@@ -4,19 +4,19 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnn_robust.base.progress import Steps
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.certification.truncation import truncation_bound
-from tnn_robust.compression.build import CompressRequest, Original
+from tnn_robust.compression.original import CompressRequest, Original
+from tnn_robust.compression.rank_sweep_results import SweepRow, WeightFacts
 from tnn_robust.compression.report import (
     certified_count,
     forward_times,
     largest_norm,
     summary_of,
 )
-from tnn_robust.compression.sweep_results import SweepRow, WeightFacts
 from tnn_robust.data.dataset import subset
 from tnn_robust.evaluation.agp import NO_WORK, Attacked, attack_rows, worst_case
 from tnn_robust.evaluation.report import PARTS, Evaluated, evaluate_steps
@@ -45,28 +45,6 @@ class Candidate(NamedTuple):
     bytes: int
     parameters: int | None = None
     note: str = ""
-
-
-class Matrices(nn.Module):
-    """A t-NN of one channel on examples of several: (n, d, c) goes in as (n, d c, 1)."""
-
-    def __init__(self, model: TNN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.reshape(len(x), -1, 1))
-
-
-class Tubes(nn.Module):
-    """A t-NN on examples flattened for `Matrices`: (n, d c, 1) goes in as (n, d, c)."""
-
-    def __init__(self, model: TNN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.reshape(len(x), -1, self.model.transform.channels))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.files import write_bytes
-from tnn_robust.compression.sweep_results import SweepReport, SweepRow
+from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow
 from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from tnn_robust.reporting.tables import Table, interval_text
 from tnn_robust.theory.results import BoundForm
