@@ -26,7 +26,7 @@ NETWORKS = st.tuples(
 )
 
 
-def truncated(model, ranks):
+def cut(model, ranks):
     spectra = layer_svds(model)
     return truncated(model, spectra, given_ranks(spectra, ranks))
 
@@ -47,7 +47,7 @@ def test_the_bound_holds_and_proved_decisions_stay(choice, moved, scale):
     transform, scores, seed, ranks = choice
     model, x = network(transform, scores=scores, c=4, seed=seed)
     x = scale * torch.cat([x, x.abs(), torch.zeros_like(x[:1])])
-    small = perturbed(truncated(model, ranks), moved, seed)
+    small = perturbed(cut(model, ranks), moved, seed)
     bound = truncation_bound(model, small)
     norms = torch.linalg.vector_norm(x, dim=(1, 2))
     with torch.no_grad():
@@ -61,21 +61,21 @@ def test_the_bound_holds_and_proved_decisions_stay(choice, moved, scale):
 @pytest.mark.parametrize("transform", ("dct", "dft"))
 def test_nothing_is_lost_at_full_rank_and_little_next_to_it(transform, scores):
     model, x = network(transform, scores=scores)
-    whole = truncated(model, (4, 3))
+    whole = cut(model, (4, 3))
     bound = truncation_bound(model, whole)
     assert float(bound.total) <= 1e-12
     assert bool(unchanged(bound, model, whole, x).all())
-    near = perturbed(truncated(model, (4, 3)), 1e-5, 0)
+    near = perturbed(cut(model, (4, 3)), 1e-5, 0)
     proved = unchanged(truncation_bound(model, near), model, near, x)
     assert int(proved.sum()) >= 5
-    few = truncated(model, (1, 1))
+    few = cut(model, (1, 1))
     assert int(unchanged(truncation_bound(model, few), model, few, x).sum()) < len(x)
 
 
 @pytest.mark.parametrize("transform", ("dct", "dft"))
 def test_the_bound_is_the_formula_on_the_singular_values(transform):
     model, _ = network(transform, c=5)
-    small = truncated(model, (2, 1))
+    small = cut(model, (2, 1))
     found = truncation_bound(model, small)
     (a, b), ranks = [one.s.numpy() for one in layer_svds(model)], (2, 1)
     tails = [s[:, r:].max() for s, r in zip((a, b), ranks, strict=True)]
@@ -97,7 +97,7 @@ def test_one_layer_of_a_linear_net_attains_the_bound():
         second.weight[0, 0, 3] = 1.0
         model.head.zero_()
         model.head[0, 0, 0] = 2.0
-    small = truncated(model, (3, 3))
+    small = cut(model, (3, 3))
     x = torch.zeros(1, 4, 1, dtype=torch.float64)
     x[0, 3, 0] = 7.0
     lost = float((model(x) - small(x)).detach().abs())
@@ -110,7 +110,7 @@ def test_a_bound_of_nothing_would_be_caught():
     changed = 0
     for seed in range(6):
         model, x = network("dct", seed=seed)
-        small = truncated(model, (1, 1))
+        small = cut(model, (1, 1))
         bound = truncation_bound(model, small)
         nothing = bound._replace(body=0 * bound.body, output=0 * bound.output)
         assert bool(unchanged(nothing, model, small, x).all())
@@ -139,7 +139,7 @@ def test_networks_of_other_shapes_are_refused():
 def test_merged_dense_layers_have_the_same_norms():
     """The norms the bound multiplies are those of the matrices of `to_dense`."""
     model, _ = network("dft", c=5)
-    small = truncated(model, (2, 1))
+    small = cut(model, (2, 1))
     f, g = (
         [m.weight.detach() for m in to_dense(n) if hasattr(m, "weight")] for n in (model, small)
     )

@@ -2,17 +2,16 @@
 
 from tnn_robust.base.files import claim_directory
 from tnn_robust.base.progress import Steps
-from tnn_robust.compression.original import CompressRequest, build, read_original
+from tnn_robust.compression.original import CompressRequest, Original, build, read_original
 from tnn_robust.compression.report import compression_report
 from tnn_robust.compression.results import CompressionReport
-from tnn_robust.data.dataset import subset
-from tnn_robust.evaluation.report import evaluate_steps
-from tnn_robust.evaluation.results import AttackRow
-from tnn_robust.evaluation.subject import subject_of
+from tnn_robust.data.dataset import Part, subset
+from tnn_robust.evaluation.report import Evaluated, evaluate_steps
+from tnn_robust.evaluation.subject import Subject, subject_of
 
 
 def compress_run(request: CompressRequest) -> Steps[CompressionReport]:
-    """Compress a run's network into `request.out`; the last record is the report.
+    """Compress a run's network into `request.out`; returns the report.
 
     The new checkpoint is written before the comparison, whole or not at all, and
     the comparison is of the network read back from it. Raises TnnError for what
@@ -20,29 +19,39 @@ def compress_run(request: CompressRequest) -> Steps[CompressionReport]:
     """
     claim_directory(request.out, overwrite=request.overwrite)
     original = read_original(request)
-    built = yield from build(original, request)
-    rows: list[AttackRow] = []
-    for one in (original.checkpoint, built.target):
-        found = yield from evaluate_steps(
-            subject_of(one),
-            original.dataset,
-            original.attacks,
-            seeds=(request.seed,),
-            n=request.n,
-            batch_size=request.batch_size,
-            checks=False,
-        )
-        rows.append(found.report.worst_case)
-    place = (original.subject.device, original.subject.dtype)
+    target, found = yield from build(original, request)
+    before = yield from attacked_alike(original.subject, original, request)
+    after = yield from attacked_alike(subject_of(target), original, request)
     return compression_report(
         original.checkpoint,
-        built.target,
+        target,
         original.dataset,
-        subset(original.dataset.test, request.n, request.seed, *place)[0],
+        examples_of(original, request),
+        found,
         rule=request.describe(),
         finetune_epochs=request.repair.epochs,
-        note=built.note,
-        rows=rows,
-        kept=built.kept,
-        dropped=built.dropped,
+        rows=(before.report.worst_case, after.report.worst_case),
     )
+
+
+def attacked_alike(
+    subject: Subject, original: Original, request: CompressRequest, *, keep_points: bool = False
+) -> Steps[Evaluated]:
+    """A network under the attacks of a request, on the examples that all networks get."""
+    return evaluate_steps(
+        subject,
+        original.dataset,
+        original.attacks,
+        seeds=(request.seed,),
+        n=request.n,
+        batch_size=request.batch_size,
+        checks=False,
+        keep_points=keep_points,
+    )
+
+
+def examples_of(original: Original, request: CompressRequest) -> Part:
+    """The test examples that are attacked, on the network's device."""
+    place = (original.subject.device, original.subject.dtype)
+    part, _ = subset(original.dataset.test, request.n, request.seed, *place)
+    return part

@@ -1,10 +1,10 @@
-"""Checkpoint -> ranks -> (training) -> smaller checkpoint: one size, from a source made once."""
+"""A run's network under compression: read once, then cut to one size or to many."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
@@ -13,25 +13,19 @@ from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.files import removed_on_error
 from tnn_robust.base.progress import Steps
+from tnn_robust.compression.compress import (
+    Cut,
+    compress_steps,
+    in_smallest_form,
+    tubal_ranks,
+)
 from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
-from tnn_robust.compression.rank_selection import MultiRanks
-from tnn_robust.compression.repair import (
-    RanksOf,
-    RepairSettings,
-    repair,
-    require_trainable,
-    train_compressed,
-)
+from tnn_robust.compression.repair import RepairSettings
 from tnn_robust.compression.report import stored_itemsize
-from tnn_robust.compression.rule_ranks import chosen_ranks, metric_svds
+from tnn_robust.compression.rule_ranks import FileSize, chosen_ranks, metric_svds
 from tnn_robust.compression.rules import BUDGETS, TRAINED, Rule
-from tnn_robust.compression.truncate import (
-    densify,
-    dropped_norms,
-    kept_energy,
-    smallest_form,
-    truncated,
-)
+from tnn_robust.compression.source import Source, source_of
+from tnn_robust.compression.training_methods import require_trainable
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import Subject, load_run_data, subject_of
@@ -74,11 +68,6 @@ class CompressRequest:
     overwrite: bool = False
 
     @property
-    def repaired(self) -> bool:
-        """Whether --finetune comes after the compression: `dynamic` uses it up itself."""
-        return self.repair.epochs > 0 and self.rule is not None and self.rule.method != "dynamic"
-
-    @property
     def storage(self) -> str | None:
         return self.dtype if self.dtype in HALF else None
 
@@ -91,162 +80,118 @@ class CompressRequest:
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """A network to compress, its data, and the t-SVD that every size is cut from.
+    """A run's network, its data, and the t-SVD that every size is cut from.
 
     t_svd: of the weights, None where no rule is asked; svds: the same in the metric of the
     rule, where that does not train.
     """
 
     checkpoint: Checkpoint
+    source: Source
     subject: Subject
-    dataset: Dataset
     data: dict[str, Any]
     attacks: tuple[Attack, ...]
     t_svd: Sequence[LayerSVD] | None
     svds: Sequence[LayerSVD] | None
 
+    @property
+    def model(self) -> TNN:
+        return self.source.model
 
-class Built(NamedTuple):
-    """A compressed network as it is in its file.
-
-    note: how a method that trains went; kept, dropped: of `kept_energy` and
-    `dropped_norms`, before any repair.
-    """
-
-    target: Checkpoint
-    note: str
-    kept: tuple[float, ...]
-    dropped: tuple[float, ...]
+    @property
+    def dataset(self) -> Dataset:
+        return self.source.data
 
 
-def read_original(request: CompressRequest) -> Original:
+def read_original(request: CompressRequest, *, retrains: bool = False) -> Original:
     """All that is the same for every size; raises TnnError for what cannot be done.
 
-    Nothing is written.
+    Nothing is written. retrains: the run's training is needed, whatever the rule.
     """
     _check(request)
     checkpoint = load_checkpoint(request.run, resolve_device(request.device))
     if checkpoint.path.absolute().parent.resolve() == request.out.absolute().resolve():
-        raise InputError(f"--out {request.out} is the run itself: choose another directory")
-    subject = subject_of(checkpoint)
+        raise InputError(f"{request.out} is the run itself: choose another directory")
+    subject, rule = subject_of(checkpoint), request.rule
     attacks = request.choice.resolve(subject.trained)
     check_attacks(attacks, subject)
+    trains = rule is not None and (request.repair.epochs > 0 or rule.method in TRAINED)
+    source = source_of(checkpoint, trains=trains or retrains)
     t_svd: Sequence[LayerSVD] | None = None
-    if request.rule is not None:
-        require_trainable(checkpoint, request.rule, request.repair)
-        t_svd = layer_svds(checkpoint.model)
+    if rule is not None:
+        require_trainable(source.model, rule, request.repair)
+        t_svd = layer_svds(source.model)
     dataset = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    data = describe_data(dataset)
+    source = replace(source, dataset=dataset)
     svds = t_svd
-    if t_svd is not None and not _trains(request):
-        assert request.rule is not None
-        svds = metric_svds(
-            checkpoint,
-            t_svd,
-            request.rule,
-            dataset,
-            seed=request.seed,
-            batch_size=request.batch_size,
-        )
-    return Original(checkpoint, subject, dataset, data, attacks, t_svd, svds)
+    if rule is not None and t_svd is not None and rule.method not in TRAINED:
+        seed, size = request.seed, request.batch_size
+        svds = metric_svds(source, t_svd, rule, seed=seed, batch_size=size)
+    return Original(checkpoint, source, subject, describe_data(dataset), attacks, t_svd, svds)
 
 
-def _trains(request: CompressRequest) -> bool:
-    return request.rule is not None and request.rule.method in TRAINED
+def require_size(original: Original, request: CompressRequest) -> None:
+    """Raise InputError for a size that cannot be had.
 
-
-def ranks_under(original: Original, request: CompressRequest) -> MultiRanks | None:
-    """The ranks of the request's rule; None for one that settles them while it trains.
-
-    Raises InputError for a size that cannot be had.
+    Of methods that settle the ranks while they train nothing is known before.
     """
     rule = request.rule
-    if rule is None or original.svds is None or (_trains(request) and rule.size[0] == "alpha"):
-        return None
-    if rule.method == "plateau":
-        return None
-    return _ranks_of(original, request)(original.svds)
+    if rule is None or original.svds is None or rule.size[0] in ("", "alpha"):
+        return
+    chosen_ranks(original.model, original.svds, rule, _file_size(original, request))
 
 
-def build(original: Original, request: CompressRequest) -> Steps[Built]:
+def build(original: Original, request: CompressRequest) -> Steps[tuple[Checkpoint, Cut]]:
     """Compress into `request.out`: whole or not at all, and read back from the file."""
-    checkpoint, rule = original.checkpoint, request.rule
-    model, note = checkpoint.model, ""
-    if rule is not None and _trains(request):
-        model, note = yield from train_compressed(
-            checkpoint, original.dataset, rule, request.repair, _ranks_of(original, request)
-        )
-    elif rule is not None:
-        assert original.svds is not None
-        ranks = _ranks_of(original, request)(original.svds)
-        model = truncated(model, original.svds, ranks)
-    kept, dropped = kept_energy(model, checkpoint.model), dropped_norms(model, checkpoint.model)
-    if request.repaired:
-        model, _ = yield from repair(model, checkpoint, original.dataset, request.repair)
-    tubal = _ranks(model)
-    model = _formed(model, request)
-    target = _save(model, _header(model, original, request, tubal), request)
-    return Built(target, note, kept, dropped)
+    found = yield from compress_steps(
+        original.source,
+        original.svds,
+        request.rule,
+        request.repair,
+        densified=request.densify,
+        file=_file_size(original, request),
+    )
+    header = _header(original, request, found.ranks)
+    return _save(found.model, header, request), found
 
 
 def _check(request: CompressRequest) -> None:
     if request.dtype is not None and request.dtype not in choices.STORAGE:
         raise unknown_choice("dtype", request.dtype, choices.STORAGE)
     if request.rule is None and request.repair.epochs:
-        raise InputError("--finetune trains factors: it needs a rule that chooses their ranks")
+        raise InputError("fine-tuning trains factors: it needs a rule that chooses their ranks")
     if request.rule is None and not request.densify and request.dtype is None:
-        raise InputError("compression needs a rule, --densify or --dtype, got none")
+        raise InputError("compression needs a rule, dense faces or a dtype, got none")
     if request.rule and request.densify and request.rule.size[0] in BUDGETS:
-        raise InputError(
-            f"--densify stores every layer as faces, which --{request.rule.size[0]} cannot shrink"
-        )
+        size = request.rule.size[0]
+        raise InputError(f"densify stores every layer as faces, which {size} cannot shrink")
 
 
-def _ranks_of(original: Original, request: CompressRequest) -> RanksOf:
-    """The rule as a function of svds in its metric."""
-    checkpoint = original.checkpoint
+def _file_size(original: Original, request: CompressRequest) -> FileSize:
+    def size_of(cut: TNN) -> int:
+        small = in_smallest_form(cut, densified=request.densify)
+        header = _header(original, request, tubal_ranks(cut))
+        return checkpoint_bytes(small, header, request.storage)
 
-    def ranks_of(svds: Sequence[LayerSVD]) -> MultiRanks:
-        model = checkpoint.model
-
-        def size_of(ranks: MultiRanks) -> int:
-            cut = truncated(model, svds, ranks)
-            small = _formed(cut, request)
-            header = _header(small, original, request, _ranks(cut))
-            return checkpoint_bytes(small, header, request.storage)
-
-        assert request.rule is not None
-        itemsize = stored_itemsize(model, request.storage)
-        return chosen_ranks(checkpoint, svds, request.rule, size_of, itemsize)
-
-    return ranks_of
+    itemsize = stored_itemsize(original.model, request.storage)
+    return FileSize(original.checkpoint.path.stat().st_size, size_of, itemsize)
 
 
-def _formed(model: TNN, request: CompressRequest) -> TNN:
-    if request.densify:
-        return densify(model)
-    return model if request.rule is None else smallest_form(model)
-
-
-def _ranks(model: TNN) -> list[int]:
-    """Tubal ranks, also of layers whose factors are not smaller than their faces."""
-    return [layer.rank or min(layer.d_in, layer.d_out) for layer in model.t_layers]
-
-
-def _header(model: TNN, original: Original, request: CompressRequest, ranks: list[int]) -> Header:
+def _header(original: Original, request: CompressRequest, ranks: Sequence[int]) -> Header:
+    """Its architecture is set where it is written."""
     parent = original.checkpoint
     return Header(
-        architecture=model.architecture,
+        architecture=parent.header.architecture,
         data=original.data,
         training=parent.header.training,
         seed=parent.header.seed,
         compression={
             "rule": request.describe(),
-            "ranks": None if request.rule is None else ranks,
+            "ranks": None if request.rule is None else list(ranks),
             "dtype": request.storage,
             "finetune_epochs": request.repair.epochs,
             # Seen from here, so that both may be moved together.
-            "parent_path": os.path.relpath(original.checkpoint.path, request.out),
+            "parent_path": os.path.relpath(parent.path, request.out),
             "parent_digest": parent.digest,
             "parent": parent.header.compression,
         },

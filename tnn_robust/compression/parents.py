@@ -17,7 +17,7 @@ from tnn_robust.compression.merged import (
 from tnn_robust.compression.original import CompressRequest, Original
 from tnn_robust.compression.rank_sweep_results import SweepRow
 from tnn_robust.compression.rank_sweep_row import Candidate
-from tnn_robust.compression.repair import RepairSettings, repair, settings_of, train_anew
+from tnn_robust.compression.repair import RepairSettings, repair, train_anew
 from tnn_robust.compression.rule_ranks import measured_on
 from tnn_robust.compression.rules import Rule
 from tnn_robust.compression.truncate import densify, smallest_form
@@ -52,14 +52,15 @@ class Parents:
         return one._replace(note=note) if count > like.summary.parameters else one
 
     def _matrix(self, rule: Rule, text: str, like: SweepRow) -> Made:
-        checkpoint, dataset = self.original.checkpoint, self.original.dataset
+        source, dataset = self.original.source, self.original.dataset
         layers = self._whitened if rule.whiten else self._merged
-        model = matrix_network(checkpoint.model, layers, like.summary.parameters)
+        model = matrix_network(source.model, layers, like.summary.parameters)
         repairs = self._repairs(rule)
         if repairs.epochs:
             flat = replace(dataset, train=_flat(dataset.train), test=_flat(dataset.test))
-            teacher = Tubes(checkpoint.model, checkpoint.model.transform.channels)
-            model, _ = yield from repair(model, checkpoint, flat, repairs, teacher=teacher)
+            teacher = Tubes(source.model, source.model.transform.channels)
+            given = replace(source, dataset=flat)
+            model = yield from repair(model, given, repairs, teacher=teacher)
         model = smallest_form(model)
         subject = self._subject(OneChannel(model), "matrix", model.parameter_count)
         return Candidate(text, "matrix", subject, model, self._bytes(model))
@@ -67,17 +68,16 @@ class Parents:
     @cached_property
     def _merged(self) -> list[Merged]:
         assert self.original.t_svd is not None
-        return merged_layers(self.original.t_svd, self.original.checkpoint.model.transform)
+        return merged_layers(self.original.t_svd, self.original.model.transform)
 
     @cached_property
     def _whitened(self) -> list[Merged]:
-        model = self.original.checkpoint.model
-        part, _ = measured_on(model, self.original.dataset, self.request.seed)
-        return merged_layers_seen(model, part.x)
+        part, _ = measured_on(self.original.source, self.request.seed)
+        return merged_layers_seen(self.original.model, part.x)
 
     def _pruned(self, rule: Rule, text: str, like: SweepRow) -> Made:
         """Bytes: values and places (int32), the smallest plain form of unstructured zeros."""
-        model = densify(self.original.checkpoint.model)
+        model = densify(self.original.model)
         reals = 2 if model.transform.is_complex else 1
         kept = max(1, (like.summary.parameters - model.head.numel()) // reals)
         masks = _largest(model, kept)
@@ -89,8 +89,7 @@ class Parents:
         if repairs.epochs:
             for layer, mask in zip(layers, masks, strict=True):
                 layer.stacks[0].register_hook(mask.mul)
-            checkpoint, dataset = self.original.checkpoint, self.original.dataset
-            model, _ = yield from repair(model, checkpoint, dataset, repairs)
+            model = yield from repair(model, self.original.source, repairs)
             with torch.no_grad():  # an optimiser may move a weight that has no gradient
                 for layer, mask in zip(model.t_layers, masks, strict=True):
                     layer.stacks[0].mul_(mask)
@@ -100,7 +99,7 @@ class Parents:
         return Candidate(text, "pruned", subject, model, size, count)
 
     def _trained(self, rule: Rule, text: str, like: SweepRow) -> Made:
-        source = self.original.checkpoint
+        source = self.original.source
         ranks = []
         for layer, multi in zip(source.model.t_layers, like.multi_ranks, strict=True):
             rank = max(1, sum(multi) // len(multi))
@@ -108,10 +107,10 @@ class Parents:
             ranks.append(None if dense else rank)
         architecture = replace(source.model.architecture, ranks=tuple(ranks))
         data = self.original.dataset.train.x
-        model = new_model(architecture, source.header.seed, data=data, dtype=data.dtype)
-        epochs = settings_of(source).epochs + self._repairs(rule).epochs
+        model = new_model(architecture, source.seed, data=data, dtype=data.dtype)
+        epochs = source.settings.epochs + self._repairs(rule).epochs
         model = model.to(source.model.head.device)
-        yield from train_anew(model, source, self.original.dataset, epochs)
+        yield from train_anew(model, source, epochs)
         subject = self._subject(model, "trained", model.parameter_count)
         return Candidate(text, "trained", subject, model, self._bytes(model))
 

@@ -1,8 +1,8 @@
-"""tnn-compress --sweep: one t-SVD, many sizes, one table of robustness against size."""
+"""The rank sweep of tnn-compress: one t-SVD, many sizes, one table of robustness against size."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ from tnn_robust.compression.original import (
     CompressRequest,
     Original,
     build,
-    ranks_under,
     read_original,
+    require_size,
 )
 from tnn_robust.compression.parents import Parents
 from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow
 from tnn_robust.compression.rank_sweep_row import Candidate, Judge
-from tnn_robust.compression.repair import settings_of
 from tnn_robust.compression.rules import Rule, make_rule
 from tnn_robust.evaluation.subject import subject_of
 from tnn_robust.models.checkpoint import versions
@@ -42,143 +41,145 @@ _SIZE = {
 _MOST = 1000  # rows of one sweep
 
 
-@dataclass(frozen=True)
-class Size:
-    """One size of a sweep: its text and the rule it stands for."""
-
-    text: str
-    rule: Rule
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """All that `tnn-compress --sweep` was asked.
-
-    base: what every size shares; its out is the folder of the sweep, its rule is not
-    used. parents: for each size also these, of `PARENTS`, of its number of parameters.
-    """
-
-    base: CompressRequest
-    sizes: tuple[Size, ...]
-    parents: tuple[str, ...] = ()
-    resume: bool = False
-
-    def at(self, size: Size) -> CompressRequest:
-        out = self.base.out / f"size-{size.text}"
-        return replace(self.base, rule=size.rule, out=out, overwrite=True)
-
-
-def make_sizes(text: str, **asked: Any) -> tuple[Size, ...]:
+def make_sizes(text: str, *, method: str | None = None, **asked: Any) -> dict[str, Rule]:
     """The sizes of `1,2,4` or `0.05:1:0.05`: tubal ranks, or shares for other methods.
 
     asked: the fields of `Rule` without a size; no method is `rank`. Raises InputError for
     what is no list of numbers, for a size given beside it and as `make_rule` does.
     """
-    method = asked.pop("method", None) or "rank"
+    method = method or "rank"
     if method not in _SIZE and method == "plateau":
-        raise InputError("--method plateau finds its own ranks: it takes no --sweep")
+        raise InputError("method plateau finds its own ranks: it takes no rank sweep")
     name = _SIZE.get(method, "rank")
     given = [key for key in {*_SIZE.values(), "flops", "bytes", "alpha"} if asked.get(key)]
     if given:
-        raise InputError(f"--sweep gives the sizes: it takes no --{sorted(given)[0]}")
+        raise InputError(f"a rank sweep gives the sizes: it takes no {sorted(given)[0]} besides")
+    sizes = {}
+    for value in _values(text):
+        if name == "rank" and value != int(value):
+            raise InputError(f"method rank needs whole tubal ranks, got {value:g}")
+        size = (int(value),) if name == "rank" else value
+        sizes[f"{value:.6g}"] = make_rule(method, **{**asked, name: size})
+    return sizes
+
+
+def _values(text: str) -> list[float]:
     try:
         found = parse_eps(text)
     except InputError as error:
-        raise InputError(f"--sweep needs 1,2,4 or START:STOP:STEP, got {text!r}") from error
+        raise InputError(f"sizes need 1,2,4 or START:STOP:STEP, got {text!r}") from error
     values = list(dict.fromkeys(one.value for one in found))
     if len(values) > _MOST:
-        raise InputError(f"--sweep takes at most {_MOST} sizes, got {len(values)}")
-    sizes = []
-    for value in values:
-        if name == "rank" and value != int(value):
-            raise InputError(f"--sweep needs whole tubal ranks for --method rank, got {value:g}")
-        size = (int(value),) if name == "rank" else value
-        sizes.append(Size(f"{value:.6g}", make_rule(method, **{**asked, name: size})))
-    return tuple(sizes)
+        raise InputError(f"a rank sweep takes at most {_MOST} sizes, got {len(values)}")
+    return values
 
 
-def sweep_run(request: SweepRequest) -> Steps[SweepReport]:
-    """Compress to every size under `request.base.out`; the result is the report.
+def rank_sweep(
+    request: CompressRequest,
+    sizes: dict[str, Rule],
+    *,
+    parents: Sequence[str] = (),
+    resume: bool = False,
+) -> Steps[SweepReport]:
+    """Compress to every size under `request.out`; returns the report.
 
+    request: what every size shares, its rule is not used; sizes: the rules by their text, as of
+    `make_sizes`; parents: for each size also these, of `PARENTS`, of its number of parameters.
     Every finished row is on disk before the next begins. With `resume` those of an earlier
     run are taken over, and InputError names the setting that differs if there is one.
     """
-    if not request.sizes:
-        raise InputError("--sweep needs at least one size, got none")
-    for kind in request.parents:
+    if not sizes:
+        raise InputError("a rank sweep needs at least one size, got none")
+    for kind in parents:
         if kind not in PARENTS:
             raise unknown_choice("parent", kind, PARENTS)
-    base, path = request.base, request.base.out / FILE_NAME
-    if not request.resume:
-        claim_directory(base.out, overwrite=base.overwrite)
-    original = read_original(replace(base, rule=request.sizes[0].rule))
-    if "trained" in request.parents:
-        settings_of(original.checkpoint)
-    for size in request.sizes:  # what cannot be had is refused before the first row
-        ranks_under(original, request.at(size))
-    known = _Rows(path, _header(original, request), resume=request.resume)
-    judge = Judge(original, base)
-    source = original.checkpoint
-    whole = Candidate("", "original", original.subject, source.model, source.path.stat().st_size)
-    parents = Parents(original, base)
-    kinds = ("t-SVD", *request.parents)
-    wanted = [(size, kind) for size in request.sizes for kind in kinds]
-    if ("", "original") not in known.rows or any((s.text, k) not in known.rows for s, k in wanted):
-        # Also for a resumed sweep: the points of the original are in no file.
-        row = yield from judge.row(whole)
-        known.add(row)
-    for size, kind in wanted:
-        if (size.text, kind) in known.rows:
-            continue
+    if not resume:
+        claim_directory(request.out, overwrite=request.overwrite)
+    rule = next(iter(sizes.values()))
+    original = read_original(replace(request, rule=rule), retrains="trained" in parents)
+    for text, one in sizes.items():  # what cannot be had is refused before the first row
+        require_size(original, at_size(request, text, one))
+    header = _header(original, request, sizes, parents)
+    known = _Rows(request.out / FILE_NAME, header, resume=resume)
+    yield from _missing_rows(original, request, sizes, parents, known)
+    wanted = [("", "original"), *_wanted(sizes, parents)]
+    return _report(original, request, rule, [known.rows[one] for one in wanted])
+
+
+def at_size(request: CompressRequest, text: str, rule: Rule) -> CompressRequest:
+    """The compression of one size, in its own folder."""
+    out = request.out / f"size-{text}"
+    return replace(request, rule=rule, out=out, overwrite=True)
+
+
+def _wanted(sizes: Iterable[str], parents: Sequence[str]) -> list[tuple[str, str]]:
+    return [(text, kind) for text in sizes for kind in ("t-SVD", *parents)]
+
+
+def _missing_rows(
+    original: Original,
+    request: CompressRequest,
+    sizes: dict[str, Rule],
+    parents: Sequence[str],
+    known: "_Rows",
+) -> Steps[None]:
+    """Make the rows that are not known yet."""
+    missing = [one for one in _wanted(sizes, parents) if one not in known.rows]
+    if not missing and ("", "original") in known.rows:
+        return
+    judge, makers = Judge(original, request), Parents(original, request)
+    # Also for a resumed sweep: the points of the original are in no file.
+    size = original.checkpoint.path.stat().st_size
+    whole = Candidate("", "original", original.subject, original.model, size)
+    row = yield from judge.row(whole)
+    known.add(row)
+    for text, kind in missing:
         if kind == "t-SVD":
-            one = yield from _compressed(original, request, size)
+            one = yield from _compressed(original, at_size(request, text, sizes[text]), text)
         else:
-            like = known.rows[size.text, "t-SVD"]
-            one = yield from parents.make(kind, size.rule, size.text, like)
+            like = known.rows[text, "t-SVD"]
+            one = yield from makers.make(kind, sizes[text], text, like)
         row = yield from judge.row(one)
         known.add(row)
-    rows = [known.rows["", "original"], *(known.rows[s.text, kind] for s, kind in wanted)]
-    return _report(original, request, rows)
 
 
-def _compressed(original: Original, request: SweepRequest, size: Size) -> Steps[Candidate]:
-    built = yield from build(original, request.at(size))
-    target = built.target
-    size_on_disk = target.path.stat().st_size
-    return Candidate(
-        size.text, "t-SVD", subject_of(target), target.model, size_on_disk, note=built.note
-    )
+def _compressed(original: Original, request: CompressRequest, text: str) -> Steps[Candidate]:
+    target, cut = yield from build(original, request)
+    size = target.path.stat().st_size
+    return Candidate(text, "t-SVD", subject_of(target), target.model, size, note=cut.note)
 
 
-def _report(original: Original, request: SweepRequest, rows: Sequence[SweepRow]) -> SweepReport:
-    rule = request.sizes[0].rule
+def _report(
+    original: Original, request: CompressRequest, rule: Rule, rows: Sequence[SweepRow]
+) -> SweepReport:
     words = [rule.method, *["whitened"] * rule.whiten, *["second order"] * rule.second_order]
     return SweepReport(
         model=original.subject.info,
         dataset=original.data,
         method=", ".join(words),
-        finetune_epochs=request.base.repair.epochs,
-        seed=request.base.seed,
+        finetune_epochs=request.repair.epochs,
+        seed=request.seed,
         versions=versions(),
         rows=tuple(rows),
     )
 
 
-def _header(original: Original, request: SweepRequest) -> dict[str, Any]:
+def _header(
+    original: Original, request: CompressRequest, sizes: dict[str, Rule], parents: Sequence[str]
+) -> dict[str, Any]:
     """All that the rows depend on."""
-    base = request.base
     return {
         "checkpoint": original.checkpoint.digest,
         "data": original.data["digest"],
-        "sizes": [size.rule.describe() for size in request.sizes],
-        "parents": list(request.parents),
-        "repair": asdict(base.repair),
-        "dtype": base.dtype,
-        "densify": base.densify,
+        "sizes": [rule.describe() for rule in sizes.values()],
+        "parents": list(parents),
+        "repair": asdict(request.repair),
+        "dtype": request.dtype,
+        "densify": request.densify,
         "attacks": [attack.to_json() for attack in original.attacks],
-        "n": base.n,
-        "seed": base.seed,
-        "batch_size": base.batch_size,
+        "n": request.n,
+        "seed": request.seed,
+        "batch_size": request.batch_size,
         "device": str(original.subject.device),
         "versions": versions(),
     }
@@ -192,7 +193,7 @@ class _Rows:
         self.rows: dict[tuple[str, str], SweepRow] = {}
         lines = checked_lines(path) if resume else []
         if resume and not lines:
-            raise InputError(f"nothing to resume at {path}: run it without --resume")
+            raise InputError(f"nothing to resume at {path}: start it anew")
         if lines:
             require_same(path, lines[0], json.loads(json.dumps(header)))
         for line in lines[1:]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tnn_robust.base.progress import Steps
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.certification.truncation import truncation_bound
+from tnn_robust.compression.compress_run import attacked_alike, examples_of
 from tnn_robust.compression.original import CompressRequest, Original
 from tnn_robust.compression.rank_sweep_results import SweepRow, WeightFacts
 from tnn_robust.compression.report import (
@@ -17,9 +18,8 @@ from tnn_robust.compression.report import (
     largest_norm,
     summary_of,
 )
-from tnn_robust.data.dataset import subset
 from tnn_robust.evaluation.agp import NO_WORK, Attacked, attack_rows, worst_case
-from tnn_robust.evaluation.report import PARTS, Evaluated, evaluate_steps
+from tnn_robust.evaluation.report import PARTS, Evaluated
 from tnn_robust.evaluation.rows import Points, Result, attacked
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.evaluation.verify import recompute
@@ -66,14 +66,14 @@ class Judge:
             self.points = finished.points
         each = [worst_case(found) for found in (own, carried) if found]
         *parts, verdict = attack_rows([*each, worst_case([*own, *carried])], self.request.seed)
-        original, models = self.original, (self.original.checkpoint.model, one.subject.model)
-        dense, mine = forward_times(models, original.dataset, original.checkpoint.model.head)
+        original, models = self.original, (self.original.model, one.subject.model)
+        dense, mine = forward_times(models, original.dataset, original.model.head)
         if one.kind == "original":  # one network, timed twice
             mine = dense
         summary = summary_of(one.model, one.bytes, mine, verdict)
         if one.parameters is not None:
             summary = replace(summary, parameters=one.parameters)
-        x, y = self._test()
+        x, y = examples_of(original, self.request)
         ranks = [kept_ranks(layer) for layer in one.model.t_layers]
         return SweepRow(
             size=one.size,
@@ -91,17 +91,8 @@ class Judge:
         )
 
     def _attack(self, one: Candidate) -> Steps[Evaluated]:
-        request = self.request
-        steps = evaluate_steps(
-            one.subject,
-            self.original.dataset,
-            self.original.attacks,
-            seeds=(request.seed,),
-            n=request.n,
-            batch_size=request.batch_size,
-            checks=False,
-            keep_points=self.points is None,
-        )
+        keep = self.points is None
+        steps = attacked_alike(one.subject, self.original, self.request, keep_points=keep)
         name = f"{one.kind} {one.size}".rstrip()
         while True:
             try:
@@ -125,16 +116,10 @@ class Judge:
             found.append(attacked(settings, results, 0.0)._replace(name="transfer"))
         return found
 
-    def _test(self) -> tuple[Tensor, Tensor]:
-        original, request = self.original, self.request
-        place = (original.subject.device, original.subject.dtype)
-        part, _ = subset(original.dataset.test, request.n, request.seed, *place)
-        return part.x, part.y
-
     def _certified(self, one: Candidate, x: Tensor) -> int | None:
         if one.kind not in ("original", "t-SVD"):
             return None
-        pair = (self.original.checkpoint.model, one.model)
+        pair = (self.original.model, one.model)
         return certified_count(truncation_bound(*pair), pair, x)
 
     def _weights(self, one: Candidate, x: Tensor, y: Tensor) -> WeightFacts:

@@ -1,35 +1,24 @@
-"""Training that a compression needs: repair of the factors, and the methods that train."""
+"""Training after a compression: repair of the factors, and a fresh network of their size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.errors import InputError
 from tnn_robust.base.progress import Progress, Steps
-from tnn_robust.compression.costs import parameter_costs
-from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
-from tnn_robust.compression.rank_selection import MultiRanks, penalty_ranks
-from tnn_robust.compression.rules import TRAINED, Rule
-from tnn_robust.compression.truncate import densify, truncated
-from tnn_robust.data.dataset import Dataset, subset
-from tnn_robust.evaluation.subject import trained_against
-from tnn_robust.models.checkpoint import Checkpoint
-from tnn_robust.models.network import TNN, new_model
-from tnn_robust.training.learning_compression import LCSchedule, LCStep, lc_fit
+from tnn_robust.compression.source import Source
+from tnn_robust.data.dataset import subset
+from tnn_robust.models.network import TNN
+from tnn_robust.training.learning_compression import LCSchedule
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.penalties import conditioning, distillation, total
-from tnn_robust.training.plateau import Plateau
-from tnn_robust.training.rank_adaptive import DynamicSettings, dynamic_fit
 from tnn_robust.training.results import BatchProgress, EpochRecord
 from tnn_robust.training.run import training_perturb
 
 _MONITOR = 512
-_TOLD = ("epochs", "batch_size", "lr", "optimizer", "loss")  # by every run
-
-RanksOf = Callable[[Sequence[LayerSVD]], MultiRanks]
 
 
 @dataclass(frozen=True)
@@ -50,38 +39,34 @@ class RepairSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
-            raise InputError(f"--finetune needs at least 0 epochs, got {self.epochs}")
+            raise InputError(f"fine-tuning needs at least 0 epochs, got {self.epochs}")
         for name in ("distill", "conditioning"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(
-                    f"--{name} needs a number of at least 0, got {getattr(self, name)}"
-                )
+                raise InputError(f"{name} needs a number of at least 0, got {getattr(self, name)}")
         if (self.distill or self.conditioning) and not self.epochs:
-            raise InputError("--distill and --conditioning are terms of --finetune: give it epochs")
-
-
-Trained = Steps[tuple[TNN, str]]
+            raise InputError(
+                "distill and conditioning are terms of fine-tuning, got 0 epochs of it"
+            )
 
 
 def repair(
     model: TNN,
-    checkpoint: Checkpoint,
-    dataset: Dataset,
+    source: Source,
     asked: RepairSettings,
     *,
     teacher: nn.Module | None = None,
-) -> Trained:
+) -> Steps[TNN]:
     """Continue the run's training on the factors, with its attack, eps and objective.
 
-    teacher: whose scores are distilled, None for the network of the checkpoint.
+    teacher: whose scores are distilled, None for the network to compress.
     """
     terms = []
     if asked.distill:
-        terms.append(distillation(teacher or checkpoint.model, asked.distill))
+        terms.append(distillation(teacher or source.model, asked.distill))
     if asked.conditioning:
         terms.append(conditioning(asked.conditioning))
-    settings, common = _common(checkpoint, dataset, asked, asked.epochs)
-    common["perturb"] = training_perturb(trained_against(checkpoint), model.transform)
+    settings, common = training_setup(source, asked, asked.epochs)
+    common["perturb"] = training_perturb(source.attack, model.transform)
     records = fit(
         model,
         **common,
@@ -89,165 +74,46 @@ def repair(
         optimizer=make_optimizer(model, settings),
         extra=total(terms),
     )
-    yield from _told("fine-tuning", records, asked.epochs)
-    return model, ""
+    yield from told("fine-tuning", records, asked.epochs)
+    return model
 
 
-def train_anew(
-    model: TNN, checkpoint: Checkpoint, dataset: Dataset, epochs: int
-) -> Iterator[Progress]:
+def train_anew(model: TNN, source: Source, epochs: int) -> Iterator[Progress]:
     """The run's own training on a fresh network, in place."""
-    settings, common = _common(checkpoint, dataset, RepairSettings(), epochs)
+    settings, common = training_setup(source, RepairSettings(), epochs)
     records = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
-    return _told("training anew", records, epochs)
+    return told("training anew", records, epochs)
 
 
-def require_trainable(checkpoint: Checkpoint, rule: Rule, asked: RepairSettings) -> None:
-    """Raise TnnError for what repair, or a method that trains, cannot start from."""
-    layers = checkpoint.model.t_layers
-    if asked.epochs or rule.method in TRAINED:
-        settings_of(checkpoint)
-    if rule.method == "dynamic" and not asked.epochs:
-        raise InputError("--method dynamic trains the factors: give --finetune EPOCHS")
-    if rule.method == "lc" and any(layer.rank is not None for layer in layers):
-        raise InputError("--method lc needs a network of dense layers: --densify makes one")
-
-
-def train_compressed(
-    checkpoint: Checkpoint, dataset: Dataset, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
-) -> Trained:
-    """The network, as factors, of a method that trains; and a sentence on how it went.
-
-    ranks_of: the ranks under the rule's size, for a plain t-SVD.
-    """
-    if rule.method == "lc":
-        return _learning_compression(checkpoint, dataset, rule, asked, ranks_of)
-    if rule.method == "plateau":
-        return _plateau(checkpoint, dataset, asked)
-    return _dynamic(checkpoint, dataset, asked, ranks_of)
-
-
-def _learning_compression(
-    checkpoint: Checkpoint, dataset: Dataset, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
-) -> Trained:
-    found: list[TNN] = []
-
-    def c_step(model: TNN, mu: float) -> list[Tensor]:
-        svds = layer_svds(model)
-        if rule.alpha is None:
-            ranks = ranks_of(svds)
-        else:
-            price = 2 * rule.alpha / mu
-            ranks = penalty_ranks(svds, parameter_costs(model, svds), price)
-        found[:] = [truncated(model, svds, ranks)]
-        return [layer.faces().detach() for layer in found[0].t_layers]
-
-    model = densify(checkpoint.model)
-    settings, common = _common(checkpoint, dataset, asked, 1)
-    optimizer = make_optimizer(model, settings)
-    steps = lc_fit(
-        model, c_step, **common, settings=settings, optimizer=optimizer, schedule=asked.lc
-    )
-    done, distance = 0, 0.0
-    for record in steps:
-        if isinstance(record, LCStep):
-            done, distance = record.step, record.distance
-            text = f"lc, mu {record.mu:.3g}, distance {distance:.3g}"
-            yield Progress(text, done, asked.lc.steps)
-        else:
-            share = record.batch / record.batches
-            yield Progress(f"lc, loss {record.loss:.4g}", done + share, asked.lc.steps)
-    why = "met" if distance <= asked.lc.tolerance else "were cut off at the last step"
-    words = f"{done} L-steps of an epoch; weights and factors {why}, {distance:.3g} of ||W|| apart"
-    return found[0], f"Learning-compression: {words}."
-
-
-def _dynamic(
-    checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings, ranks_of: RanksOf
-) -> Trained:
-    svds = layer_svds(checkpoint.model)
-    ranks = ranks_of(svds)
-    model = truncated(checkpoint.model, svds, ranks)
-    settings, common = _common(checkpoint, dataset, asked, asked.epochs)
-    dynamic = DynamicSettings(asked.theta, min(asked.conditioning, 0.99))
-    components = [int(multi.sum()) for multi in ranks]
-    made = model
-    records = dynamic_fit(model, components, **common, settings=settings, dynamic=dynamic)
-    for record in records:
-        if isinstance(record, TNN):
-            made = record
-        else:
-            yield _training("rank-adaptive", record, asked.epochs)
-    return made, f"Rank-adaptive training: {asked.epochs} epochs, ranks moved at every step."
-
-
-def _plateau(checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings) -> Trained:
-    """The run's training anew: dense until its stable ranks settle, as factors from there on."""
-    epochs = settings_of(checkpoint).epochs
-    settings, common = _common(checkpoint, dataset, asked, epochs)
-    seed = checkpoint.header.seed
-    architecture = replace(
-        checkpoint.model.architecture, ranks=(None,) * len(checkpoint.model.architecture.widths)
-    )
-    model = new_model(architecture, seed, data=dataset.train.x).to(checkpoint.model.head.device)
-    watch, switched = Plateau(model), epochs
-    optimizer = make_optimizer(model, settings)
-    for epoch in range(1, epochs + 1):
-        one = replace(settings, epochs=epoch)
-        records = fit(model, **common, settings=one, optimizer=optimizer, first_epoch=epoch)
-        form = "dense" if switched == epochs else "factors"
-        yield from _told(f"plateau, {form}", records, epochs)
-        if switched == epochs and (watch.see(model) or epoch == epochs):
-            switched = epoch
-            model = truncated(model, layer_svds(model), watch.ranks())
-            if epoch < epochs:
-                optimizer = make_optimizer(model, settings)
-    return model, f"Plateau: dense for {switched} of {epochs} epochs, then as factors."
-
-
-def _common(
-    checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings, epochs: int
+def training_setup(
+    source: Source, asked: RepairSettings, epochs: int
 ) -> tuple[TrainSettings, dict[str, Any]]:
-    """The run's settings, and what every training here takes besides."""
-    settings, device = settings_of(checkpoint), checkpoint.model.head.device
+    """The network's own settings, and what every training here takes besides."""
+    settings, device = source.settings, source.model.head.device
     lr = settings.lr if asked.lr is None else asked.lr
-    dtype = checkpoint.model.head.dtype
-    monitor, _ = subset(dataset.test, _MONITOR, checkpoint.header.seed, device, dtype)
-    x, y = dataset.train.x.to(device, dtype), dataset.train.y.to(device)
-    perturb = training_perturb(trained_against(checkpoint), checkpoint.model.transform)
+    dtype = source.model.head.dtype
+    monitor, _ = subset(source.data.test, _MONITOR, source.seed, device, dtype)
+    x, y = source.data.train.x.to(device, dtype), source.data.train.y.to(device)
+    perturb = training_perturb(source.attack, source.model.transform)
     common = {
         "x": x,
         "y": y,
         "monitor": (monitor.x, monitor.y),
         "perturb": perturb,
         # Not the streams that the weights were trained on.
-        "seed": checkpoint.header.seed + 1,
+        "seed": source.seed + 1,
     }
     return replace(settings, epochs=epochs, lr=lr), common
 
 
-def _told(
+def told(
     text: str, records: Iterator[BatchProgress | EpochRecord], epochs: int
 ) -> Iterator[Progress]:
-    return (_training(text, record, epochs) for record in records)
+    return (told_one(text, record, epochs) for record in records)
 
 
-def _training(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Progress:
+def told_one(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Progress:
     done = float(record.epoch)
     if isinstance(record, BatchProgress):
         done += record.batch / record.batches - 1
     return Progress(f"{text}, loss {record.loss:.4g}", done, epochs)
-
-
-def settings_of(checkpoint: Checkpoint) -> TrainSettings:
-    """How a run was trained; CheckpointError where it does not say."""
-    stored: dict[str, Any] = checkpoint.header.training
-    if stored.get("gradient_flow"):  # which has no batches to go on with
-        return TrainSettings(loss=stored["loss"])
-    try:
-        names = TrainSettings.__dataclass_fields__
-        # What older runs do not name was not there to be set: its default is how it was.
-        told = {name: stored[name] for name in names if name in stored}
-        return TrainSettings(**{**told, **{name: stored[name] for name in _TOLD}})
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.certification.truncation import TruncationBound, truncation_bound, unchanged
+from tnn_robust.compression.compress import Cut
 from tnn_robust.compression.latency import latencies_ms
 from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.compression.truncate import layer_records
@@ -26,19 +27,16 @@ def compression_report(
     target: Checkpoint,
     dataset: Dataset,
     measured: Part,
+    cut: Cut,
     *,
     rule: str,
     finetune_epochs: int,
-    note: str,
     rows: Sequence[AttackRow],
-    kept: Sequence[float],
-    dropped: Sequence[float],
 ) -> CompressionReport:
     """The record of a finished compression.
 
     measured: the test examples that decisions are proved for, on the models' device; rows:
-    the verdict of each network; note: how a training method went; kept, dropped: of
-    `kept_energy` and `dropped_norms`.
+    the verdict of each network.
     """
     models = (source.model, target.model)
     times = forward_times(models, dataset, source.model.head)
@@ -55,9 +53,9 @@ def compression_report(
         target=model_info(target),
         rule=rule,
         finetune_epochs=finetune_epochs,
-        note=note,
+        note=cut.note,
         layers_before=_layers(source, whole, none, none),
-        layers_after=_layers(target, kept, dropped, bounds),
+        layers_after=_layers(target, cut.kept, cut.dropped, bounds),
         before=before,
         after=after,
         certificate=certificate,

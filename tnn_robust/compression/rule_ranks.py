@@ -1,6 +1,7 @@
-"""From a run and a rule to svds in the rule's metric and ranks under its budget."""
+"""From a network and a rule to svds in the rule's metric and ranks under its budget."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,24 +19,32 @@ from tnn_robust.compression.metrics import (
 )
 from tnn_robust.compression.rank_selection import MultiRanks
 from tnn_robust.compression.rules import Rule, budget_of, choose_ranks
-from tnn_robust.data.dataset import Dataset, Part, subset
-from tnn_robust.evaluation.subject import risk_loss, trained_against
-from tnn_robust.models.checkpoint import Checkpoint
+from tnn_robust.compression.source import Source
+from tnn_robust.compression.truncate import truncated
+from tnn_robust.data.dataset import Part, subset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.run import training_perturb
 
 _EXAMPLES = 1024  # of the training data that a metric is measured on
 _TRIES = 8
 
-# The bytes on disk of a network with these ranks.
-SizeOf = Callable[[MultiRanks], int]
+
+class FileSize(NamedTuple):
+    """How large a network's file is, in bytes.
+
+    whole: before compression; of: of a truncated network in the form it will be stored in;
+    itemsize: of a real number of a layer.
+    """
+
+    whole: int
+    of: Callable[[TNN], int]
+    itemsize: int
 
 
 def metric_svds(
-    checkpoint: Checkpoint,
+    source: Source,
     svds: Sequence[LayerSVD],
     rule: Rule,
-    dataset: Dataset,
     *,
     seed: int,
     batch_size: int,
@@ -45,14 +54,16 @@ def metric_svds(
     Never on test examples: what is chosen by them cannot be judged by them. Rules over
     all layers compare shares of a layer; sensitivities are comparable as they are.
     """
-    model = checkpoint.model
-    part, indices = measured_on(model, dataset, seed)
+    if not needs_examples(rule):
+        return relative(svds) if rule.method in ("budget", "global-energy") else svds
+    model = source.model
+    part, indices = measured_on(source, seed)
     blocks = list(torch.arange(len(part.y), device=indices.device).split(batch_size))
     if rule.whiten:
         covariances = input_covariances(model, (part.x[rows] for rows in blocks))
         svds = whitened(svds, covariances, model.transform.multiplicity)
     if rule.method == "sensitivity":
-        perturb = training_perturb(trained_against(checkpoint), model.transform)
+        perturb = training_perturb(source.attack, model.transform)
 
         def points() -> Iterator[tuple[Tensor, Tensor]]:
             for rows in blocks:
@@ -60,30 +71,33 @@ def metric_svds(
                 streams = Streams(seed, indices[rows])
                 yield (x if perturb is None else perturb(model, x, y, streams).x), y
 
-        loss = LOSSES[risk_loss(checkpoint)]
+        loss = LOSSES[source.loss]
         return by_sensitivity(model, svds, points(), loss, second_order=rule.second_order)
     return relative(svds) if rule.method in ("budget", "global-energy") else svds
 
 
-def measured_on(model: TNN, dataset: Dataset, seed: int) -> tuple[Part, Tensor]:
+def needs_examples(rule: Rule) -> bool:
+    """Whether a rule's metric is measured on training examples."""
+    return rule.whiten or rule.method == "sensitivity"
+
+
+def measured_on(source: Source, seed: int) -> tuple[Part, Tensor]:
     """The training examples that a metric is measured on, and their indices."""
-    return subset(dataset.train, _EXAMPLES, seed, model.head.device, model.head.dtype)
+    head = source.model.head
+    return subset(source.data.train, _EXAMPLES, seed, head.device, head.dtype)
 
 
 def chosen_ranks(
-    checkpoint: Checkpoint,
-    svds: Sequence[LayerSVD],
-    rule: Rule,
-    size_of: SizeOf,
-    itemsize: int,
+    model: TNN, svds: Sequence[LayerSVD], rule: Rule, file: FileSize | None = None
 ) -> MultiRanks:
     """The ranks of a rule; svds in its metric, from `metric_svds`.
 
-    size_of, itemsize: for a budget in bytes, the file of a choice and of a real number in it.
+    file: how large it is, None for a rule whose size is not in bytes.
     """
-    model, (name, _) = checkpoint.model, rule.size
+    name, _ = rule.size
     if name == "bytes":
-        return _within_bytes(checkpoint, svds, rule, size_of, itemsize)
+        assert file is not None
+        return _within_bytes(model, svds, rule, file)
     if name == "params":
         costs, whole = parameter_costs(model, svds), model.parameter_count
     elif name == "flops":
@@ -93,22 +107,16 @@ def chosen_ranks(
     return choose_ranks(svds, rule, costs, budget_of(rule, whole))
 
 
-def _within_bytes(
-    checkpoint: Checkpoint,
-    svds: Sequence[LayerSVD],
-    rule: Rule,
-    size_of: SizeOf,
-    itemsize: int,
-) -> MultiRanks:
+def _within_bytes(model: TNN, svds: Sequence[LayerSVD], rule: Rule, file: FileSize) -> MultiRanks:
     """What surrounds the factors in the file, header and names, is known once they are
     chosen: it is measured, on the smallest network first, until the file fits."""
-    budget = budget_of(rule, checkpoint.path.stat().st_size)
-    costs = byte_costs(checkpoint.model, svds, itemsize=itemsize, fixed=0)
+    budget = budget_of(rule, file.whole)
+    costs = byte_costs(model, svds, itemsize=file.itemsize, fixed=0)
     smallest = tuple(torch.ones_like(full) for full in full_ranks(svds))
-    fixed = size_of(smallest) - cost_of(costs, smallest)
+    fixed = file.of(truncated(model, svds, smallest)) - cost_of(costs, smallest)
     for _ in range(_TRIES):
         ranks = choose_ranks(svds, rule, costs._replace(fixed=fixed), budget)
-        excess = size_of(ranks) - budget
+        excess = file.of(truncated(model, svds, ranks)) - budget
         if excess <= 0:
             return ranks
         fixed += excess

@@ -16,7 +16,7 @@ from tnn_robust.compression.rank_selection import (
     tolerance_ranks,
 )
 
-# What each method needs, one of each row; the names are also the options'.
+# What each method needs, one of each row; of each the least.
 NEEDS = {
     "rank": ("rank",),
     "energy": ("energy",),
@@ -95,15 +95,15 @@ def make_rule(method: str | None = None, **given: object) -> Rule:
     sizes = [name for name in _SIZES if given.get(name) is not None]
     if method is None:
         if len(sizes) != 1:
-            named = ", ".join(f"--{name}" for name in _SIZES)
-            raise InputError(f"compression needs exactly one of {named}, got {_options(sizes)}")
+            named = ", ".join(_SIZES)
+            raise InputError(f"compression needs exactly one of {named}, got {_named(sizes)}")
         method = "budget" if sizes[0] in BUDGETS else sizes[0]
     if method not in NEEDS:
         raise unknown_choice("method", method, choices.COMPRESSIONS)
     fits = len(sizes) == 1 and sizes[0] in NEEDS[method] if NEEDS[method] else not sizes
     if not fits:
-        needed = " or ".join(f"--{name}" for name in NEEDS[method]) or "no size"
-        raise InputError(f"--method {method} needs {needed}, got {_options(sizes)}")
+        needed = " or ".join(NEEDS[method]) or "no size"
+        raise InputError(f"method {method} needs {needed}, got {_named(sizes)}")
     known = {field.name for field in fields(Rule)}
     assert known >= given.keys(), given
     values = {name: value for name, value in given.items() if value is not None}
@@ -112,8 +112,8 @@ def make_rule(method: str | None = None, **given: object) -> Rule:
     return rule
 
 
-def _options(names: Sequence[str]) -> str:
-    return " and ".join(f"--{name}" for name in names) or "none"
+def _named(sizes: Sequence[str]) -> str:
+    return " and ".join(sizes) or "none"
 
 
 def _check(rule: Rule) -> None:
@@ -121,25 +121,25 @@ def _check(rule: Rule) -> None:
     if rule.granularity not in choices.GRANULARITIES:
         raise unknown_choice("granularity", rule.granularity, choices.GRANULARITIES)
     if name == "energy" and not 0 < rule.energy <= 1:  # type: ignore[operator]
-        raise InputError(f"--energy needs a share above 0 and at most 1, got {value}")
+        raise InputError(f"energy needs a share above 0 and at most 1, got {value}")
     if name == "tolerance" and not 0 <= rule.tolerance < float("inf"):  # type: ignore[operator]
-        raise InputError(f"--tolerance needs a number of at least 0, got {value}")
+        raise InputError(f"tolerance needs a number of at least 0, got {value}")
     if name == "alpha" and not 0 < value < float("inf"):  # type: ignore[operator]
-        raise InputError(f"--alpha needs a number above 0, got {value}")
+        raise InputError(f"alpha needs a number above 0, got {value}")
     if rule.method in TRAINED and (rule.whiten or rule.second_order):
-        raise InputError(f"--method {rule.method} trains: it takes no --whiten, --second-order")
+        raise InputError(f"method {rule.method} trains: it takes neither whiten nor second_order")
     if name in BUDGETS and not 0 < value < float("inf"):  # type: ignore[operator]
-        raise InputError(f"--{name} needs a share or a number above 0, got {value}")
+        raise InputError(f"{name} needs a share or a number above 0, got {value}")
     if rule.method == "rank" and rule.granularity == "face":
-        raise InputError("--granularity face needs a method that chooses, --rank gives tubal ranks")
+        raise InputError("granularity face needs a method that chooses, rank gives tubal ranks")
     if name == "flops" and rule.granularity == "face":
         raise InputError(
-            "--flops counts products at the tubal rank, so it needs --granularity layer, got face"
+            "flops count products at the tubal rank, so they need granularity layer, got face"
         )
     if rule.whiten and rule.method == "tolerance":
-        raise InputError("--tolerance is an F-norm of weights, --whiten measures outputs: drop one")
+        raise InputError("tolerance is an F-norm of weights and whiten measures outputs: drop one")
     if rule.second_order and rule.method != "sensitivity":
-        raise InputError(f"--second-order is of --method sensitivity, got {rule.method}")
+        raise InputError(f"second_order is of method sensitivity, got {rule.method}")
 
 
 def budget_of(rule: Rule, whole: float) -> int:
