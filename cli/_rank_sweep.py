@@ -1,47 +1,43 @@
 """tnn-compress --sweep: the part of the command that gives a table of sizes."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from tnn_robust_cli import _render
+
+from tnn_robust.base.files import require_writable
+from tnn_robust.compression.original import CompressRequest
+from tnn_robust.compression.rank_sweep import make_sizes, rank_sweep
+from tnn_robust.reporting.figures import require_figure
+from tnn_robust.reporting.rank_sweep import sweep_figure, sweep_notes, sweep_tables, write_csv
 
 
-class Files(NamedTuple):
-    """Where the table goes besides the terminal; None for nowhere."""
-
-    json: Path | None
-    csv: Path | None
-    figure: Path | None
-
-
-def run_sweep(
+def sweep_sizes(
+    request: CompressRequest,
     text: str,
-    base: Any,
     asked: dict[str, Any],
-    files: Files,
     *,
-    parent: tuple[str, ...] | None,
+    parents: tuple[str, ...],
     resume: bool,
+    json_file: Path | None,
+    csv_file: Path | None,
+    figure: Path | None,
 ) -> None:
-    """Run the sweep of a `CompressRequest` and deliver its table.
+    """Run the sweep and deliver its table.
 
-    asked: the options of a rule without a size.
+    text: the sizes; asked: the options of a rule without a size; the files are where the
+    table goes besides the terminal, None for nowhere.
     """
-    from tnn_robust_cli import _render
-
-    from tnn_robust.base.files import require_writable
-    from tnn_robust.compression.rank_sweep import SweepRequest, make_sizes, sweep_run
-    from tnn_robust.reporting.figures import require_figure
-    from tnn_robust.reporting.rank_sweep import sweep_figure, sweep_notes, sweep_tables, write_csv
-
-    request = SweepRequest(base, make_sizes(text, **asked), parent or (), resume)
-    if files.figure is not None:
-        require_figure(files.figure)
-    for path in files:
+    sizes = make_sizes(text, **asked)
+    if figure is not None:
+        require_figure(figure)
+    for path in (json_file, csv_file, figure):
         if path is not None:
             require_writable(path)
-    report = _render.follow(sweep_run(request))
-    if files.csv is not None:
-        write_csv(report, files.csv)
-    if files.figure is not None:
-        sweep_figure(report, files.figure)
-    lines = [*sweep_notes(report), f"Networks and rows in {base.out}."]
-    _render.deliver(report.to_json(), files.json, sweep_tables(report), lines)
+    report = _render.follow(rank_sweep(request, sizes, parents=parents, resume=resume))
+    if csv_file is not None:
+        write_csv(report, csv_file)
+    if figure is not None:
+        sweep_figure(report, figure)
+    lines = [*sweep_notes(report), f"Networks and rows in {request.out}."]
+    _render.deliver(report.to_json(), json_file, sweep_tables(report), lines)

@@ -28,12 +28,14 @@ import torch
 
 from tnn_robust.algebra import tsvd
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.progress import drain
 from tnn_robust.compression.layer_svd import layer_svds
 from tnn_robust.compression.original import CompressRequest
-from tnn_robust.compression.rank_sweep import Size, SweepRequest, sweep_run
+from tnn_robust.compression.rank_sweep import rank_sweep
 from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow
-from tnn_robust.compression.repair import RepairSettings, settings_of
+from tnn_robust.compression.repair import RepairSettings
 from tnn_robust.compression.rules import choose_ranks, make_rule
+from tnn_robust.compression.source import settings_of
 from tnn_robust.compression.truncate import smallest_form, truncated
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.training.learning_compression import LCSchedule
@@ -62,10 +64,8 @@ def swept(run: Path, rules: dict[str, dict], asked: argparse.Namespace, epochs: 
             choice=AttackChoice(names=("pgd",), steps=asked.steps),
             n=asked.n,
         )
-        sizes = tuple(Size(name, make_rule(**rule)) for name, rule in rules.items())
-        *_, report = sweep_run(SweepRequest(base, sizes))
-    assert isinstance(report, SweepReport)
-    return report
+        sizes = {name: make_rule(**rule) for name, rule in rules.items()}
+        return drain(rank_sweep(base, sizes))
 
 
 def lc_schedule(steps: int) -> LCSchedule:

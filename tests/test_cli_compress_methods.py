@@ -99,17 +99,17 @@ REFUSED = {
     "flops": (("--flops", 0.01), "the smallest network there is has", "FLOPs"),
     "bytes": (("--bytes", 100), "the smallest network there is has", "bytes, got 100"),
     "amount": (("--params", "many"), "a share of up to 1 or a number", "'many'"),
-    "share": (("--params", -1), "--params needs a share or a number above 0"),
+    "share": (("--params", -1), "params needs a share or a number above 0"),
     "two budgets": (("--params", 0.5, "--bytes", "20k"), "exactly one of"),
     "method": (("--method", "lasso", "--rank", 2), "unknown method 'lasso'", "global-energy"),
-    "size of method": (("--method", "sensitivity", "--rank", 2), "--params or --flops or --bytes"),
+    "size of method": (("--method", "sensitivity", "--rank", 2), "params or flops or bytes"),
     "granularity": (("--energy", 0.5, "--granularity", "row"), "unknown granularity 'row'"),
-    "rank by face": (("--rank", 2, "--granularity", "face"), "--rank gives tubal ranks"),
+    "rank by face": (("--rank", 2, "--granularity", "face"), "rank gives tubal ranks"),
     "dtype": (("--rank", 2, "--dtype", "int8"), "unknown dtype 'int8'", "bf16, fp16, fp32"),
-    "densified budget": (("--params", 0.5, "--densify"), "--densify", "--params cannot shrink"),
-    "finetuning nothing": (("--densify", "--finetune", 1), "--finetune", "needs a rule"),
+    "densified budget": (("--params", 0.5, "--densify"), "densify", "params cannot shrink"),
+    "finetuning nothing": (("--densify", "--finetune", 1), "fine-tuning", "needs a rule"),
     "whitening nothing": (("--whiten", "--densify"), "exactly one of"),
-    "second order": (("--params", 0.5, "--second-order"), "of --method sensitivity"),
+    "second order": (("--params", 0.5, "--second-order"), "of method sensitivity"),
 }
 
 

@@ -56,20 +56,20 @@ def test_repair_with_distillation_and_conditioning_keeps_the_ranks_and_helps(dig
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--method", "dynamic", "--params", 0.5), "--finetune"),
+        (("--method", "dynamic", "--params", 0.5), "fine-tuning"),
         (
             (
                 "--method",
                 "lc",
             ),
-            "needs --params or --flops or --alpha",
+            "needs params or flops or alpha",
         ),
         (("--method", "plateau", "--rank", 3), "needs no size"),
         (("--method", "lc", "--params", 0.5, "--lc-growth", 0.5), "growth"),
-        (("--method", "lc", "--params", 0.5, "--whiten"), "--whiten"),
-        (("--rank", 3, "--distill", 1.0), "--finetune"),
+        (("--method", "lc", "--params", 0.5, "--whiten"), "whiten"),
+        (("--rank", 3, "--distill", 1.0), "fine-tuning"),
         (("--rank", 3, "--finetune", -1), "at least 0"),
-        (("--method", "lc", "--alpha", 0), "--alpha"),
+        (("--method", "lc", "--alpha", 0), "alpha"),
         (("--method", "dynamic", "--rank", 3, "--finetune", 1, "--theta", 2), "theta"),
     ],
 )

@@ -12,11 +12,13 @@ from test_models_functional import FORMS, network
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.progress import drain
 from tnn_robust.compression import latency
-from tnn_robust.compression.compress_run import CompressRequest, compress_run
+from tnn_robust.compression.compress_run import compress_run
 from tnn_robust.compression.layer_svd import layer_svds
+from tnn_robust.compression.original import CompressRequest
 from tnn_robust.compression.rank_selection import given_ranks
-from tnn_robust.compression.repair import RepairSettings, Training
+from tnn_robust.compression.repair import RepairSettings
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.compression.rules import choose_ranks, make_rule
 from tnn_robust.compression.truncate import (
@@ -25,7 +27,8 @@ from tnn_robust.compression.truncate import (
     smallest_form,
     truncated,
 )
-from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
+from tnn_robust.evaluation.report import evaluate_steps
+from tnn_robust.evaluation.subject import load_run_data, subject_of
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
 
@@ -136,18 +139,18 @@ def test_rules_of_given_ranks():
 def test_rules_out_of_range_say_so():
     model, _ = network()
     for rule, text in (
-        ({}, "--energy, --tolerance, --params, --flops, --bytes, --alpha, got none"),
+        ({}, "energy, tolerance, params, flops, bytes, alpha, got none"),
         ({"rank": (2,), "energy": 0.5}, "exactly one of"),
         ({"energy": 0.5, "tolerance": 0.5}, "exactly one of"),
-        ({"energy": 0.0}, "--energy needs a share above 0 and at most 1, got 0.0"),
+        ({"energy": 0.0}, "energy needs a share above 0 and at most 1, got 0.0"),
         ({"energy": 1.1}, "at most 1, got 1.1"),
         ({"energy": math.nan}, "at most 1, got nan"),
-        ({"tolerance": -0.1}, "--tolerance needs a number of at least 0, got -0.1"),
+        ({"tolerance": -0.1}, "tolerance needs a number of at least 0, got -0.1"),
         ({"tolerance": math.inf}, "at least 0, got inf"),
         ({"tolerance": math.nan}, "at least 0, got nan"),
         ({"rank": (4,)}, "5 faces needs a tubal rank from 1 to 3, got 4"),
         ({"rank": (0,)}, "from 1 to 4, got 0"),
-        ({"rank": (1, 1, 1)}, "--rank needs 1 value or 2, one a layer, got 3"),
+        ({"rank": (1, 1, 1)}, "rank needs 1 value or 2, one a layer, got 3"),
     ):
         with pytest.raises(InputError) as caught:
             tubal_ranks(model, **rule)
@@ -198,17 +201,17 @@ def short_latencies(monkeypatch):
     monkeypatch.setattr(latency, "_SECONDS", 0.01)
 
 
-def compressed(source, out, **options):
-    """All records of a compression, its report last."""
+def compressed(source, out, tell=None, **options):
+    """The report of a compression."""
     names = [name for name in ("finetune", "lr") if name in options]
     training = {name.replace("finetune", "epochs"): options.pop(name) for name in names}
     options["repair"] = RepairSettings(**training)
     request = CompressRequest(**{"run": source, "out": out, "choice": ATTACK, "n": 30, **options})
-    return list(compress_run(request))
+    return drain(compress_run(request), tell)
 
 
 def test_a_report_counts_right(digits_run, tmp_path):
-    report = compressed(digits_run, tmp_path / "small", rule=make_rule(rank=(3, 7)))[-1]
+    report = compressed(digits_run, tmp_path / "small", rule=make_rule(rank=(3, 7)))
     assert isinstance(report, CompressionReport)
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert CompressionReport.from_json(value) == report
@@ -239,29 +242,30 @@ def test_a_report_counts_right(digits_run, tmp_path):
 def test_fine_tuning_keeps_the_rank_and_changes_the_weights(digits_run, tmp_path):
     rule = make_rule(rank=(3, 7))
     compressed(digits_run, tmp_path / "cut", rule=rule)
-    records = compressed(digits_run, tmp_path / "tuned", rule=rule, finetune=2)
-    assert [r.done for r in records if isinstance(r, Training) and r.done == int(r.done)] == [1, 2]
+    said = []
+    report = compressed(digits_run, tmp_path / "tuned", said.append, rule=rule, finetune=2)
+    epochs = [one.done for one in said if one.text.startswith("fine-tuning")]
+    assert [done for done in epochs if done == int(done)] == [1, 2]
     cut, tuned = (load_checkpoint(tmp_path / name).model for name in ("cut", "tuned"))
     assert tuned.architecture == cut.architecture and cut.architecture.ranks == (3, None)
     for rank, old, new in zip((3, 7), slow.layer_faces(cut), slow.layer_faces(tuned), strict=True):
         assert slow.tubal_rank(new) == slow.tubal_rank(old) == rank
         assert np.abs(new - old).max() > 1e-3
-    assert records[-1].layers_after[1].tubal_rank == 7
+    assert report.layers_after[1].tubal_rank == 7
     compressed(digits_run, tmp_path / "same", rule=rule, finetune=2)
     for name, tensor in load_checkpoint(tmp_path / "same").model.state_dict().items():
         assert torch.equal(tensor, tuned.state_dict()[name])
 
 
 def test_a_compressed_network_can_be_attacked_and_compressed_again(digits_run, tmp_path):
-    once = compressed(digits_run, tmp_path / "once", rule=make_rule(rank=(4, 7)))[-1]
-    *_, finished = attack_run(AttackRequest(tmp_path / "once", ATTACK, n=30))
-    assert isinstance(finished, AttackFinished)
+    once = compressed(digits_run, tmp_path / "once", rule=make_rule(rank=(4, 7)))
+    checkpoint = load_checkpoint(tmp_path / "once")
+    subject, data = subject_of(checkpoint), load_run_data(checkpoint)
+    finished = drain(evaluate_steps(subject, data, ATTACK.resolve(subject.trained), n=30))
     for part in ("train", "test"):
         direct = getattr(finished.report.worst_case, part)
         assert direct == getattr(once.after.worst_case, part)
-    twice = compressed(
-        tmp_path / "once", tmp_path / "twice", rule=make_rule(rank=(2,)), finetune=1
-    )[-1]
+    twice = compressed(tmp_path / "once", tmp_path / "twice", rule=make_rule(rank=(2,)), finetune=1)
     assert [layer.tubal_rank for layer in twice.layers_after] == [2, 2]
     assert twice.after.parameters < once.after.parameters < once.before.parameters
     chain = load_checkpoint(tmp_path / "twice").header.compression
@@ -275,7 +279,7 @@ def test_what_cannot_be_done_is_refused_before_writing(digits_run, tmp_path):
     before = (digits_run / "model.safetensors").read_bytes()
     for options, text in (
         ({"rule": make_rule(rank=(9,))}, "from 1 to 8, got 9"),
-        ({"finetune": -1}, "--finetune needs at least 0 epochs, got -1"),
+        ({"finetune": -1}, "fine-tuning needs at least 0 epochs, got -1"),
         ({"finetune": 1, "lr": 0.0}, "lr needs a number above 0, got 0.0"),
         ({"out": tmp_path / "full"}, "exists: choose another --out or give --overwrite"),
         ({"out": digits_run, "overwrite": True}, "is the run itself: choose another directory"),

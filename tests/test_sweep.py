@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from conftest import run_cli
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.files import read_tensors
+from tnn_robust.base.progress import drain
 from tnn_robust.compression import latency, layer_svd, rank_sweep_row
 from tnn_robust.compression.original import CompressRequest
-from tnn_robust.compression.rank_sweep import SweepRequest, make_sizes, sweep_run
+from tnn_robust.compression.rank_sweep import make_sizes, rank_sweep
 from tnn_robust.compression.rank_sweep_results import SweepReport
+from tnn_robust.compression.rules import Rule
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.evaluation.verify import KIND
@@ -86,7 +87,7 @@ def test_the_verdict_is_the_worse_of_both_attacks_on_each_example(swept, digits_
         succeeded(run_cli("attack", run, *FEW, "--save-adv", path))
         points[name], _, _ = read_tensors(path, kind=KIND)
     checkpoint = load_checkpoint(place / "out" / "size-2")
-    model, (dataset, _) = checkpoint.model, load_run_data(checkpoint)
+    model, dataset = checkpoint.model, load_run_data(checkpoint)
     for part in ("train", "test"):
         got = {k: points[k][f"0.{part}.x_adv"] for k in points}
         y = points["row"][f"0.{part}.y"]
@@ -104,7 +105,7 @@ def test_the_verdict_is_the_worse_of_both_attacks_on_each_example(swept, digits_
 
 
 def dataset_of(run: Path) -> Dataset:
-    return load_run_data(load_checkpoint(run))[0]
+    return load_run_data(load_checkpoint(run))
 
 
 def test_points_that_leave_the_ball_are_refused(digits_run, tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_points_that_leave_the_ball_are_refused(digits_run, tmp_path, monkeypatc
 
     monkeypatch.setattr(rank_sweep_row.Judge, "_carried", moved)
     with pytest.raises(Exception, match="ball|box|outside"):
-        list(sweep_run(request))
+        drain(rank_sweep(*request))
 
 
 def test_one_t_svd_for_all_sizes(digits_run, tmp_path, monkeypatch):
@@ -127,7 +128,7 @@ def test_one_t_svd_for_all_sizes(digits_run, tmp_path, monkeypatch):
     plain = layer_svd.face_svd
     monkeypatch.setattr(layer_svd, "face_svd", lambda faces: calls.append(1) or plain(faces))
     request = ask(digits_run, tmp_path / "out", "0.4:1:0.1", method="budget", whiten=True)
-    *_, report = sweep_run(request)
+    report = drain(rank_sweep(*request))
     assert len(report.rows) == 8 and len(calls) == 2  # a batched SVD for each of two layers
     sizes = [row.summary.parameters for row in report.rows[1:]]
     whole = report.rows[0].summary.parameters
@@ -137,18 +138,18 @@ def test_one_t_svd_for_all_sizes(digits_run, tmp_path, monkeypatch):
     assert report.rows[-1].accuracy <= 1 and report.method == "budget, whitened"
 
 
-def ask(run: Path, out: Path, text: str, **rule: object) -> SweepRequest:
+def ask(run: Path, out: Path, text: str, **rule: object) -> tuple[CompressRequest, dict[str, Rule]]:
     choice = AttackChoice(names=("fgsm",))
     base = CompressRequest(run=run, out=out, rule=None, choice=choice, n=30)
-    return SweepRequest(base, make_sizes(text, **rule))
+    return base, make_sizes(text, **rule)
 
 
 def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path, monkeypatch):
     request = ask(digits_run, tmp_path / "out", "1,2,4")
-    *_, whole = sweep_run(ask(digits_run, tmp_path / "whole", "1,2,4"))
+    whole = drain(rank_sweep(*ask(digits_run, tmp_path / "whole", "1,2,4")))
     log = tmp_path / "out" / "sweep.jsonl"
     # Stopped inside the second size, its checkpoint written and its row not.
-    records = sweep_run(request)
+    records = rank_sweep(*request)
     while not log.is_file() or log.read_text().count("\n") < 3:
         next(records)
     list(islice(records, 1))
@@ -156,15 +157,15 @@ def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path,
     done = log.read_text()
     assert (tmp_path / "out" / "size-2" / "model.safetensors").is_file()
     built = []
-    from tnn_robust.compression import rank_sweep
+    from tnn_robust.compression import rank_sweep as module
 
-    plain = rank_sweep.build
+    plain = module.build
     monkeypatch.setattr(
-        rank_sweep,
+        module,
         "build",
         lambda original, one: built.append(one.out.name) or plain(original, one),
     )
-    *_, found = sweep_run(replace(request, resume=True))
+    found = drain(rank_sweep(*request, resume=True))
     assert built == ["size-2", "size-4"] and log.read_text().startswith(done)
     rows, wanted = (without(one.to_json()["rows"], *TIMELESS) for one in (found, whole))
     for row in (*rows, *wanted):
@@ -172,8 +173,8 @@ def test_an_interrupted_sweep_goes_on_at_the_row_it_was_on(digits_run, tmp_path,
         row["summary"].pop("bytes")
     assert rows == wanted
     # A finished sweep attacks nothing any more.
-    again = list(sweep_run(replace(request, resume=True)))
-    assert len(again) == 1 and again[0] == found
+    said = []
+    assert drain(rank_sweep(*request, resume=True), said.append) == found and not said
 
 
 def test_ctrl_c_is_one_word_and_resume_finishes(digits_run, tmp_path, monkeypatch):
@@ -220,17 +221,17 @@ def test_a_resumed_sweep_refuses_other_settings_and_altered_rows(digits_run, tmp
         (("--sweep", "1,9"), "from 1 to 8, got 9"),
         (("--sweep", "0"), "from 1 to"),
         (("--sweep", "1.5"), "whole tubal ranks"),
-        (("--sweep", "a,b"), "--sweep needs 1,2,4 or START:STOP:STEP"),
+        (("--sweep", "a,b"), "sizes need 1,2,4 or START:STOP:STEP"),
         (("--sweep", "0.5,1.5", "--method", "energy"), "at most 1, got 1.5"),
         (("--sweep", "0.001,1", "--method", "budget"), "smallest"),
-        (("--sweep", "1", "--rank", "2"), "takes no --rank"),
-        (("--sweep", "1", "--method", "plateau"), "takes no --sweep"),
+        (("--sweep", "1", "--rank", "2"), "takes no rank"),
+        (("--sweep", "1", "--method", "plateau"), "takes no rank sweep"),
         (("--sweep", "1", "--method", "best"), "best"),
-        (("--sweep", "0.5", "--method", "dynamic"), "give --finetune EPOCHS"),
-        (("--sweep", "0.5", "--method", "lc", "--whiten"), "takes no --whiten"),
-        (("--sweep", "0.5", "--method", "lc", "--alpha", "1e-6"), "takes no --alpha"),
+        (("--sweep", "0.5", "--method", "dynamic"), "fine-tuning needs at least 1 epoch"),
+        (("--sweep", "0.5", "--method", "lc", "--whiten"), "takes neither whiten"),
+        (("--sweep", "0.5", "--method", "lc", "--alpha", "1e-6"), "takes no alpha"),
         (("--sweep", "0.001,1", "--method", "lc"), "smallest"),
-        (("--sweep", "1", "--params", "0.5"), "takes no --params"),
+        (("--sweep", "1", "--params", "0.5"), "takes no params"),
         (("--sweep", "1", "--parent", "father"), "father"),
         (("--sweep", "1", "--figure", "x.pdf"), "x.pdf"),
         (("--sweep", "1", "--resume"), "nothing to resume"),
@@ -305,6 +306,6 @@ def test_parents_have_at_most_the_parameters_of_their_row(swept):
 
 @pytest.mark.parametrize("method", ["energy", "global-energy", "sensitivity"])
 def test_other_methods_take_shares(digits_run, tmp_path, method):
-    *_, report = sweep_run(ask(digits_run, tmp_path / "out", "0.5,0.9", method=method))
+    report = drain(rank_sweep(*ask(digits_run, tmp_path / "out", "0.5,0.9", method=method)))
     sizes = [row.summary.parameters for row in report.rows]
     assert sizes[1] < sizes[2] <= sizes[0] and report.method == method

@@ -8,11 +8,13 @@ from cli_checks import refused, succeeded
 from conftest import run_cli, train_digits
 
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.progress import drain
 from tnn_robust.compression import latency
 from tnn_robust.compression.compress_run import compress_run
 from tnn_robust.compression.original import CompressRequest
-from tnn_robust.compression.rank_sweep import SweepRequest, make_sizes, sweep_run
-from tnn_robust.compression.repair import RepairSettings, settings_of
+from tnn_robust.compression.rank_sweep import make_sizes, rank_sweep
+from tnn_robust.compression.repair import RepairSettings
+from tnn_robust.compression.source import settings_of
 from tnn_robust.models.checkpoint import load_checkpoint, save_checkpoint
 from tnn_robust.training.learning_compression import LCSchedule
 
@@ -37,7 +39,8 @@ def test_methods_that_train_go_through_a_sweep(digits_run, tmp_path, method):
         n=30,
         repair=TRAINED[method],
     )
-    *_, report = sweep_run(SweepRequest(base, make_sizes("0.4,1", method=method), ("matrix",)))
+    sizes = make_sizes("0.4,1", method=method)
+    report = drain(rank_sweep(base, sizes, parents=("matrix",)))
     assert [(r.size, r.kind) for r in report.rows[1::2]] == [("0.4", "t-SVD"), ("1", "t-SVD")]
     whole = report.rows[0].summary.parameters
     for row in report.rows[1::2]:
@@ -45,8 +48,8 @@ def test_methods_that_train_go_through_a_sweep(digits_run, tmp_path, method):
     # No matrix network is as small as the first row; the second's is.
     assert report.rows[2].summary.parameters > report.rows[1].summary.parameters
     assert "smallest" in report.rows[2].note and not report.rows[4].note
-    single = replace(base, out=tmp_path / "single", rule=make_sizes("0.4", method=method)[0].rule)
-    *_, found = compress_run(single)
+    single = replace(base, out=tmp_path / "single", rule=sizes["0.4"])
+    found = drain(compress_run(single))
     row = report.rows[1]
     mine = load_checkpoint(tmp_path / "out" / "size-0.4").model.state_dict()
     for name, tensor in load_checkpoint(tmp_path / "single").model.state_dict().items():
@@ -58,7 +61,7 @@ def test_learning_compression_of_factors_is_refused_before_the_first_row(digits_
     small = ("--rank", 2, "--n", 10, "--attack", "fgsm", "--out", tmp_path / "small")
     succeeded(run_cli("compress", digits_run, *small))
     options = ("--sweep", "0.5", "--method", "lc", "--n", 10, "--out", tmp_path / "out")
-    refused(run_cli("compress", tmp_path / "small", *options), "dense layers", "--densify")
+    refused(run_cli("compress", tmp_path / "small", *options), "dense layers", "densify")
     assert not (tmp_path / "out").exists()
 
 

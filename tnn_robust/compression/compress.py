@@ -34,10 +34,10 @@ from tnn_robust.training.loop import TrainSettings
 class Compressed:
     """A compressed network and what that cost.
 
-    model: in its smallest form; rule: in words; layers: what each is and lost, with its part of
-    the bound on |f(x) - g(x)| for ||x||_F <= 1 (see `truncation_bound`; of the network as it is, after repair), kept_energy
-    and dropped_norm from before any repair; parameters_before, flops_before: of the original, of
-    one example; note: how a method that trains went, else empty.
+    model: in its smallest form; rule: in words; layers: what each is, with the energy and the
+    F-norm it lost before any repair, and its part of the bound on |f(x) - g(x)| for
+    ||x||_F <= 1 (see `truncation_bound`) as it is now; parameters_before, flops_before: of the
+    original, operations of one example; note: how a method that trains went, else empty.
     """
 
     model: TNN

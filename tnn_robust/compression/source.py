@@ -46,9 +46,10 @@ class Source:
 
 
 def source_of(checkpoint: Checkpoint, *, trains: bool) -> Source:
-    """The network of a run, without its data. trains: whether it will be trained on, so that the run must say how.
+    """The network of a run, without its data.
 
-    Raises CheckpointError where it does not.
+    trains: whether it will be trained on, so that the run must say how. Raises
+    CheckpointError where it does not.
     """
     return Source(
         model=checkpoint.model,
