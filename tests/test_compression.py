@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import reference_networks as slow
 import torch
+from attack_runs import attack_run, whole
 from test_models_functional import FORMS, network
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import InputError
 from tnn_robust.compression import latency
-from tnn_robust.compression.repair import RepairSettings, Training
+from tnn_robust.compression.repair import RepairSettings
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.compression.rules import choose_ranks, make_rule
 from tnn_robust.compression.run import CompressRequest, compress_run
@@ -25,7 +26,6 @@ from tnn_robust.compression.truncate import (
     layer_records,
     smallest_form,
 )
-from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
 
@@ -204,7 +204,7 @@ def compressed(source, out, **options):
     training = {name.replace("finetune", "epochs"): options.pop(name) for name in names}
     options["repair"] = RepairSettings(**training)
     request = CompressRequest(**{"run": source, "out": out, "choice": ATTACK, "n": 30, **options})
-    return list(compress_run(request))
+    return whole(compress_run(request))
 
 
 def test_a_report_counts_right(digits_run, tmp_path):
@@ -240,7 +240,7 @@ def test_fine_tuning_keeps_the_rank_and_changes_the_weights(digits_run, tmp_path
     rule = make_rule(rank=(3, 7))
     compressed(digits_run, tmp_path / "cut", rule=rule)
     records = compressed(digits_run, tmp_path / "tuned", rule=rule, finetune=2)
-    assert [r.done for r in records if isinstance(r, Training) and r.done == int(r.done)] == [1, 2]
+    assert [r.done for r in records[:-1] if "fine" in r.text and r.done == int(r.done)] == [1, 2]
     cut, tuned = (load_checkpoint(tmp_path / name).model for name in ("cut", "tuned"))
     assert tuned.architecture == cut.architecture and cut.architecture.ranks == (3, None)
     for rank, old, new in zip((3, 7), slow.layer_faces(cut), slow.layer_faces(tuned), strict=True):
@@ -254,8 +254,7 @@ def test_fine_tuning_keeps_the_rank_and_changes_the_weights(digits_run, tmp_path
 
 def test_a_compressed_network_can_be_attacked_and_compressed_again(digits_run, tmp_path):
     once = compressed(digits_run, tmp_path / "once", rule=make_rule(rank=(4, 7)))[-1]
-    *_, finished = attack_run(AttackRequest(tmp_path / "once", ATTACK, n=30))
-    assert isinstance(finished, AttackFinished)
+    finished = attack_run(tmp_path / "once", ATTACK, n=30)
     for part in ("train", "test"):
         direct = getattr(finished.report.worst_case, part)
         assert direct == getattr(once.after.worst_case, part)

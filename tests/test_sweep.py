@@ -104,7 +104,7 @@ def test_the_verdict_is_the_worse_of_both_attacks_on_each_example(swept, digits_
 
 
 def dataset_of(run: Path) -> Dataset:
-    return load_run_data(load_checkpoint(run))[0]
+    return load_run_data(load_checkpoint(run))
 
 
 def test_points_that_leave_the_ball_are_refused(digits_run, tmp_path, monkeypatch):

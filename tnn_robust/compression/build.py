@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.base import choices
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
@@ -129,7 +130,7 @@ def read_original(request: CompressRequest) -> Original:
     if checkpoint.path.absolute().parent.resolve() == request.out.absolute().resolve():
         raise InputError(f"--out {request.out} is the run itself: choose another directory")
     subject = subject_of(checkpoint)
-    attacks = request.choice.resolve(subject.trained)
+    attacks = attacks_of(request.choice, subject.trained)
     check_attacks(attacks, subject)
     t_svd: Sequence[Spectrum] | None = None
     if request.rule is not None:

@@ -1,13 +1,13 @@
 """Training that a compression needs: repair of the factors, and the methods that train."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from tnn_robust.base.errors import CheckpointError, InputError
-from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.progress import Steps, T, retold
 from tnn_robust.compression.costs import parameter_costs
 from tnn_robust.compression.rules import TRAINED, Rule
 from tnn_robust.compression.select import MultiRanks, penalty_ranks
@@ -17,13 +17,12 @@ from tnn_robust.data.dataset import Dataset, subset
 from tnn_robust.evaluation.subject import trained_against
 from tnn_robust.models.checkpoint import Checkpoint
 from tnn_robust.models.network import TNN, new_model
-from tnn_robust.training.learning_compression import LCSchedule, LCStep, lc_fit
+from tnn_robust.training.learning_compression import LCSchedule, lc_fit
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.penalties import conditioning, distillation, total
 from tnn_robust.training.plateau import Plateau
 from tnn_robust.training.rank_adaptive import DynamicSettings, dynamic_fit
-from tnn_robust.training.results import BatchProgress, EpochRecord
 from tnn_robust.training.run import training_perturb
 
 _MONITOR = 512
@@ -82,24 +81,22 @@ def repair(
         terms.append(conditioning(asked.conditioning))
     settings, common = _common(checkpoint, dataset, asked, asked.epochs)
     common["perturb"] = training_perturb(trained_against(checkpoint), model.transform)
-    records = fit(
+    steps = fit(
         model,
         **common,
         settings=settings,
         optimizer=make_optimizer(model, settings),
         extra=total(terms),
     )
-    yield from _told("fine-tuning", records, asked.epochs)
+    yield from _told("fine-tuning", steps)
     return model, ""
 
 
-def train_anew(
-    model: TNN, checkpoint: Checkpoint, dataset: Dataset, epochs: int
-) -> Iterator[Progress]:
+def train_anew(model: TNN, checkpoint: Checkpoint, dataset: Dataset, epochs: int) -> Steps[Any]:
     """The run's own training on a fresh network, in place."""
     settings, common = _common(checkpoint, dataset, RepairSettings(), epochs)
-    records = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
-    return _told("training anew", records, epochs)
+    steps = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
+    return _told("training anew", steps)
 
 
 def require_trainable(checkpoint: Checkpoint, rule: Rule, asked: RepairSettings) -> None:
@@ -149,14 +146,10 @@ def _learning_compression(
         model, c_step, **common, settings=settings, optimizer=optimizer, schedule=asked.lc
     )
     done, distance = 0, 0.0
-    for record in steps:
-        if isinstance(record, LCStep):
-            done, distance = record.step, record.distance
-            text = f"lc, mu {record.mu:.3g}, distance {distance:.3g}"
-            yield Progress(text, done, asked.lc.steps)
-        else:
-            share = record.batch / record.batches
-            yield Progress(f"lc, loss {record.loss:.4g}", done + share, asked.lc.steps)
+    for progress in steps:
+        if progress.found is not None:
+            done, distance = progress.found.step, progress.found.distance
+        yield progress._replace(text=f"lc, {progress.text}")
     why = "met" if distance <= asked.lc.tolerance else "were cut off at the last step"
     words = f"{done} L-steps of an epoch; weights and factors {why}, {distance:.3g} of ||W|| apart"
     return found[0], f"Learning-compression: {words}."
@@ -171,13 +164,8 @@ def _dynamic(
     settings, common = _common(checkpoint, dataset, asked, asked.epochs)
     dynamic = DynamicSettings(asked.theta, min(asked.conditioning, 0.99))
     components = [int(multi.sum()) for multi in ranks]
-    made = model
-    records = dynamic_fit(model, components, **common, settings=settings, dynamic=dynamic)
-    for record in records:
-        if isinstance(record, TNN):
-            made = record
-        else:
-            yield _training("rank-adaptive", record, asked.epochs)
+    steps = dynamic_fit(model, components, **common, settings=settings, dynamic=dynamic)
+    made = yield from _told("rank-adaptive", steps)
     return made, f"Rank-adaptive training: {asked.epochs} epochs, ranks moved at every step."
 
 
@@ -194,9 +182,9 @@ def _plateau(checkpoint: Checkpoint, dataset: Dataset, asked: RepairSettings) ->
     optimizer = make_optimizer(model, settings)
     for epoch in range(1, epochs + 1):
         one = replace(settings, epochs=epoch)
-        records = fit(model, **common, settings=one, optimizer=optimizer, first_epoch=epoch)
+        steps = fit(model, **common, settings=one, optimizer=optimizer, first_epoch=epoch)
         form = "dense" if switched == epochs else "factors"
-        yield from _told(f"plateau, {form}", records, epochs)
+        yield from _told(f"plateau, {form}", steps, epochs)
         if switched == epochs and (watch.see(model) or epoch == epochs):
             switched = epoch
             model = compress(model, spectra_of(model), watch.ranks())
@@ -226,17 +214,12 @@ def _common(
     return replace(settings, epochs=epochs, lr=lr), common
 
 
-def _told(
-    text: str, records: Iterator[BatchProgress | EpochRecord], epochs: int
-) -> Iterator[Progress]:
-    return (_training(text, record, epochs) for record in records)
-
-
-def _training(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Progress:
-    done = float(record.epoch)
-    if isinstance(record, BatchProgress):
-        done += record.batch / record.batches - 1
-    return Progress(f"{text}, loss {record.loss:.4g}", done, epochs)
+def _told(text: str, steps: Steps[T], total: int | None = None) -> Steps[T]:
+    """The same work, said to be of `text`, and of so many epochs in all."""
+    return retold(
+        steps,
+        lambda one: one._replace(text=f"{text}, {one.text}", total=total or one.total),
+    )
 
 
 def settings_of(checkpoint: Checkpoint) -> TrainSettings:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tnn_robust.base.progress import Steps
+from tnn_robust.base.progress import Steps, retold
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.certification.truncation import truncation_bound
 from tnn_robust.compression.build import CompressRequest, Original
@@ -125,12 +125,7 @@ class Judge:
             keep_points=self.points is None,
         )
         name = f"{one.kind} {one.size}".rstrip()
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield progress._replace(text=f"{name}, {progress.text}")
+        return retold(steps, lambda one: one._replace(text=f"{name}, {one.text}"))
 
     def _carried(self, subject: Subject) -> list[Attacked]:
         """The original's points on this network, verified and measured anew."""
