@@ -48,11 +48,20 @@ class Command(cloup.Command):
                     refuse_processes(str(self.name))
                 return super().invoke(ctx)
         except TnnError as error:
-            _complain(f"Error: {error}", everywhere=error.everywhere)
+            option = _option_of(ctx.command, getattr(error, "field", None))
+            _complain(f"Error: {error}{option}", everywhere=error.everywhere)
             ctx.exit(2)
         except KeyboardInterrupt:
             _complain("Interrupted.")
             ctx.exit(INTERRUPTED)
+
+
+def _option_of(command: click.Command, field: str | None) -> str:
+    """The option that gives an argument of the library, in brackets; empty for none."""
+    for parameter in command.params:
+        if field is not None and parameter.name in (field, f"{field}s", f"{field}_file"):
+            return f" ({parameter.opts[0]})"
+    return ""
 
 
 @contextlib.contextmanager

@@ -114,8 +114,10 @@ class Bar:
         self._progress.update(self._task, description=text, completed=done, total=total)
 
     def tell(self, progress: Progress) -> None:
-        """Show how far a piece of work is."""
+        """Show how far a piece of work is; what was just finished is a line of a log file."""
         self.update(progress.text, progress.done, progress.total)
+        if progress.found is not None:
+            self.log(progress.text, round(progress.done), round(progress.total))
 
     def log(self, text: str, done: int, total: int) -> None:
         """A line for a log file: about twenty in all, the last one always."""

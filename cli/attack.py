@@ -116,9 +116,9 @@ def main(
 
 
 def _report(asked: asked_of.Asked) -> None:
-    from tnn_robust_cli.attack_report import report
+    from tnn_robust_cli.attack_report import run
 
-    report(asked)
+    run(asked)
 
 
 def _compare(asked: asked_of.Asked) -> None:

@@ -27,7 +27,7 @@ def compare(asked: Asked) -> None:
             found = drain(steps, bar.tell)
         del steps
         _render.deliver(
-            found.to_json() if team.first else {},
+            found.to_json(),
             asked.json_file if team.first else None,
             [comparison_table(found)],
             comparison_notes(found),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
 
+from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.base.files import write_json
 from tnn_robust.base.progress import drain
 from tnn_robust.evaluation.curve import curve_steps
@@ -18,7 +19,7 @@ def curve(asked: Asked) -> None:
     choice = asked.choice
     if not choice.names:
         choice = replace(choice, names=("pgd",))
-    attacks = choice.resolve(subject.trained)
+    attacks = attacks_of(choice, subject.trained)
     with _render.progress_bar() as bar:
         steps = curve_steps(subject, dataset, attacks, n=asked.n, seed=asked.seeds[0])
         found = drain(steps, bar.tell)

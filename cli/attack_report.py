@@ -10,7 +10,7 @@ from tnn_robust.evaluation.verify import save_points
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 
 
-def report(asked: Asked) -> None:
+def run(asked: Asked) -> None:
     """Attack, write what was asked for, and print."""
     with joined() as team:
         with team.agreeing():
@@ -35,11 +35,11 @@ def report(asked: Asked) -> None:
                 bar.tell,
             )
         del subject, dataset
-        if asked.save_adv is not None and team.first:
-            save_points(asked.save_adv, found)
-        _render.deliver(
-            found.report.to_json() if team.first else {},
-            asked.json_file if team.first else None,
-            attack_tables(found.report),
-            attack_notes(found.report),
-        )
+        report = found.report
+        try:
+            if asked.save_adv is not None and team.first:
+                save_points(asked.save_adv, found)
+        finally:  # what cannot be written must not cost the report too
+            file = asked.json_file if team.first else None
+            lines = attack_notes(report)
+            _render.deliver(report.to_json(), file, attack_tables(report), lines)

@@ -1,7 +1,9 @@
 """tnn-train: train a tensor neural network into a run directory."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
@@ -10,7 +12,14 @@ from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC
-from tnn_robust.training.requests import layer_widths, training_attack
+
+if TYPE_CHECKING:
+    from tnn_robust.attacks.attack import Attack
+    from tnn_robust.base.progress import Steps
+    from tnn_robust.training.gradient_flow import FlowSettings
+    from tnn_robust.training.loop import TrainSettings
+    from tnn_robust.training.run import TrainRequest, TrainRun
+    from tnn_robust.training.trajectory_results import FlowRecord
 
 
 def _lists(names: tuple[str, ...]) -> str:
@@ -106,9 +115,9 @@ def main(out: Path, **given: Any) -> None:
     request = _request(out, given)
     if flow:
         shared.refuse_processes("--gradient-flow")
-        _flow(request, out)
+        _flow(request)
     else:
-        _epochs(request, out, seeds)
+        _epochs(request, seeds)
 
 
 def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
@@ -119,39 +128,39 @@ def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
             raise InputError(f"{option} is {'not' if flow else 'only'} for --gradient-flow")
 
 
-def _flow(request: Any, out: Path) -> None:
+def _flow(request: "TrainRequest") -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.training.flow_run import flow_run
-    from tnn_robust.training.trajectory_results import FlowRecord
+    from tnn_robust.training.flow import flow_steps, open_flow
 
-    steps, last = request.settings.steps, None
+    run, state = open_flow(request)
+    with _going_on(request.out, "saved step"):
+        _render.show_lines(_start_lines(run, None, request.track))
+        last = _render.follow(flow_steps(run, state))
+    _render.show_lines([*_flow_lines(last, request), f"Saved in {request.out}."])
+
+
+@contextlib.contextmanager
+def _going_on(out: Path, unit: str) -> Iterator[None]:
+    """Ctrl-C says what is kept, and how to go on."""
     try:
-        with _render.progress_bar() as bar:
-            for record in flow_run(request):
-                if isinstance(record, FlowRecord):
-                    last = record
-                    text = f"step {record.step}/{steps}  log-risk {record.log_risk:.6g}"
-                    bar.update(text, record.step, steps)
-                    bar.log(text, record.step, steps)
-                else:
-                    _render.show_lines(_start_lines(record, request, None))
+        yield
     except KeyboardInterrupt:
-        click.echo(f"Interrupted. {out} holds the last saved step; go on with --resume.", err=True)
+        click.echo(f"Interrupted. {out} holds the last {unit}; go on with --resume.", err=True)
         raise SystemExit(shared.INTERRUPTED) from None
-    _render.show_lines([*_flow_lines(last, request), f"Saved in {out}."])
 
 
-def _flow_lines(last: Any, request: Any) -> list[str]:
+def _flow_lines(last: "FlowRecord | None", request: "TrainRequest") -> list[str]:
     if last is None:
         return ["Nothing left to train."]
+    steps = getattr(request.settings, "steps", 0)
     why = {
         "log-risk": "reached",
         "steps": "the steps are used up",
         "stalled": "no step lowers the risk any more",
     }[last.ended]
     lines = [
-        f"step {last.step}/{request.settings.steps}  log-risk {last.log_risk:.6g} ({why})  "
+        f"step {last.step}/{steps}  log-risk {last.log_risk:.6g} ({why})  "
         f"separated {last.correct} of {last.n}, least margin {last.q_min:.4g}, ||W|| "
         f"{last.weight_norm:.4g}; {last.rejected} steps rolled back, {last.jumps} jumps",
     ]
@@ -160,35 +169,30 @@ def _flow_lines(last: Any, request: Any) -> list[str]:
     return [*lines, f"Assumption 14 {met} (N L {sign} l(b_f))."]
 
 
-def _epochs(request: Any, out: Path, seeds: tuple[int, ...] | None) -> None:
+def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
     from tnn_robust_cli import _render
 
     from tnn_robust.base.team import joined
-    from tnn_robust.training.results import BatchProgress, EpochRecord, StackedEpoch
-    from tnn_robust.training.run import train_run
-    from tnn_robust.training.seeds import train_seeds
+    from tnn_robust.training.run import open_run, train_steps
+    from tnn_robust.training.seeds import open_seeds, train_seeds
 
-    epochs, last = request.settings.epochs, ""
-    try:
-        with joined() as team, _render.progress_bar() as bar:
-            records = (
-                train_run(request, team) if seeds is None else train_seeds(request, seeds, team)
-            )
-            for record in records:
-                if isinstance(record, EpochRecord | StackedEpoch):
-                    last = _epoch_line(record, epochs)
-                    bar.update(last, record.epoch, epochs)
-                    bar.log(last, record.epoch, epochs)
-                elif isinstance(record, BatchProgress):
-                    done = record.epoch - 1 + record.batch / record.batches
-                    text = last or f"epoch {record.epoch}/{epochs}  loss {record.loss:.4g}"
-                    bar.update(text, done, epochs)
-                else:
-                    _render.show_lines(_start_lines(record, request, seeds))
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted. {out} holds the last whole epoch; go on with --resume.", err=True)
-        raise SystemExit(shared.INTERRUPTED) from None
-    _render.show_lines([last or "Nothing left to train.", f"Saved in {out}."])
+    with _going_on(request.out, "whole epoch"), joined() as team:
+        steps: Steps[Any]
+        if seeds is None:
+            with team.agreeing():
+                run = open_run(request, team)
+            steps = train_steps(run, team)
+        else:
+            runs = open_seeds(request, seeds, team)
+            run, steps = runs[0], train_seeds(request.out, runs, team)
+            del runs
+        _render.show_lines(_start_lines(run, seeds, request.track))
+        del run
+        found = _render.follow(steps)
+        del steps
+    epochs = getattr(request.settings, "epochs", 0)
+    last = found[-1].text(epochs) if found else "Nothing left to train."
+    _render.show_lines([last, f"Saved in {request.out}."])
 
 
 def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
@@ -199,9 +203,9 @@ def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
     return seeds
 
 
-def _request(out: Path, given: dict[str, Any]):
+def _request(out: Path, given: dict[str, Any]) -> "TrainRequest":
     attack = _attack(given)
-    widths = layer_widths(given.pop("width"), given.pop("layers"))
+    width, layers = given.pop("width"), given.pop("layers")
     data = shared.data_spec(given)
     for name in MACHINE_SPECIFIC:
         del given[name]
@@ -211,12 +215,13 @@ def _request(out: Path, given: dict[str, Any]):
     }
     ranks = given.pop("rank")
 
+    from tnn_robust.models.network import layer_widths
     from tnn_robust.training.run import TrainRequest
 
     return TrainRequest(
         data=data,
         out=out,
-        widths=widths,
+        widths=layer_widths(width, layers),
         ranks=ranks,
         settings=_settings(given),
         attack=attack,
@@ -224,7 +229,7 @@ def _request(out: Path, given: dict[str, Any]):
     )
 
 
-def _settings(given: dict[str, Any]):
+def _settings(given: dict[str, Any]) -> "TrainSettings | FlowSettings":
     from tnn_robust.training.gradient_flow import FlowSettings
     from tnn_robust.training.loop import TrainSettings
 
@@ -237,11 +242,14 @@ def _settings(given: dict[str, Any]):
     )
 
 
-def _attack(given: dict[str, Any]):
+def _attack(given: dict[str, Any]) -> "Attack | None":
     # A flow attacks the margin: the same direction, and its gradient never underflows.
     loss = "margin" if given["gradient_flow"] else given["loss"]
     name, eps = given.pop("attack"), Eps(*given.pop("eps"))
-    return training_attack(
+
+    from tnn_robust.training.train import attack_to_train
+
+    return attack_to_train(
         name,
         eps,
         norm=given.pop("norm"),
@@ -251,33 +259,14 @@ def _attack(given: dict[str, Any]):
     )
 
 
-def _epoch_line(record: Any, epochs: int) -> str:
-    """An epoch in a line: of stacked networks the means, and what stopped."""
-    found = list(record.records.values()) if hasattr(record, "records") else [record]
-    stopped = "".join(f"; seed {s} stopped" for s in getattr(record, "failures", {}))
-    if not found:
-        return f"epoch {record.epoch}/{epochs}{stopped}"
-    loss, clean, robust = (
-        sum(getattr(one, name) for one in found) / len(found)
-        for name in ("loss", "clean_accuracy", "robust_accuracy")
-    )
-    mean = f"mean of {len(found)}: " if len(found) > 1 else ""
-    return (
-        f"epoch {record.epoch}/{epochs}  {mean}loss {loss:.4g}  "
-        f"test: clean {100 * clean:.1f} %, robust {100 * robust:.1f} %{stopped}"
-    )
-
-
-def _start_lines(started: Any, request: Any, seeds: tuple[int, ...] | None) -> list[str]:
-    a, data, settings = started.architecture, started.dataset, request.settings
-    attack = request.attack
+def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | None) -> list[str]:
+    a, data, settings = run.model.architecture, run.dataset, run.settings
+    attack, count = run.attack, run.model.parameter_count
     against = "clean examples"
     if attack is not None:
         steps = "1 step" if attack.steps == 1 else f"{attack.steps} steps"
-        against = (
-            f"{attack.name}, {attack.norm} eps {attack.eps}, {steps} of {attack.step_size:.4g}"
-        )
-    seed = f"seed {request.seed}"
+        against = f"{attack.name}, {attack.threat}, {steps} of {attack.step_size:.4g}"
+    seed = f"seed {run.seed}"
     if seeds is not None:
         named = ", ".join(str(seed) for seed in (*seeds[:3], *(["..."] if len(seeds) > 3 else [])))
         seed = f"{len(seeds)} networks side by side of seed {named}"
@@ -287,21 +276,23 @@ def _start_lines(started: Any, request: Any, seeds: tuple[int, ...] | None) -> l
         f"{data.d} features x {data.c} channels ({data.layout}), classes {', '.join(data.classes)}",
         *(f"      {note}" for note in data.notes),
         f"Network: {len(a.widths)} t-layers of width {','.join(map(str, a.widths))}, {ranks}, "
-        f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {started.parameters} parameters",
-        f"Training: {against}; {_manner(settings)}, {settings.loss}, {seed}, on {started.device}",
+        f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {count} parameters",
+        f"Training: {against}; {_manner(settings)}, {settings.loss}, {seed}, on {run.device}",
     ]
-    if started.tracked:
+    if run.tracked:
         n = len(data.train.y)
-        which = f"all {n}" if started.tracked == n else f"{started.tracked} of {n}, drawn by seed,"
-        lines.append(f"Tracking: {which} training examples, every {request.track} steps")
-    if started.done:
+        which = f"all {n}" if run.tracked == n else f"{run.tracked} of {n}, drawn by seed,"
+        lines.append(f"Tracking: {which} training examples, every {track} steps")
+    if run.done:
         unit = "epoch" if hasattr(settings, "epochs") else "step"
-        lines.append(f"Resuming after {unit} {started.done}.")
+        lines.append(f"Resuming after {unit} {run.done}.")
     return lines
 
 
-def _manner(settings: Any) -> str:
-    if hasattr(settings, "epochs"):
+def _manner(settings: "TrainSettings | FlowSettings") -> str:
+    from tnn_robust.training.loop import TrainSettings
+
+    if isinstance(settings, TrainSettings):
         return (
             f"{settings.optimizer} lr {settings.lr:g}, batches of {settings.batch_size}, "
             f"{settings.epochs} epochs"

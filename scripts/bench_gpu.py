@@ -19,7 +19,7 @@ from bench_a1 import FULL, TINY, seconds
 from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.threat import Eps
-from tnn_robust.evaluation.risk import attack_part
+from tnn_robust.evaluation.attack_part import attack_part
 from tnn_robust.evaluation.rows import make_check
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import TNN, Architecture, new_model

@@ -82,7 +82,7 @@ def loaded(run: Path):
     from tnn_robust.models.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(run)
-    part = load_run_data(checkpoint)[0].test
+    part = load_run_data(checkpoint).test
     model = checkpoint.model
     model.eval().requires_grad_(False)
     return model, part.x, part.y

@@ -162,7 +162,7 @@ def test_importing_a_command_loads_nothing_heavy(command: str) -> None:
 def test_the_choices_are_the_registries() -> None:
     from tnn_robust.algebra.transforms import TRANSFORMS
     from tnn_robust.attacks.balls import BALLS
-    from tnn_robust.attacks.registry import RUNS
+    from tnn_robust.attacks.registry import ATTACKS
     from tnn_robust.attacks.structured import TUBAL_NUCLEAR
     from tnn_robust.base.losses import LOSSES
     from tnn_robust.compression.rules import NEEDS
@@ -177,7 +177,7 @@ def test_the_choices_are_the_registries() -> None:
     assert kinds(choices.TRANSFORMS) == list(TRANSFORMS)
     assert kinds(choices.DATASETS) == list(LOADERS)
     assert list(choices.NORMS) == [*BALLS, TUBAL_NUCLEAR]
-    assert list(choices.ATTACKS) == list(RUNS)
+    assert list(choices.ATTACKS) == list(ATTACKS)
     assert list(choices.MODEL_INPUTS) == ["auto", *FORMS]
     assert list(choices.LOSSES) == list(LOSSES)
     assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)

@@ -38,7 +38,7 @@ from tnn_robust.models.checkpoint import load_checkpoint
 def trained(request):
     """A trained network and its test examples."""
     checkpoint = load_checkpoint(request.getfixturevalue(request.param), torch.device("cpu"))
-    part = load_run_data(checkpoint)[0].test
+    part = load_run_data(checkpoint).test
     return checkpoint.model, part.x, part.y
 
 
@@ -162,7 +162,7 @@ def test_no_weaker_than_pgd_at_equal_steps(trained, norm):
 def test_no_weaker_than_torchattacks(digits_run):
     torchattacks = pytest.importorskip("torchattacks")
     checkpoint = load_checkpoint(digits_run, torch.device("cpu"))
-    part, model = load_run_data(checkpoint)[0].test, checkpoint.model
+    part, model = load_run_data(checkpoint).test, checkpoint.model
     x, y = part.x, part.y
 
     class Images(torch.nn.Module):

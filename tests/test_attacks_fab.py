@@ -178,7 +178,7 @@ def test_every_point_is_in_its_ball_and_box(norm, s, shape, dtype):
 @each_norm
 def test_trained_networks_fall_at_their_norms_at_any_scale_of_scores(request, name, norm):
     checkpoint = load_checkpoint(request.getfixturevalue(name), torch.device("cpu"))
-    part, model = load_run_data(checkpoint)[0].test, checkpoint.model
+    part, model = load_run_data(checkpoint).test, checkpoint.model
     x, y = part.x[:80], part.y[:80]
     found, norms = run(model, x, y, norm=norm, steps=20)
     assert bool(norms.isfinite().all())

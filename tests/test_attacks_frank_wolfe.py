@@ -134,7 +134,7 @@ def test_best_of_chooses_example_by_example():
 @pytest.mark.parametrize(("norm", "eps"), (("nuclear", 1.0), (TUBAL_NUCLEAR, 1.0), ("l2", 0.7)))
 def test_both_attacks_agree_on_a_trained_network(digits_run, norm, eps):
     checkpoint = load_checkpoint(digits_run, torch.device("cpu"))
-    part, model = load_run_data(checkpoint)[0].test, checkpoint.model
+    part, model = load_run_data(checkpoint).test, checkpoint.model
     x, y = part.x[:150], part.y[:150]
     ball, streams = make_ball(norm, model.transform), Streams(0, torch.arange(150))
     steps = {"ball": ball, "eps": eps, "steps": 40, "loss": margin_loss}

@@ -132,7 +132,7 @@ def test_every_point_is_of_its_norm_in_the_box_and_misclassified(norm, s):
 @pytest.fixture(scope="module", params=("digits_run", "binary_run"))
 def trained(request):
     checkpoint = load_checkpoint(request.getfixturevalue(request.param), torch.device("cpu"))
-    part = load_run_data(checkpoint)[0].test
+    part = load_run_data(checkpoint).test
     return checkpoint.model, part.x[:150], part.y[:150]
 
 

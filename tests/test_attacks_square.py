@@ -111,7 +111,7 @@ def test_no_gradient_is_asked_for_and_the_queries_are_counted(norm):
 @each_norm
 def test_trained_networks_fall_at_any_scale_of_scores(request, name, norm):
     checkpoint = load_checkpoint(request.getfixturevalue(name), torch.device("cpu"))
-    part, model = load_run_data(checkpoint)[0].test, checkpoint.model
+    part, model = load_run_data(checkpoint).test, checkpoint.model
     x, y, eps = part.x[:90], part.y[:90], RADII[norm]
     with frozen(model):
         streams = Streams(0, torch.arange(90))

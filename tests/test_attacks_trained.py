@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def trained(request):
     """A trained network and its test examples."""
     checkpoint = load_checkpoint(request.getfixturevalue(request.param), CPU)
-    part = load_run_data(checkpoint)[0].test
+    part = load_run_data(checkpoint).test
     return checkpoint.model, part.x, part.y
 
 
@@ -32,7 +32,7 @@ def attacked(model, x, y, chosen):
     """Adversarial points, each verified."""
     streams = Streams(0, torch.arange(len(x)))
     found = make_perturb(chosen)(model, x, y, streams).x
-    verify(x, found, ball=ball_of(chosen.norm), eps=chosen.eps_value, name="", indices=y)
+    verify(x, found, ball=ball_of(chosen.threat.norm), eps=chosen.threat.eps, name="", indices=y)
     return found
 
 

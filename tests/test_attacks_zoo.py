@@ -40,7 +40,12 @@ def attacked(model, x, y, chosen, seed=0):
     streams = Streams(seed, torch.arange(len(x)))
     found = make_perturb(chosen)(model, x, y, streams).x
     verify(
-        x, found, ball=ball_of(chosen.norm), eps=chosen.eps_value, name="", indices=streams.indices
+        x,
+        found,
+        ball=ball_of(chosen.threat.norm),
+        eps=chosen.threat.eps,
+        name="",
+        indices=streams.indices,
     )
     return found
 
@@ -163,7 +168,7 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize("eps", (0.05, 0.1, 0.2))
 def test_our_pgd_finds_no_less_than_theirs(digits_run, eps):
     checkpoint = load_checkpoint(digits_run, torch.device("cpu"))
-    part, model = load_run_data(checkpoint)[0].test, checkpoint.model
+    part, model = load_run_data(checkpoint).test, checkpoint.model
     accuracy = []
     for name in ("pgd", "torchattacks:PGD"):
         chosen = named_attack(name, Eps(str(eps), eps), steps=20, step_size=eps / 8)

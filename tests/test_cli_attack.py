@@ -35,7 +35,7 @@ class Attacked:
         self.report = load_json(self.json)
         self.points = load_file(self.adv)
         checkpoint = load_checkpoint(run)
-        self.model, self.data = checkpoint.model.requires_grad_(False), load_run_data(checkpoint)[0]
+        self.model, self.data = checkpoint.model.requires_grad_(False), load_run_data(checkpoint)
 
     def wrong(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Where the network errs, by the paper's rule: no margin above all other classes."""

@@ -10,7 +10,7 @@ from conftest import run_cli, train_digits
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.evaluation import side_by_side
 from tnn_robust.evaluation.comparison_results import ComparisonReport
-from tnn_robust.evaluation.subject import Source, load_subject
+from tnn_robust.evaluation.subject import load_subject
 
 MLP = ("--model", "foreign_models:mlp")
 FOREIGN = (*MLP, "--model", "foreign_models:conv", "--model", "foreign_models:newman")
@@ -186,17 +186,19 @@ def test_what_does_not_stack_is_refused(three_seeds, digits_run):
     compared = ("attack", "--compare", "--stacked", "--n", 10)
     refused(run_cli("attack", runs[0], "--stacked"), "--stacked is of --compare")
     refused(run_cli(*compared, *runs, low), "stacked networks need one architecture")
-    refused(run_cli(*compared, *runs, *MLP), "--stacked needs runs of t-NNs, got ", "mlp")
-    refused(run_cli(*compared, *runs, "--attack", "square"), "--stacked is for fgsm", "got square")
-    refused(run_cli(*compared, *runs, "--stop-broken"), "got fgsm --stop-broken")
-    refused(run_cli(*compared, *runs, "--suite", "standard"), "--suite standard leaves the fallen")
+    refused(run_cli(*compared, *runs, *MLP), "only t-NNs are attacked stacked, got ", "mlp")
+    refused(
+        run_cli(*compared, *runs, "--attack", "square"), "stacked attacks are fgsm", "got square"
+    )
+    refused(run_cli(*compared, *runs, "--stop-broken"), "got fgsm with stop_broken")
+    refused(run_cli(*compared, *runs, "--suite", "standard"), "suite standard leaves the fallen")
 
 
 def test_stacks_are_as_large_as_the_cache_takes(three_seeds, tmp_path, monkeypatch):
     runs, _ = three_seeds
     activation = 4 * 256 * 8 * 12  # bytes of a block of one network: 8 channels, width 12
     monkeypatch.setattr(side_by_side, "_NEAR", 2 * activation + 1)
-    subjects = [load_subject(Source(run)).subject for run in runs]
+    subjects = [load_subject(run)[0] for run in runs]
     assert side_by_side.groups_of(subjects, ()) == [2, 1]
     file = tmp_path / "c.json"
     options = ("--stacked", "--no-checks", "--n", 20)

@@ -11,6 +11,7 @@ import torch
 from test_models_functional import FORMS, network
 
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.progress import drain
 from tnn_robust.compression import latency
@@ -261,7 +262,7 @@ def test_a_compressed_network_can_be_attacked_and_compressed_again(digits_run, t
     once = compressed(digits_run, tmp_path / "once", rule=make_rule(rank=(4, 7)))
     checkpoint = load_checkpoint(tmp_path / "once")
     subject, data = subject_of(checkpoint), load_run_data(checkpoint)
-    finished = drain(evaluate_steps(subject, data, ATTACK.resolve(subject.trained), n=30))
+    finished = drain(evaluate_steps(subject, data, attacks_of(ATTACK, subject.trained), n=30))
     for part in ("train", "test"):
         direct = getattr(finished.report.worst_case, part)
         assert direct == getattr(once.after.worst_case, part)

@@ -14,9 +14,10 @@ from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
 from tnn_robust.certification.lipschitz import certified_radii
+from tnn_robust.evaluation.attack_part import attack_part
 from tnn_robust.evaluation.curve_results import EpsCurve
-from tnn_robust.evaluation.eps_sweep import curve, curve_part, join_sweep
-from tnn_robust.evaluation.risk import attack_part, join
+from tnn_robust.evaluation.eps_sweep import curve_of, curve_part, join_sweep
+from tnn_robust.evaluation.risk import join
 from tnn_robust.evaluation.rows import make_check
 from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.checkpoint import load_checkpoint
@@ -51,14 +52,14 @@ def sweep(model, x, y, sizes=SIZES, *, norm="linf", block=256, indices=None, **o
 
 def drawn(sizes, train, test, y_test, norm="linf", **options):
     options = {"settings": {"steps": 8}, "seed": 0, "risk_complete": False, **options}
-    return curve(sizes, train, test, norm=norm, y_test=y_test, **options)
+    return curve_of(sizes, train, test, norm=norm, y_test=y_test, **options)
 
 
 @pytest.fixture(scope="module", params=("digits_run", "binary_run"))
 def trained(request):
     """A trained network and test examples of it."""
     checkpoint = load_checkpoint(request.getfixturevalue(request.param), torch.device("cpu"))
-    part = load_run_data(checkpoint)[0].test
+    part = load_run_data(checkpoint).test
     return checkpoint.model, part.x[:200], part.y[:200]
 
 

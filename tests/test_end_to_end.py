@@ -153,7 +153,7 @@ def test_scaling_every_weight_changes_nothing_that_is_decided(source, request, t
 @pytest.mark.parametrize("source", ("digits_run", "binary_run"))
 def test_scaling_changes_no_adversarial_example_in_float64(source, request):
     checkpoint = load_checkpoint(request.getfixturevalue(source))
-    model, test = checkpoint.model.double(), load_run_data(checkpoint)[0].test
+    model, test = checkpoint.model.double(), load_run_data(checkpoint).test
     perturb = make_perturb(named_attack("fgsm", Eps("0.1", 0.1)))
     found, ranks = [], []
     for _ in range(2):

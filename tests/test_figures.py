@@ -8,7 +8,7 @@ import torch
 from test_evaluation import planted
 
 from tnn_robust.base.errors import InputError
-from tnn_robust.evaluation.eps_sweep import curve
+from tnn_robust.evaluation.eps_sweep import curve_of
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -24,7 +24,7 @@ def falling(shares, certified=True, n=40):
     sizes = [0.02 * i for i in range(len(shares))]
     train, test = [part(min(s + 0.1, 1.0)) for s in shares], [part(s) for s in shares]
     radii = torch.linspace(0.05, 0.0, n, dtype=torch.float64).clamp(max=0.01)
-    found = curve(
+    found = curve_of(
         sizes,
         train,
         test,

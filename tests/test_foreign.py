@@ -13,7 +13,8 @@ from torch import nn
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.cifar import COLOURS, PIXELS
 from tnn_robust.models.checkpoint import load_checkpoint
-from tnn_robust.models.foreign import Foreign, adapt, as_image, load_module, module_digest
+from tnn_robust.models.foreign import Foreign, adapt, load_module, module_digest
+from tnn_robust.models.images import to_images
 
 DIGITS = ("--dataset", "digits", "--n", 30)
 BINARY = (*DIGITS, "--classes", "3,7")
@@ -28,26 +29,26 @@ def of(name: str) -> tuple[str, str]:
 
 
 def test_an_image_of_rows_and_columns_is_the_matrix():
-    assert torch.equal(as_image(X, pixels=False)[:, 0], X)
+    assert torch.equal(to_images(X, (1, 8, 8))[:, 0], X)
 
 
 def test_an_image_of_pixels_is_the_one_that_was_stored():
     stored = torch.rand(5, COLOURS, 32, 32)
     x = stored.reshape(5, COLOURS, PIXELS).transpose(1, 2)  # as data/cifar.py reads it
-    assert torch.equal(as_image(x, pixels=True), stored)
+    assert torch.equal(to_images(x, (COLOURS, 32, 32)), stored)
 
 
 @pytest.mark.parametrize(("name", "form"), [("conv", "image"), ("newman", "tvector")])
 def test_auto_finds_the_form_that_fits(name, form):
     module = getattr(foreign_models, name)().eval()
-    found = adapt(module, name, X, form="auto", classes=10, pixels=False)
+    found = adapt(module, name, X, form="auto", classes=10, image=(1, *X.shape[1:]))
     assert found.form == form
     assert torch.equal(found(X), module(X[:, None] if form == "image" else X))
 
 
 def test_flat_is_row_by_row():
     linear = nn.Linear(64, 10)
-    found = adapt(linear, "net", X, form="auto", classes=10, pixels=False)
+    found = adapt(linear, "net", X, form="auto", classes=10, image=(1, *X.shape[1:]))
     assert found.form == "flat"
     assert torch.equal(found(X), linear(X.reshape(30, 64)))
 
@@ -55,12 +56,14 @@ def test_flat_is_row_by_row():
 def test_a_module_that_changes_its_input_in_place_changes_only_a_copy():
     module = nn.Sequential(nn.Threshold(0.5, 0.0, inplace=True), foreign_models.plain())
     before = X.clone()
-    Foreign(module, "net", "tvector", pixels=False, scores=10)(X)
+    Foreign(module, "net", "tvector", image=(1, *X.shape[1:]), scores=10)(X)
     assert torch.equal(X, before)
 
 
 def test_a_module_in_double_gets_doubles():
-    found = adapt(foreign_models.plain().double(), "net", X, form="flat", classes=10, pixels=False)
+    found = adapt(
+        foreign_models.plain().double(), "net", X, form="flat", classes=10, image=(1, *X.shape[1:])
+    )
     assert found(X).dtype == torch.float64
 
 

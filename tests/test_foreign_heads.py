@@ -30,7 +30,7 @@ def net(scores: int, size: float = 30.0) -> nn.Sequential:
 def taken(module: nn.Module, classes: int):
     """What the attack sees of a module, and the note on it."""
     with frozen(module):
-        model = adapt(module, "net", X, form="tvector", classes=classes, pixels=False)
+        model = adapt(module, "net", X, form="tvector", classes=classes, image=(1, *X.shape[1:]))
         return without_head(model, X, "net")
 
 

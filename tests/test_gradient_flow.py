@@ -19,7 +19,7 @@ from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.training import full_batch
-from tnn_robust.training.flow_run import flow_run
+from tnn_robust.training.flow import flow_run
 from tnn_robust.training.gradient_flow import FlowSettings, gradient_flow
 from tnn_robust.training.run import TrainRequest
 

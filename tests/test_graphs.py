@@ -291,14 +291,17 @@ def test_nothing_in_an_attacks_step_talks_to_the_host(name, monkeypatch):
     model, x, y = on_the_device(network())
     stepped = []
 
-    class Watched(Recorded):
-        def __call__(self, *inputs):
-            assert self._recordable
+    def watched(function, like, *, recordable):
+        assert recordable and like.device.type == "meta"
+
+        def step(*inputs):
             stepped.append(len(inputs))
             with NoNumbers(), NoHost():
-                return super().__call__(*inputs)
+                return function(*inputs)
 
-    monkeypatch.setattr("tnn_robust.attacks.ascent.Recorded", Watched)
+        return step
+
+    monkeypatch.setattr("tnn_robust.attacks.ascent.recorded", watched)
     monkeypatch.setattr("tnn_robust.attacks.ascent.finite_or_raise", lambda value: None)
     perturb = make_perturb(ATTACKS[name])
     perturb(model, x, y, Streams(0, torch.zeros(12, dtype=torch.long, device="meta")))

@@ -9,6 +9,7 @@ from cli_checks import refused
 from conftest import run_cli
 from tnn_robust_cli import attack, train
 
+from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.experiments.grid import (
     EVALUATED,
     MOST_CELLS,
@@ -77,9 +78,9 @@ def test_a_grid_beyond_any_memory_gives_its_first_cells() -> None:
 def test_only_pgd_gets_the_steps() -> None:
     grid = make_grid({"attack": ["none", "fgsm", "pgd"], "steps": 7, "eps": 0.2})
     found = [requests_of(cell.settings, Path(), Place()) for cell in grid.cells()]
-    assert [t.attack and t.attack.steps for t, _ in found] == [None, 1, 7]
+    assert [t.attack and t.attack.steps for t, *_ in found] == [None, 1, 7]
     # Of a network trained on clean examples the cell's own eps.
-    assert [a.choice.resolve(t.attack)[0].eps_value for t, a in found] == [0.2, 0.2, 0.2]
+    assert [attacks_of(choice, t.attack)[0].threat.eps for t, choice, _ in found] == [0.2, 0.2, 0.2]
 
 
 def test_every_seed_may_have_its_own_training_subset() -> None:

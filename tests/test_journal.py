@@ -20,7 +20,7 @@ from tnn_robust.models.checkpoint import FILE_NAME as CHECKPOINT
 
 OPTIONS = ("--suite", "quick", "--eps", "0.03", "--n", "30", "--batch-size", "7", "--no-checks")
 # Blocks of 8, so that there are enough of them to die between.
-SMALL = "from tnn_robust.runs import blocks; blocks._LARGEST = {'cpu': 8}; "
+SMALL = "from tnn_robust.models import blocks; blocks._LARGEST = {'cpu': 8}; "
 
 
 def report(path: Path) -> dict:

@@ -11,8 +11,9 @@ from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.threat import Eps
+from tnn_robust.evaluation.attack_part import attack_part
 from tnn_robust.evaluation.journal import FILE_NAME, Journal
-from tnn_robust.evaluation.risk import attack_part, join
+from tnn_robust.evaluation.risk import join
 from tnn_robust.evaluation.rows import make_check
 from tnn_robust.models.network import TNN
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from attack_runs import attack_run
 from test_evaluation import attacked, planted
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.evaluation.agp import attack_rows
-from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
 from tnn_robust.evaluation.results import AttackReport, AttackRow, PartResult
 from tnn_robust.evaluation.rows import make_report
 from tnn_robust.training.results import EpochRecord
@@ -80,9 +80,7 @@ def test_rates_are_derived_and_not_read(row):
 
 
 def test_a_real_attack_report(digits_run):
-    request = AttackRequest(digits_run, AttackChoice(("fgsm", "pgd"), steps=2), seed=3, n=40)
-    *_, last = attack_run(request)
-    assert isinstance(last, AttackFinished)
+    last = attack_run(digits_run, AttackChoice(("fgsm", "pgd"), steps=2), seeds=(3,), n=40)
     assert through_json(last.report) == last.report
     value = json.loads(json.dumps(last.report.to_json()))
     assert value["schema"] == "tnn-robust/attack-report/1"

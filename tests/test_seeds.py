@@ -7,17 +7,18 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
+from attack_runs import attack_run, attack_steps
 from cli_checks import load_json, refused, succeeded
 from conftest import run_cli
 from scipy import stats
 from test_evaluation import attacked, planted
 
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation import report as attack_module
 from tnn_robust.evaluation.agp import Work, attack_rows
 from tnn_robust.evaluation.attack_seeds import merge_seeds
-from tnn_robust.evaluation.report import AttackFinished, AttackRequest, attack_run
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.seeds import student_interval
 
@@ -132,20 +133,18 @@ def test_interrupted_between_and_within_seeds_it_goes_on(binary_run, tmp_path, m
     monkeypatch.setattr(attack_module, "compute_block", lambda model, device: 10)
     run = copytree(binary_run, tmp_path / "run")
     choice = AttackChoice(("pgd",), (Eps("0.1", 0.1),), steps=2)
-    plain = AttackRequest(run, choice, more_seeds=(1,), n=30, batch_size=10, checks=False)
-    *_, whole = attack_run(plain)
-    recorded = AttackRequest(**{**vars(plain), "journal": True})
-    attack = attack_run(recorded)
+    plain = {"seeds": (0, 1), "n": 30, "batch_size": 10, "checks": False}
+    whole = attack_run(run, choice, **plain)
+    recorded = {**plain, "journal": True}
+    attack = attack_steps(run, choice, **recorded)
     list(islice(attack, 8))  # six blocks a seed
     attack.close()
-    steps = list(attack_run(AttackRequest(**{**vars(recorded), "resume": True})))
-    assert isinstance(steps[-1], AttackFinished)
-    for a, b in zip(whole.report.attacks, steps[-1].report.attacks, strict=True):
+    again = attack_run(run, choice, **recorded, resume=True)
+    for a, b in zip(whole.report.attacks, again.report.attacks, strict=True):
         assert (a.test, a.train, a.over_seeds) == (b.test, b.train, b.over_seeds)
-    other = AttackRequest(**{**vars(recorded), "resume": True, "more_seeds": (2,)})
-    list(islice(attack_run(recorded), 2))
-    with pytest.raises(Exception, match=r"seed.1 was 1, is 2"):
-        list(attack_run(other))
+    list(islice(attack_steps(run, choice, **recorded), 2))
+    with pytest.raises(InputError, match=r"seed.1 was 1, is 2"):
+        attack_run(run, choice, **{**recorded, "resume": True, "seeds": (0, 2)})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from cli_checks import load_json, refused, succeeded
 from conftest import run_cli
 from safetensors.torch import load_file
 
-from tnn_robust.attacks.registry import ball_for, make_perturb, named_attack
+from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.subject import load_run_data
@@ -26,7 +27,7 @@ class Attacked:
         self.report, points = load_json(folder / "r.json"), load_file(folder / "adv.safetensors")
         checkpoint = load_checkpoint(run)
         self.transform = checkpoint.model.transform
-        data = load_run_data(checkpoint)[0]
+        data = load_run_data(checkpoint)
         self.moved = []
         for part in PARTS:
             x = getattr(data, part).x[points[f"0.{part}.indices"]]
@@ -126,6 +127,6 @@ def test_what_cannot_be_is_one_line(digits_run, options, text):
 def test_a_ball_that_needs_a_transform_says_so():
     for options in ({"norm": "tubal-nuclear"}, {"channels": "0:2"}, {"faces": "0:2"}):
         settings = named_attack("pgd", TENTH, **options)
-        for make in (ball_for, make_perturb):
+        for make in (Attack.ball, make_perturb):
             with pytest.raises(InputError, match="needs? the network's transform, got none"):
                 make(settings)

@@ -8,10 +8,8 @@ from conftest import run_cli
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.threat import Eps
+from tnn_robust.base.threat import Threat
 from tnn_robust.evaluation.results import AttackReport
-
-TENTH = Eps("0.1", 0.1)
 
 
 def report_of(tmp_path, run, *options) -> AttackReport:
@@ -79,8 +77,8 @@ def test_its_points_can_be_verified(tmp_path, digits_run) -> None:
 
 def test_the_members_follow_the_number_of_scores() -> None:
     def members(scores: int) -> list[tuple[str, str]]:
-        found = suite_attacks("standard", TENTH, norm="linf", scores=scores, entries=64)
-        assert all(one.eps_value == 0.1 and one.norm == "linf" for one in found)
+        found = suite_attacks("standard", Threat("linf", 0.1), scores=scores, entries=64)
+        assert all(one.threat.eps == 0.1 and one.threat.norm == "linf" for one in found)
         return [(one.name, one.loss) for one in found]
 
     assert members(1) == [("apgd", "margin"), ("fab", "margin"), ("square", "margin")]
@@ -120,7 +118,7 @@ def test_what_a_suite_refuses(digits_run, options, message) -> None:
 
 def test_a_suite_outside_the_registry_is_refused() -> None:
     with pytest.raises(InputError, match="standard, quick, paper"):
-        suite_attacks("best", TENTH, norm="linf", scores=10, entries=64)
+        suite_attacks("best", Threat("linf", 0.1), scores=10, entries=64)
 
 
 @pytest.mark.parametrize("run", ["digits_run", "binary_run"])

@@ -1,5 +1,6 @@
 """All attacks by name: the classes, one made from what a user says, one read from a file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.apgd import APGD, APGDT
 from tnn_robust.attacks.ascent import Ascent
 from tnn_robust.attacks.attack import Attack
-from tnn_robust.attacks.choice import UNSET
+from tnn_robust.attacks.choice import UNSET, AttackChoice
 from tnn_robust.attacks.fab import FAB
 from tnn_robust.attacks.fgsm import FGM, FGSM
 from tnn_robust.attacks.frank_wolfe import FrankWolfe
@@ -33,7 +34,7 @@ def attack_class(name: str) -> type[Attack]:
     if name.startswith(PREFIX):
         return TorchAttack
     if name not in ATTACKS:
-        raise unknown_choice("attack", name, (*NAMES, PREFIX + "NAME"))
+        raise unknown_choice("attack", name, (*NAMES, PREFIX + "NAME"), field="attack")
     return ATTACKS[name]
 
 
@@ -59,7 +60,7 @@ def named_attack(
     """
     kind = attack_class(name)
     if norm is not None and norm not in NORMS:
-        raise unknown_choice("norm", norm, NORMS)
+        raise unknown_choice("norm", norm, NORMS, field="norm")
     given: dict[str, Any] = {
         "steps": steps,
         "step_size": step_size,
@@ -68,8 +69,10 @@ def named_attack(
         "loss": loss,
     }
     if kind is not TorchAttack and kind.default_steps == 1:
-        if steps not in (None, 1):
-            raise InputError(f"{name} takes one step, got steps {steps}: use pgd")
+        if steps is not None and steps > 1:
+            raise InputError(f"{name} takes one step, got steps {steps}: use pgd", field="steps")
+        if steps is not None and steps < 1:
+            raise InputError(f"an attack needs at least 1 step, got {steps}", field="steps")
         del given["steps"]
     made = object.__new__(kind)
     if isinstance(made, TorchAttack):
@@ -78,7 +81,7 @@ def named_attack(
     taken = kind.taken_by(name)
     for key, value in given.items():
         if value is not None and value != UNSET[key] and key not in taken:
-            raise InputError(f"{name} takes no {key}: use pgd")
+            raise InputError(f"{name} takes no {key}: use pgd", field=key)
     made._hold(threat, threat.eps, **given, stop_broken=stop_broken)
     return made
 
@@ -127,3 +130,67 @@ class _Frozen:
     def __call__(self, model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
         with frozen(model):
             return self.perturb(model, x, y, streams)
+
+
+_ONE_STEP = {"linf": ("fgsm",), "l2": ("fgm",)}
+
+
+def attacks_of(choice: AttackChoice, trained: Attack | None) -> tuple[Attack, ...]:
+    """Every attack of a choice at every eps.
+
+    Without names: one step and PGD in the norm of the training attack `trained`;
+    without eps: its eps, or l_inf 8/255 after training on clean examples.
+    Raises InputError where a default eps would be of another norm.
+    """
+    own_norm, own_eps = ("linf", Eps("8/255", 8 / 255))
+    if trained is not None:
+        own_norm, own_eps = trained.threat.norm, Eps(trained.threat.text, trained.threat.eps)
+    norm = choice.norm or own_norm
+    names = choice.names or (*_ONE_STEP.get(norm, ()), "pgd")
+    _check_taken(choice, names)
+    found = tuple(
+        # The run's norm is only a default of the attacks that have none of their own.
+        _made(choice, name, eps, choice.norm or _followed(name, norm))
+        for eps in choice.eps or (own_eps,)
+        for name in names
+    )
+    for one in found:
+        if not choice.eps and one.threat.norm != own_norm:
+            raise InputError(
+                f"{one.name} is in {one.threat.norm} and the run's eps {own_eps.text} "
+                f"in {own_norm}: give an eps",
+                field="eps",
+            )
+    return found
+
+
+def _check_taken(choice: AttackChoice, names: Sequence[str]) -> None:
+    """Refuse what was set and none of the attacks takes: it would be dropped without a word."""
+    untouched = (choice.steps, choice.step_size, choice.random_start) == (None, None, None)
+    kinds = [attack_class(name) for name in names]
+    if not untouched and all(kind.default_steps == 1 for kind in kinds):
+        raise InputError(f"{', '.join(names)} takes one step: steps are settings of pgd")
+    taken = frozenset[str]().union(
+        *(kind.taken_by(name) for kind, name in zip(kinds, names, strict=True))
+    )
+    for key, unset in UNSET.items():
+        if getattr(choice, key) != unset and key not in taken:
+            raise InputError(f"{', '.join(names)} takes no {key}: use pgd", field=key)
+
+
+def _made(choice: AttackChoice, name: str, eps: Eps, norm: str | None) -> Attack:
+    """Of what was set, an attack gets what it takes: its row says no more than it did."""
+    return named_attack(
+        name,
+        eps,
+        norm=norm,
+        channels=choice.channels,
+        faces=choice.faces,
+        stop_broken=choice.stop_broken,
+        **{key: getattr(choice, key) for key in attack_class(name).taken_by(name)},
+    )
+
+
+def _followed(name: str, norm: str) -> str | None:
+    """The run's norm for an attack that has none of its own, unless told otherwise."""
+    return norm if attack_class(name).can_follow(name, norm) else None

@@ -101,12 +101,14 @@ def _in_band(norm: str, whole: Ball, faces: Range, transform: Transform) -> Ball
 def parse_range(text: str, size: int, what: str) -> Range:
     """Read `START:STOP`, counted from 0, STOP left out, of `size` channels or faces.
 
-    what: the option's name in the error. Raises InputError for anything else.
+    what: channels or faces, for the error. Raises InputError for anything else.
     """
     pieces = [piece.strip() for piece in text.split(":")]
     plain = all(piece.isascii() and piece.isdecimal() and len(piece) < 10 for piece in pieces)
     if len(pieces) != 2 or not plain:
-        raise InputError(f"{what} needs START:STOP, two whole numbers such as 0:8, got {text!r}")
+        raise InputError(
+            f"{what} needs START:STOP, two whole numbers such as 0:8, got {text!r}", field=what
+        )
     found = (int(pieces[0]), int(pieces[1]))
     _require_range(found, size, what)
     return found
@@ -115,7 +117,9 @@ def parse_range(text: str, size: int, what: str) -> Range:
 def _require_range(found: Range, size: int, what: str) -> None:
     start, stop = found
     if not 0 <= start < stop <= size:
-        raise InputError(f"{what} needs 0 <= START < STOP <= {size}, got {start}:{stop}")
+        raise InputError(
+            f"{what} needs 0 <= START < STOP <= {size}, got {start}:{stop}", field=what
+        )
 
 
 # --- The tubal nuclear norm ------------------------------------------------------------------

@@ -17,7 +17,14 @@ class TnnError(Exception):
 
 
 class InputError(TnnError):
-    """An argument is of the wrong shape, name or range."""
+    """An argument is of the wrong shape, name or range.
+
+    field: the argument's name, to which the command line adds the option that gives it.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
 class DataError(TnnError):
@@ -48,7 +55,9 @@ class MissingPackage(TnnError):
     """An optional package is needed; the message says how to install it."""
 
 
-def unknown_choice(what: str, came: str, choices: Iterable[str]) -> InputError:
+def unknown_choice(
+    what: str, came: str, choices: Iterable[str], *, field: str | None = None
+) -> InputError:
     """The error for a name outside a registry: the nearest one, and all that can be typed."""
     from difflib import get_close_matches  # only errors pay for it
 
@@ -56,4 +65,5 @@ def unknown_choice(what: str, came: str, choices: Iterable[str]) -> InputError:
     plain = {name.lower().replace("_", "-"): name for name in names}
     near = get_close_matches(came.lower().replace("_", "-"), plain, 1)
     hint = f", did you mean {plain[near[0]]}?" if near else ":"
-    return InputError(f"unknown {what} {came!r}{hint} choose from {', '.join(names)}")
+    listed = ", ".join(names)
+    return InputError(f"unknown {what} {came!r}{hint} choose from {listed}", field=field)

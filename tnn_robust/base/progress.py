@@ -27,6 +27,16 @@ Steps = Generator[Progress, None, T]
 Tell = Callable[[Progress], object]
 
 
+def retold(steps: Generator[Progress, None, T], tell: Callable[[Progress], Progress]) -> Steps[T]:
+    """The same work whose progress is told in another way."""
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield tell(progress)
+
+
 def drain(steps: Generator[Progress, None, T], tell: Tell | None = None) -> T:
     """Go through a piece of work and return its result; `tell` is called with every Progress.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.base import choices
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
@@ -113,7 +114,7 @@ def read_original(request: CompressRequest, *, retrains: bool = False) -> Origin
     if checkpoint.path.absolute().parent.resolve() == request.out.absolute().resolve():
         raise InputError(f"{request.out} is the run itself: choose another directory")
     subject, rule = subject_of(checkpoint), request.rule
-    attacks = request.choice.resolve(subject.trained)
+    attacks = attacks_of(request.choice, subject.trained)
     check_attacks(attacks, subject)
     trains = rule is not None and (request.repair.epochs > 0 or rule.method in TRAINED)
     source = source_of(checkpoint, trains=trains or retrains)

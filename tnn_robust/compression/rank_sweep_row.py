@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.base.progress import Steps
+from tnn_robust.base.progress import Steps, retold
 from tnn_robust.certification.lipschitz import TO_L2, certified_radii
 from tnn_robust.certification.truncation import truncation_bound
 from tnn_robust.compression.compress_run import attacked_alike, examples_of
@@ -94,12 +94,7 @@ class Judge:
         keep = self.points is None
         steps = attacked_alike(one.subject, self.original, self.request, keep_points=keep)
         name = f"{one.kind} {one.size}".rstrip()
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield progress._replace(text=f"{name}, {progress.text}")
+        return retold(steps, lambda one: one._replace(text=f"{name}, {one.text}"))
 
     def _carried(self, subject: Subject) -> list[Attacked]:
         """The original's points on this network, verified and measured anew."""

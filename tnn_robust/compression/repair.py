@@ -1,13 +1,12 @@
 """Training after a compression: repair of the factors, and a fresh network of their size."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.progress import Steps, T, retold
 from tnn_robust.compression.source import Source
 from tnn_robust.data.dataset import subset
 from tnn_robust.models.network import TNN
@@ -15,7 +14,6 @@ from tnn_robust.training.learning_compression import LCSchedule
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.penalties import conditioning, distillation, total
-from tnn_robust.training.results import BatchProgress, EpochRecord
 from tnn_robust.training.run import training_perturb
 
 _MONITOR = 512
@@ -67,22 +65,22 @@ def repair(
         terms.append(conditioning(asked.conditioning))
     settings, common = training_setup(source, asked, asked.epochs)
     common["perturb"] = training_perturb(source.attack, model.transform)
-    records = fit(
+    steps = fit(
         model,
         **common,
         settings=settings,
         optimizer=make_optimizer(model, settings),
         extra=total(terms),
     )
-    yield from told("fine-tuning", records, asked.epochs)
+    yield from told("fine-tuning", steps)
     return model
 
 
-def train_anew(model: TNN, source: Source, epochs: int) -> Iterator[Progress]:
+def train_anew(model: TNN, source: Source, epochs: int) -> Steps[Any]:
     """The run's own training on a fresh network, in place."""
     settings, common = training_setup(source, RepairSettings(), epochs)
-    records = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
-    return told("training anew", records, epochs)
+    steps = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
+    return told("training anew", steps)
 
 
 def training_setup(
@@ -106,14 +104,9 @@ def training_setup(
     return replace(settings, epochs=epochs, lr=lr), common
 
 
-def told(
-    text: str, records: Iterator[BatchProgress | EpochRecord], epochs: int
-) -> Iterator[Progress]:
-    return (told_one(text, record, epochs) for record in records)
-
-
-def told_one(text: str, record: BatchProgress | EpochRecord, epochs: int) -> Progress:
-    done = float(record.epoch)
-    if isinstance(record, BatchProgress):
-        done += record.batch / record.batches - 1
-    return Progress(f"{text}, loss {record.loss:.4g}", done, epochs)
+def told(text: str, steps: Steps[T], total: int | None = None) -> Steps[T]:
+    """The same work, said to be of `text`, and of so many epochs in all."""
+    return retold(
+        steps,
+        lambda one: one._replace(text=f"{text}, {one.text}", total=total or one.total),
+    )

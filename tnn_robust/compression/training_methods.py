@@ -6,16 +6,16 @@ from dataclasses import replace
 from torch import Tensor
 
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.progress import Steps
 from tnn_robust.compression.costs import parameter_costs
 from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
 from tnn_robust.compression.rank_selection import MultiRanks, penalty_ranks
-from tnn_robust.compression.repair import RepairSettings, told, told_one, training_setup
+from tnn_robust.compression.repair import RepairSettings, told, training_setup
 from tnn_robust.compression.rules import Rule
 from tnn_robust.compression.source import Source
 from tnn_robust.compression.truncate import densify, truncated
 from tnn_robust.models.network import TNN, new_model
-from tnn_robust.training.learning_compression import LCStep, lc_fit
+from tnn_robust.training.learning_compression import lc_fit
 from tnn_robust.training.loop import fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.plateau import Plateau
@@ -71,14 +71,10 @@ def _learning_compression(
         model, c_step, **common, settings=settings, optimizer=optimizer, schedule=asked.lc
     )
     done, distance = 0, 0.0
-    for record in steps:
-        if isinstance(record, LCStep):
-            done, distance = record.step, record.distance
-            text = f"lc, mu {record.mu:.3g}, distance {distance:.3g}"
-            yield Progress(text, done, asked.lc.steps)
-        else:
-            share = record.batch / record.batches
-            yield Progress(f"lc, loss {record.loss:.4g}", done + share, asked.lc.steps)
+    for progress in steps:
+        if progress.found is not None:
+            done, distance = progress.found.step, progress.found.distance
+        yield progress._replace(text=f"lc, {progress.text}")
     why = "met" if distance <= asked.lc.tolerance else "were cut off at the last step"
     words = f"{done} L-steps of an epoch; weights and factors {why}, {distance:.3g} of ||W|| apart"
     return found[0], f"Learning-compression: {words}."
@@ -91,13 +87,8 @@ def _dynamic(source: Source, asked: RepairSettings, ranks_of: RanksOf) -> Traine
     settings, common = training_setup(source, asked, asked.epochs)
     dynamic = DynamicSettings(asked.theta, min(asked.conditioning, 0.99))
     components = [int(multi.sum()) for multi in ranks]
-    made = model
-    records = dynamic_fit(model, components, **common, settings=settings, dynamic=dynamic)
-    for record in records:
-        if isinstance(record, TNN):
-            made = record
-        else:
-            yield told_one("rank-adaptive", record, asked.epochs)
+    steps = dynamic_fit(model, components, **common, settings=settings, dynamic=dynamic)
+    made = yield from told("rank-adaptive", steps)
     return made, f"Rank-adaptive training: {asked.epochs} epochs, ranks moved at every step."
 
 
@@ -114,9 +105,9 @@ def _plateau(source: Source, asked: RepairSettings) -> Trained:
     optimizer = make_optimizer(model, settings)
     for epoch in range(1, epochs + 1):
         one = replace(settings, epochs=epoch)
-        records = fit(model, **common, settings=one, optimizer=optimizer, first_epoch=epoch)
+        steps = fit(model, **common, settings=one, optimizer=optimizer, first_epoch=epoch)
         form = "dense" if switched == epochs else "factors"
-        yield from told(f"plateau, {form}", records, epochs)
+        yield from told(f"plateau, {form}", steps, epochs)
         if switched == epochs and (watch.see(model) or epoch == epochs):
             switched = epoch
             model = truncated(model, layer_svds(model), watch.ranks())

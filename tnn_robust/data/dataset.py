@@ -1,7 +1,8 @@
 """What a loader returns: two parts of tensors and how they came to be."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class Dataset:
     notes: what a reader of results must know, one sentence each.
     digest: sha256 hex over shapes and bytes of x and y of both parts.
     spec: the request it was loaded by, None for arrays in memory.
+    image: (channels, h, w) of examples that are images, None where nothing is known.
     """
 
     name: str
@@ -76,6 +78,48 @@ class Dataset:
     notes: tuple[str, ...]
     digest: str
     spec: DataSpec | None = None
+    image: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x_train: Any,
+        y_train: Any,
+        x_test: Any,
+        y_test: Any,
+        *,
+        classes: Sequence[str] | None = None,
+        name: str = "arrays",
+        limits: tuple[float, float] | None = None,
+    ) -> "Dataset":
+        """A data set of tensors or numpy arrays in memory.
+
+        Parameters
+        ----------
+        x_train, x_test: real numbers (n, d, c), or images (n, channels, h, w): a plane alone is
+            its h x w matrix, several are the channels of d = h w pixels.
+        y_train, y_test: one label an example, (n,): whole numbers or names.
+        classes: names, by label; those in y_train by default.
+        limits: the values that become 0 and 1. By default values in [0, 1] stay, uint8 is
+            divided by 255, and others are scaled channel by channel on the training part,
+            with test values outside its range clipped (and counted in `clipped`).
+
+        Raises DataError for what does not fit: other shapes, labels as floats or one-hot,
+        values that are not finite, one class, a part without a class.
+        """
+        from tnn_robust.data.arrays import dataset_from_arrays
+
+        return dataset_from_arrays(
+            x_train, y_train, x_test, y_test, classes=classes, name=name, limits=limits
+        )
+
+    def of_images(self, shape: tuple[int, ...]) -> "Dataset":
+        """The same examples, known to have been images (channels, h, w)."""
+        return replace(self, image=shape)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train.y)} train and {len(self.test.y)} test examples"
+        return f"Dataset({self.name}: {sizes} of {self.d} x {self.c}, {self.n_classes} classes)"
 
     @property
     def d(self) -> int:
@@ -88,12 +132,18 @@ class Dataset:
         return self.train.x.shape[2]
 
     @property
-    def pixels(self) -> bool:
-        """Whether features are the pixels of a square image, row by row, and channels its planes.
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, h, w) of an example as an image.
 
-        Where they are not, the d x c matrix itself is an image of one plane.
+        Where nothing says that features are the pixels of a square image, row by row, and
+        channels its planes, the d x c matrix itself is an image of one plane.
         """
-        return self.layout.startswith("pixels")
+        if self.image is not None:
+            return self.image
+        if self.layout.startswith("pixels"):
+            side = math.isqrt(self.d)
+            return self.c, side, side
+        return 1, self.d, self.c
 
     @property
     def n_classes(self) -> int:

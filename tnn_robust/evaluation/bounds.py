@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.attacks.structured import parse_range
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError
@@ -123,7 +124,7 @@ def _attacks(request: BoundRequest, checkpoint: Checkpoint) -> tuple[Attack, ...
     choice = request.choice
     if not choice.names:
         choice = replace(choice, names=("pgd",), steps=choice.steps or STEPS)
-    attacks = choice.resolve(trained_against(checkpoint))
+    attacks = attacks_of(choice, trained_against(checkpoint))
     if len({(one.threat.norm, one.threat.eps) for one in attacks}) != 1:
         came = ", ".join(f"{one.name} {one.threat}" for one in attacks)
         raise InputError(f"tnn-bound needs one norm and one eps, got {came}")
@@ -187,8 +188,8 @@ def _constant(model: TNN, attack: Attack) -> float:
     channels, faces = (
         None if text is None else parse_range(text, size, name)
         for text, size, name in (
-            (attack.threat.channels, transform.channels, "--channels"),
-            (attack.threat.faces, transform.n_faces, "--faces"),
+            (attack.threat.channels, transform.channels, "channels"),
+            (attack.threat.faces, transform.n_faces, "faces"),
         )
     )
     features = model.architecture.features

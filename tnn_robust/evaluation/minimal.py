@@ -45,7 +45,9 @@ def minimal_steps(
 ) -> Steps[tuple[MinimalReport, MinimalReport]]:
     """The same of a subject; InputError for a norm it is not made for."""
     if norm not in LP:
-        raise InputError(f"smallest perturbations are found in {', '.join(LP)}, got {norm}")
+        raise InputError(
+            f"smallest perturbations are made for {', '.join(LP)}, got {norm}", field="norm"
+        )
     targets = targets_of(subject, dataset, n, seed)
     reports = []
     for part in PARTS:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.attacks.points import Perturb
-from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.attacks.registry import attacks_of, make_perturb
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.precision import FULL, matmul_precision
@@ -136,13 +136,15 @@ def chosen_attacks(
     trained: the training attack, where known; scores: of the network; entries: d c of an example.
     """
     if suite is None:
-        return choice.resolve(trained)
+        return attacks_of(choice, trained)
     if choice.names or len(choice.eps) > 1:
-        raise InputError("a suite takes no other attack and one eps")
+        raise InputError("a suite takes no other attack and one eps", field="suite")
     if (choice.channels, choice.faces) != (None, None):
-        raise InputError("a suite is made for whole balls: it takes no channels or faces")
+        raise InputError(
+            "a suite is made for whole balls: it takes no channels or faces", field="suite"
+        )
     # Its norm and eps are filled in as for PGD.
-    (like,) = replace(choice, names=("pgd",)).resolve(trained)
+    (like,) = attacks_of(replace(choice, names=("pgd",)), trained)
     attacks = suite_attacks(suite, like.threat, scores=scores, entries=entries)
     if not choice.stop_broken:
         return attacks
@@ -177,7 +179,7 @@ def evaluate_steps(
     """
     with team.agreeing():
         if keep_points and len(seeds) > 1:
-            raise InputError("keeping points, one of an example, takes one seed")
+            raise InputError("keeping points, one of an example, takes one seed", field="save_adv")
         check_attacks(attacks, subject)
         parts = targets_of(subject, dataset, n, seeds[0])
         for part in PARTS:
@@ -281,7 +283,10 @@ def _journal(
 ) -> Journal | None:
     """The record to resume from, in the subject's folder."""
     if resume and keep_points:
-        raise InputError("a resumed evaluation keeps no points: its blocks are figures, not points")
+        raise InputError(
+            "a resumed evaluation keeps no points: its blocks are figures, not points",
+            field="save_adv",
+        )
     folder = subject.folder
     if folder is None:
         if resume:

@@ -24,7 +24,8 @@ from tnn_robust.models.foreign import adapt, load_module, module_digest
 from tnn_robust.models.heads import without_head
 from tnn_robust.models.network import TNN, count_parameters, weight_norm
 
-_LOOKED_AT = 256  # examples that show which input a module takes
+# Examples that show which input a module takes: one more than a block, so that a fixed batch fails.
+_LOOKED_AT = 257
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ def subject_of_module(
     x = dataset.train.x[:_LOOKED_AT].to(place)
     with frozen(module):
         adapted = adapt(
-            module, name, x, form=form, classes=dataset.n_classes, pixels=dataset.pixels
+            module, name, x, form=form, classes=dataset.n_classes, image=dataset.image_shape
         )
         model, note = without_head(adapted, x, name)
     scores = adapted.scores

@@ -84,7 +84,9 @@ def verify_file(
     if model is None and run is None:
         if recorded.model["path"] is None:
             spec = recorded.model["spec"]
-            raise InputError(f"{path} is of the foreign network {spec}: name it as the model")
+            raise InputError(
+                f"{path} is of the foreign network {spec}: name it as the model", field="model"
+            )
         run = Path(recorded.model["path"])
     else:
         data = replace(

@@ -23,7 +23,6 @@ from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
 from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
-from tnn_robust.training.results import BatchProgress, StackedEpoch
 
 _MONITOR = 32  # test examples by which a dead network is noticed
 _STATE_KIND = "reproduction-state"
@@ -111,16 +110,14 @@ class _Work:
             seeds=self.cell.seeds,
             first_epoch=first,
         )
-        for record in records:
-            if isinstance(record, StackedEpoch):
-                self.failures |= record.failures
-                found = record.records
+        for progress in records:
+            if progress.found is not None:
+                self.failures |= progress.found.failures
+                found = progress.found.records
                 self.losses = [
                     found[seed].loss if seed in found else 0.0 for seed in self.cell.seeds
                 ]
-                yield float(record.epoch)
-            else:
-                yield record.epoch - 1 + record.batch / record.batches
+            yield progress.done
 
     def _publish(self, first: int, until: int) -> Iterator[float]:
         assert isinstance(self.model, PublishedTNN)
@@ -140,12 +137,8 @@ class _Work:
                 norm_bound=cell.norm_bound,
                 departures=[name for name in cell.departures if name not in left_out],
             )
-            for record in records:
-                if isinstance(record, BatchProgress):
-                    yield record.epoch - 1 + record.batch / record.batches
-                else:
-                    self.losses = record
-                    self._stop_diverged(epoch)
+            self.losses = yield from records
+            self._stop_diverged(epoch)
             yield float(epoch)
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ from tnn_robust.evaluation.subject import load_subject
 from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, Grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.worker import code_digest, scratch_folder
-from tnn_robust.models.network import new_model
+from tnn_robust.models.network import layer_widths, new_model
 from tnn_robust.training.loop import TrainSettings
-from tnn_robust.training.requests import layer_widths, training_attack
-from tnn_robust.training.run import TrainRequest, make_architecture, train_run
+from tnn_robust.training.run import TrainRequest, make_architecture, open_run, train_steps
+from tnn_robust.training.train import attack_to_train
 
 _DATA = tuple(f.name for f in fields(DataSpec) if f.name not in MACHINE_SPECIFIC)
 _TRAINING = tuple(f.name for f in fields(TrainSettings))
@@ -86,7 +86,7 @@ def requests_of(
 def _training_attack(settings: dict[str, Any]) -> Attack | None:
     name, (eps,) = settings["attack"], parse_eps(settings["eps"])
     own = {key: settings[key] if name == "pgd" else None for key in OF_PGD}
-    return training_attack(name, eps, norm=settings["norm"], loss=settings["loss"], **own)
+    return attack_to_train(name, eps, norm=settings["norm"], loss=settings["loss"], **own)
 
 
 def _choice(settings: dict[str, Any], attack: Attack | None) -> AttackChoice:
@@ -109,7 +109,7 @@ def cell_work(task: CellTask) -> Generator[Any, None, GridRecord]:
     with _folder(task.keep) as folder:
         train, choice, asked = requests_of(task.settings, folder, task.place)
         began, processor = time.perf_counter(), time.process_time()
-        _last(train_run(train))
+        drain(train_steps(open_run(train)))
         trained = time.perf_counter()
         found = drain(_evaluation(folder, task.place, choice, asked))
         ended, processor = time.perf_counter(), time.process_time() - processor
@@ -144,13 +144,6 @@ def _evaluation(
         n=asked["n"],
         checks=asked["checks"],
     )
-
-
-def _last(records: Iterable[Any]) -> Any:
-    last = None
-    for last in records:  # noqa: B007
-        pass
-    return last
 
 
 @contextlib.contextmanager

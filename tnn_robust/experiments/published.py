@@ -5,7 +5,7 @@ autograd and several times slower.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from tnn_robust.attacks.points import BOX
 from tnn_robust.base.losses import Loss, logistic
 from tnn_robust.models.network import TNN
 from tnn_robust.training.loop import Examples, data_order
-from tnn_robust.training.results import BatchProgress
 
 _PROGRESS_EVERY = 20
 
@@ -151,8 +150,11 @@ def publish_epoch(
     nuclear: float,
     norm_bound: float | None,
     departures: Sequence[str],
-) -> Iterator[BatchProgress | list[float]]:
-    """One epoch of FGSM training; at its end the mean adversarial losses of the moving models."""
+) -> Generator[float, None, list[float]]:
+    """One epoch of FGSM training; returns the mean adversarial losses of the moving models.
+
+    Yields the epochs done, a fraction inside this one.
+    """
     orders = torch.stack([data_order(len(train), seed, epoch) for seed in seeds])
     splits = orders.to(train.x.device).split(batch_size, 1)
     total = torch.zeros(len(seeds), device=train.x.device)
@@ -163,8 +165,8 @@ def publish_epoch(
             model.project(norm_bound)
         total += losses * places.shape[1]
         if batch % _PROGRESS_EVERY == 0:
-            yield BatchProgress(epoch, batch, len(splits), float(losses.mean()))
-    yield (total / len(train)).tolist()
+            yield epoch - 1 + batch / len(splits)
+    return (total / len(train)).tolist()
 
 
 def _step(

@@ -5,7 +5,6 @@ The one place that imports code of a user, and only the module the user named.
 
 import hashlib
 import importlib
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,22 +16,15 @@ from torch import Tensor, nn
 
 from tnn_robust.base.errors import InputError, TnnError
 from tnn_robust.base.randomness import seeded
+from tnn_robust.models.images import to_images
 
-Form = Callable[[Tensor, bool], Tensor]
+Shape = tuple[int, ...]
+Form = Callable[[Tensor, Shape], Tensor]
 
-
-def as_image(x: Tensor, pixels: bool) -> Tensor:
-    """Images of (n, d, c): (n, 1, d, c), or (n, c, h, h) where the features are pixels."""
-    if not pixels:
-        return x[:, None]
-    side = math.isqrt(x.shape[1])
-    return x.mT.reshape(len(x), x.shape[2], side, side)
-
-
-# What a network may want: the matrix as it is, an image, or the matrix row by row.
+# What a network may want: the matrix as it is, an image (channels, h, w), or the matrix row by row.
 FORMS: dict[str, Form] = {
     "tvector": lambda x, _: x,
-    "image": as_image,
+    "image": to_images,
     "flat": lambda x, _: x.flatten(1),
 }
 
@@ -40,20 +32,20 @@ FORMS: dict[str, Form] = {
 class Foreign(nn.Module):
     """A user's module as a map from (n, d, c) to scores (n, s), as float as x at least.
 
-    form: one of FORMS; pixels: whether the features are pixels and the channels
-    planes of an image; scores: s, checked at every pass. Errors of the module
-    become an InputError that names it. A module may change its input in place.
+    form: one of FORMS; image: (channels, h, w) of an example as an image; scores: s, checked
+    at every pass. Errors of the module become an InputError that names it. A module may
+    change its input in place.
     """
 
-    def __init__(self, module: nn.Module, name: str, form: str, *, pixels: bool, scores: int):
+    def __init__(self, module: nn.Module, name: str, form: str, *, image: Shape, scores: int):
         super().__init__()
         self.module = module
-        self.name, self.form, self.pixels, self.scores = name, form, pixels, scores
+        self.name, self.form, self.image, self.scores = name, form, image, scores
 
     def put(self, x: Tensor) -> Tensor:
         """The examples in the form and the dtype that the module takes, as a copy."""
         floats = (p.dtype for p in self.module.parameters() if p.is_floating_point())
-        return FORMS[self.form](x, self.pixels).to(next(floats, x.dtype)).clone()
+        return FORMS[self.form](x, self.image).to(next(floats, x.dtype)).clone()
 
     def shape(self, x: Tensor) -> str:
         """The form's name and the shape that examples like x have in it."""
@@ -113,7 +105,7 @@ def _from_here() -> Iterator[None]:
 
 
 def adapt(
-    module: nn.Module, name: str, x: Tensor, *, form: str, classes: int, pixels: bool
+    module: nn.Module, name: str, x: Tensor, *, form: str, classes: int, image: Shape
 ) -> Foreign:
     """The module behind the input form it takes, found on a block x (n, d, c) of examples.
 
@@ -126,7 +118,7 @@ def adapt(
     fitting: dict[str, tuple[Foreign, Tensor]] = {}
     failures: list[str] = []
     for key in FORMS if form == "auto" else (form,):
-        model = Foreign(module, name, key, pixels=pixels, scores=1)
+        model = Foreign(module, name, key, image=image, scores=1)
         try:
             model.scores = _count(module(model.put(x)), len(x), classes)
             with seeded(0, x.device):  # a random network must not look like two
@@ -143,7 +135,7 @@ def adapt(
         if not same or not torch.allclose(different, scores, 1e-3, 1e-5, equal_nan=True):
             raise InputError(
                 f"{name} takes {chosen.form} and {other.form} input and gives different scores: "
-                "say which is meant with --model-input"
+                "say which is meant"
             )
     _require_usable(chosen, x)
     return chosen

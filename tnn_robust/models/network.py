@@ -1,6 +1,6 @@
 """The tensor neural network of arXiv 2303.00196, Eq. (4) and (5)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -48,6 +48,24 @@ class Architecture:
             return cls(**{**value, **lists})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not an architecture: {value}") from error
+
+
+def layer_widths(widths: Sequence[int], layers: int) -> tuple[int, ...]:
+    """d_1 .. d_L from one width for all layers, or one a layer."""
+    if len(widths) not in (1, layers):
+        needed = f"1 value or {layers}, one a layer"
+        raise InputError(f"width needs {needed}, got {len(widths)}", field="width")
+    return tuple(widths) * layers if len(widths) == 1 else tuple(widths)
+
+
+def ranks_of_layers(ranks: Sequence[int] | None, layers: int) -> tuple[int | None, ...]:
+    """Tubal ranks of L layers from None for dense ones, one for all, or one a layer."""
+    if ranks is None:
+        return (None,) * layers
+    if len(ranks) not in (1, layers):
+        needed = f"1 value or {layers}, one a layer"
+        raise InputError(f"rank needs {needed}, got {len(ranks)}", field="rank")
+    return tuple(ranks) * layers if len(ranks) == 1 else tuple(ranks)
 
 
 class TNN(nn.Module):

@@ -5,7 +5,7 @@ are pulled with growing force mu towards their compressed form, which is chosen 
 from them after every epoch, until the two meet.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.models.network import TNN, weight_norm
 from tnn_robust.training.loop import Perturb, TrainSettings, fit
 from tnn_robust.training.penalties import proximity, squared_distances
-from tnn_robust.training.results import BatchProgress, EpochRecord
+from tnn_robust.training.results import EpochRecord
 
 # The C-step: weights -> the faces (k, d_l, d_{l-1}) of their compressed form.
 Compress = Callable[[TNN, float], list[Tensor]]
@@ -68,8 +69,10 @@ def lc_fit(
     optimizer: torch.optim.Optimizer,
     seed: int,
     schedule: LCSchedule,
-) -> Generator[BatchProgress | LCStep, None, list[Tensor]]:
+) -> Steps[list[Tensor]]:
     """Train dense `model` in place towards what `compress` makes of it; returns those faces.
+
+    Where a Progress has something as `found`, it is an LCStep.
 
     x (n, d, c), y (n,) on the model's device; compress(model, mu) is the C-step. Raises
     TrainingError as `fit`, InputError for a model with factors, which have their rank.
@@ -80,7 +83,7 @@ def lc_fit(
     for step in range(schedule.steps):
         mu = schedule.mu(step)
         # One epoch at a time: its number makes data order and noise new ones.
-        records = fit(
+        steps = fit(
             model,
             x,
             y,
@@ -92,26 +95,19 @@ def lc_fit(
             first_epoch=step + 1,
             extra=proximity(wanted, mu),
         )
-        epoch = yield from _progress(records)
+        for progress in steps:
+            if progress.found is None:
+                yield progress._replace(total=schedule.steps)
+            else:
+                epoch = progress.found
         wanted = compress(model, mu)
         distance = float(_distance(model, wanted))
-        yield LCStep(step + 1, mu, distance, epoch)
+        text = f"mu {mu:.3g}, distance {distance:.3g}"
+        found = LCStep(step + 1, mu, distance, epoch)
+        yield Progress(text, step + 1, schedule.steps, found)
         if distance <= schedule.tolerance:
             break
     return wanted
-
-
-def _progress(
-    records: Iterator[BatchProgress | EpochRecord],
-) -> Generator[BatchProgress, None, EpochRecord]:
-    last = None
-    for record in records:
-        if isinstance(record, EpochRecord):
-            last = record
-        else:
-            yield record
-    assert last is not None
-    return last
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""The training loop, standard and adversarial, as a generator of records."""
+"""The training loop, standard and adversarial, step by step."""
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,24 +13,25 @@ from tnn_robust.base.errors import InputError, TrainingError, unknown_choice
 from tnn_robust.base.graphs import Recorded
 from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.precision import matmul_precision, require_precision
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.base.randomness import Streams, seed_tensor
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.models.network import TNN, layer_norms
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
 from tnn_robust.training.optimizers import OPTIMIZERS, retire, while_recording
 from tnn_robust.training.penalties import Extra
-from tnn_robust.training.results import BatchProgress, EpochRecord, StackedEpoch
+from tnn_robust.training.results import EpochRecord, StackedEpoch
 
 _PROGRESS_EVERY = 20  # batches between progress records, each of which reads the loss back
 _MONITOR_ROWS = 4096  # monitor examples of all networks looked at together
 
 _NOT_FINITE = (
     "training met a value that is not finite in epoch {}: the last good checkpoint is kept; "
-    "try a smaller --lr or a --norm-bound"
+    "try a smaller lr or a norm_bound"
 )
 _DEAD = (
     "the network died in epoch {}: every score is 0, and so is every gradient; the "
-    "last good checkpoint is kept; try a larger --width, a smaller --eps or --lr"
+    "last good checkpoint is kept; try a larger width, a smaller eps or lr"
 )
 
 
@@ -125,20 +126,20 @@ def fit(
     extra: Extra | None = None,
     watch: Callable[[int], None] | None = None,
     team: Team = ALONE,
-) -> Iterator[BatchProgress | EpochRecord]:
-    """Train in place from `first_epoch` to `settings.epochs`; yields where it stands.
+) -> Steps[tuple[EpochRecord, ...]]:
+    """Train in place from `first_epoch` to `settings.epochs`; returns the epochs' records.
 
     x (n, d, c) and y (n,) on the model's device; perturb None trains on clean
     examples. Data order and perturbation noise are functions of (seed, epoch,
-    example), so that a resumed run equals an uninterrupted one. After an
-    EpochRecord the weights are finite. extra: a term added to the objective. watch is
+    example), so that a resumed run equals an uninterrupted one. Where a Progress has an
+    EpochRecord as `found`, the weights are finite. extra: a term added to the objective. watch is
     called after every step with its number, from 1 on over all epochs. team: processes
     that share every batch's examples and have the same weights.
 
     Raises TrainingError naming the epoch when loss or weights are not finite,
     or when all ReLUs are dead.
     """
-    records = fit_stacked(
+    steps = fit_stacked(
         model,
         Examples(x, y),
         monitor=Examples(*monitor),
@@ -151,13 +152,16 @@ def fit(
         watch=watch,
         team=team,
     )
-    for record in records:
-        if isinstance(record, BatchProgress):
-            yield record
-        elif record.failures:
-            raise TrainingError(record.failures[seed])
+    found: list[EpochRecord] = []
+    for progress in steps:
+        if progress.found is None:
+            yield progress
+        elif progress.found.failures:
+            raise TrainingError(progress.found.failures[seed])
         else:
-            yield record.records[seed]
+            found.append(progress.found.records[seed])
+            yield progress._replace(text=found[-1].text(settings.epochs), found=found[-1])
+    return tuple(found)
 
 
 def fit_stacked(
@@ -173,7 +177,7 @@ def fit_stacked(
     extra: Extra | None = None,
     watch: Callable[[int], None] | None = None,
     team: Team = ALONE,
-) -> Iterator[BatchProgress | StackedEpoch]:
+) -> Steps[tuple[StackedEpoch, ...]]:
     """Train the S networks of a stack (`models.stacked.stack_models`), or one, in place.
 
     seeds: one a network; its data order and noise are those of `fit` with that seed and
@@ -185,7 +189,7 @@ def fit_stacked(
     """
     if len(seeds) != model.count or len(set(seeds)) != len(seeds):
         raise InputError(f"{model.count} networks need as many different seeds, got {seeds}")
-    running = _Running(model, optimizer, seeds)
+    running, done = _Running(model, optimizer, seeds), list[StackedEpoch]()
     step = _recorded_step(model, train, settings, perturb, optimizer, extra, team)
     for epoch in range(first_epoch, settings.epochs + 1):
         started, running.failures = time.perf_counter(), {}
@@ -203,9 +207,11 @@ def fit_stacked(
                 seeds[i]: EpochRecord(epoch, losses[i], clean[i], robust[i], n, norms[i], seconds)
                 for i in running.living
             }
-        yield StackedEpoch(epoch, records, running.failures)
+        done.append(StackedEpoch(epoch, records, running.failures))
+        yield Progress(done[-1].text(settings.epochs), epoch, settings.epochs, done[-1])
         if not running.living:
-            return
+            break
+    return tuple(done)
 
 
 class _Running:
@@ -233,7 +239,7 @@ def _train_epoch(
     epoch: int,
     watch: Callable[[int], None] | None,
     team: Team,
-) -> Generator[BatchProgress, None, list[float]]:
+) -> Steps[list[float]]:
     """One pass over the examples; returns each network's mean loss."""
     device, total = train.x.device, torch.zeros(len(running.seeds), device=train.x.device)
     orders = torch.stack([data_order(len(train), seed, epoch) for seed in running.seeds])
@@ -250,7 +256,8 @@ def _train_epoch(
             if not running.living:
                 break
             mean = math.fsum(values[i] for i in running.living) / len(running.living)
-            yield BatchProgress(epoch, batch, len(splits), mean)
+            text = f"epoch {epoch}/{settings.epochs}  loss {mean:.4g}"
+            yield Progress(text, epoch - 1 + batch / len(splits), settings.epochs)
     return [value / len(train) for value in total.tolist()]
 
 

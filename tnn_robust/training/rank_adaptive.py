@@ -11,7 +11,7 @@ one in a single step: it is held at the end of each epoch, and throughout the la
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ from torch import Tensor
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.base.errors import InputError, TrainingError
 from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.base.randomness import Streams
 from tnn_robust.models.functional import t_network
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer
 from tnn_robust.models.network import TNN, weight_norm
 from tnn_robust.training.loop import Examples, Perturb, TrainSettings, accuracies, data_order
-from tnn_robust.training.results import BatchProgress, EpochRecord
+from tnn_robust.training.results import EpochRecord
 
 _PROGRESS_EVERY = 20
 
@@ -137,8 +138,8 @@ def dynamic_fit(
     dynamic: DynamicSettings,
     perturb: Perturb | None,
     seed: int,
-) -> Iterator[BatchProgress | EpochRecord | TNN]:
-    """Train `model` as factors; the last record is the network that comes of it.
+) -> Steps[TNN]:
+    """Train `model` as factors; returns the network that comes of it.
 
     components: how many singular components each layer may keep over all its faces.
     x (n, d, c), y (n,) on the model's device. Of `settings` epochs, batch_size, lr and
@@ -159,14 +160,17 @@ def dynamic_fit(
             loss = _step(net, steps, head, (xb, yb), settings.loss, dynamic, tight)
             loss_sum += loss * len(rows)
             if batch % _PROGRESS_EVERY == 0:
-                yield BatchProgress(epoch, batch, len(splits), _finite(float(loss), epoch))
+                share, value = batch / len(splits), _finite(float(loss), epoch)
+                text = f"epoch {epoch}/{settings.epochs}  loss {value:.4g}"
+                yield Progress(text, epoch - 1 + share, settings.epochs)
         mean = _finite(float(loss_sum) / len(x), epoch)
         made = to_model(net.transform, net.cores, net.head.detach())
         (clean,), (robust,), _ = accuracies(made, Examples(*monitor), perturb, (seed,))
         seconds, n = time.perf_counter() - started, len(monitor[1])
         norm = _finite(float(weight_norm(made)), epoch)
-        yield EpochRecord(epoch, mean, clean, robust, n, norm, seconds)
-    yield made
+        record = EpochRecord(epoch, mean, clean, robust, n, norm, seconds)
+        yield Progress(record.text(settings.epochs), epoch, settings.epochs, record)
+    return made
 
 
 def _step(

@@ -1,18 +1,9 @@
 """What training reports while it runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tnn_robust.base.codec import Record
-
-
-@dataclass(frozen=True)
-class BatchProgress:
-    """Where training stands inside an epoch; loss is of the last batch."""
-
-    epoch: int
-    batch: int
-    batches: int
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +23,10 @@ class EpochRecord(Record):
     weight_norm: float
     seconds: float
 
+    def text(self, epochs: int) -> str:
+        """The epoch in a line."""
+        return f"epoch {self.epoch}/{epochs}  {_figures([self])}"
+
 
 @dataclass(frozen=True)
 class StackedEpoch:
@@ -44,3 +39,20 @@ class StackedEpoch:
     epoch: int
     records: dict[int, EpochRecord]
     failures: dict[int, str]
+
+    def text(self, epochs: int) -> str:
+        """The epoch in a line: the means of the networks, and which stopped."""
+        stopped = "".join(f"; seed {seed} stopped" for seed in self.failures)
+        found = list(self.records.values())
+        if not found:
+            return f"epoch {self.epoch}/{epochs}{stopped}"
+        mean = f"mean of {len(found)}: " if len(found) > 1 else ""
+        return f"epoch {self.epoch}/{epochs}  {mean}{_figures(found)}{stopped}"
+
+
+def _figures(found: Sequence[EpochRecord]) -> str:
+    loss, clean, robust = (
+        sum(getattr(one, name) for one in found) / len(found)
+        for name in ("loss", "clean_accuracy", "robust_accuracy")
+    )
+    return f"loss {loss:.4g}  test: clean {100 * clean:.1f} %, robust {100 * robust:.1f} %"

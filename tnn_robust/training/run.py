@@ -1,9 +1,9 @@
-"""tnn-train: data -> network -> training -> run directory."""
+"""A run directory: a network in training, its checkpoint, its metrics, and the state to resume."""
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, InputError
@@ -23,6 +24,7 @@ from tnn_robust.base.files import (
     write_tensors,
 )
 from tnn_robust.base.ledger import keep_lines
+from tnn_robust.base.progress import Steps
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset, describe_data, subset
@@ -34,11 +36,12 @@ from tnn_robust.models.network import (
     model_from_tensors,
     model_tensors,
     new_model,
+    ranks_of_layers,
 )
 from tnn_robust.training.gradient_flow import FlowSettings
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
-from tnn_robust.training.results import BatchProgress, EpochRecord
+from tnn_robust.training.results import EpochRecord
 from tnn_robust.training.trajectory import Recorder, make_recorder, tracked_examples
 
 METRICS = "metrics.jsonl"
@@ -81,170 +84,138 @@ class TrainRequest:
             "widths": list(self.widths),
             "ranks": None if self.ranks is None else list(self.ranks),
             "transform": self.transform,
-            **self.settings.to_json(),
-            "attack": None if self.attack is None else self.attack.to_json(),
-            "seed": self.seed,
+            **_of_training(self.settings, self.attack, self.seed),
         }
 
 
-@dataclass(frozen=True)
-class TrainStarted:
-    """What is about to be trained; done, epochs or steps of the flow, is above 0 when resumed.
-
-    tracked: training examples that the tracker looks at, 0 without it.
-    """
-
-    dataset: Dataset
-    architecture: Architecture
-    parameters: int
-    device: str
-    done: int
-    tracked: int = 0
-
-
-def train_run(
-    request: TrainRequest, team: Team = ALONE
-) -> Iterator[TrainStarted | BatchProgress | EpochRecord]:
-    """Train a network into `request.out`, one record at a time.
-
-    The directory holds a usable checkpoint from the start: model.safetensors
-    and the state to resume from are replaced after every epoch, so an
-    interruption or a NaN leaves those of the last good epoch. Of a team the first
-    process writes; the others need the data and, to resume, the directory.
-
-    Raises TnnError for what cannot be done, before anything is written.
-    """
-    settings = request.settings
-    if not isinstance(settings, TrainSettings):
-        raise InputError("train_run needs TrainSettings: gradient flow is flow_run's")
-    with team.agreeing():
-        device, dataset = place_and_data(request, settings, team)
-        run = open_run(request, dataset, team)
-        run.model.to(device)
-        optimizer = make_optimizer(run.model, settings)
-        restore_optimizer(optimizer, run.state)
-    recorder = None
-    with removed_on_error(request.out), team.agreeing():
-        run.prepare()
-        if team.first:
-            recorder = _recorder(request, settings, run.model, dataset, run.done)
-    architecture, count = run.model.architecture, run.model.parameter_count
-    tracked = 0 if recorder is None else recorder.n
-    yield TrainStarted(dataset, architecture, count, str(device), run.done, tracked)
-    records = _records(
-        request, settings, run.model, optimizer, dataset, device, run.done, recorder, team
-    )
-    for record in records:
-        if isinstance(record, EpochRecord):
-            run.keep(record, run.model, optimizer_tensors(optimizer))
-        yield record
+def _of_training(
+    settings: TrainSettings | FlowSettings, attack: Attack | None, seed: int
+) -> dict[str, Any]:
+    return {
+        **settings.to_json(),
+        "attack": None if attack is None else attack.to_json(),
+        "seed": seed,
+    }
 
 
 @dataclass
-class Run:
-    """A run directory and what it holds: the network, the optimiser's state, the epochs done.
+class TrainRun:
+    """A network in training and, where there is one, the directory that keeps it.
 
-    writes: False where another process of the team writes it.
+    out: None for nowhere; identity: all that decides the weights; state: of the optimiser;
+    done: epochs, or steps of a flow; writes: False where another process of the team does;
+    track: as of `TrainRequest`, tracked: training examples that the tracker looks at.
     """
 
-    request: TrainRequest
     model: TNN
-    state: dict[str, Tensor]
-    done: int
-    data: dict[str, Any]
+    dataset: Dataset
+    settings: TrainSettings | FlowSettings
+    attack: Attack | None
+    seed: int
+    device: torch.device
+    identity: dict[str, Any]
+    out: Path | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    done: int = 0
     writes: bool = True
+    track: int | None = None
+
+    @property
+    def tracked(self) -> int:
+        """How many training examples the tracker looks at, 0 without it."""
+        if self.track is None:
+            return 0
+        n = len(self.dataset.train.y)
+        size = getattr(self.settings, "batch_size", None)
+        return n if size is None else tracked_examples(n, self.track, size)
 
     def prepare(self) -> None:
         """Write a fresh run's first checkpoint; drop the metrics of epochs run again."""
-        if not self.writes:
+        if self.out is None or not self.writes:
             return
         if self.done == 0:
             self._save()
-        keep_lines(self.request.out / METRICS, "epoch", self.done)
+        keep_lines(self.out / METRICS, "epoch", self.done)
 
     def keep(self, record: EpochRecord, model: TNN, state: dict[str, Tensor]) -> None:
         """Write what the network is after an epoch."""
         self.model, self.state, self.done = model, state, record.epoch
-        if not self.writes:
+        if self.out is None or not self.writes:
             return
-        append_line(self.request.out / METRICS, json.dumps(record.to_json()))
+        append_line(self.out / METRICS, json.dumps(record.to_json()))
         self._save()
 
+    def header(self, **done: int) -> Header:
+        """What a checkpoint says of this run, `done` so far."""
+        return Header(
+            architecture=self.model.architecture,
+            data=describe_data(self.dataset),
+            training={**self.identity, **done},
+            seed=self.seed,
+        )
+
     def _save(self) -> None:
+        assert self.out is not None
         tensors = {f"model.{k}": v for k, v in model_tensors(self.model).items()}
         tensors |= {f"optimizer.{k}": v for k, v in self.state.items()}
-        request = self.request.to_json()
-        header = Header(
-            architecture=self.model.architecture,
-            data=self.data,
-            training={**request, "epochs_done": self.done},
-            seed=self.request.seed,
-        )
         state = {
-            "request": request,
-            "data_digest": self.data["digest"],
+            "request": self.identity,
+            "data_digest": self.dataset.digest,
             "epochs_done": self.done,
         }
         # The state last: torn between the two, a resumed run repeats the epoch and writes both.
-        save_checkpoint(self.request.out / FILE_NAME, self.model, header)
-        write_tensors(self.request.out / STATE, tensors, kind=STATE_KIND, header=state)
+        save_checkpoint(self.out / FILE_NAME, self.model, self.header(epochs_done=self.done))
+        write_tensors(self.out / STATE, tensors, kind=STATE_KIND, header=state)
+
+    def recorder(self) -> Recorder | None:
+        """What adds to trajectory.jsonl, if that was asked for."""
+        if self.track is None or self.out is None or not self.writes:
+            return None
+        steps = self.done
+        if isinstance(self.settings, TrainSettings):
+            steps *= math.ceil(len(self.dataset.train.y) / self.settings.batch_size)
+        return make_recorder(
+            self.out,
+            self.model,
+            self.dataset,
+            every=self.track,
+            n=self.tracked,
+            loss=self.settings.loss,
+            perturb=training_perturb(self.attack, self.model.transform),
+            seed=self.seed,
+            done=steps,
+        )
 
 
-def training_perturb(attack: Attack | None, transform: Transform | None = None):
+def identity_of(
+    model: TNN, data: Dataset, settings: TrainSettings, attack: Attack | None, seed: int
+) -> dict[str, Any]:
+    """The same of a network and data in memory."""
+    a = model.architecture
+    return {
+        "data": None if data.spec is None else data.spec.to_json(),
+        "widths": list(a.widths),
+        "ranks": list(a.ranks),
+        "transform": a.transform,
+        **_of_training(settings, attack, seed),
+    }
+
+
+def training_perturb(attack: Attack | None, transform: Transform | None = None) -> Perturb | None:
     """The training attack: its last iterate, untested, as in the papers."""
     return None if attack is None else make_perturb(attack, transform=transform, keep_best=False)
 
 
-def _recorder(
-    request: TrainRequest, settings: TrainSettings, model: TNN, dataset: Dataset, done: int
-) -> Recorder | None:
-    if request.track is None:
-        return None
-    n = len(dataset.train.y)
-    return make_recorder(
-        request.out,
-        model,
-        dataset,
-        every=request.track,
-        n=tracked_examples(n, request.track, settings.batch_size),
-        loss=settings.loss,
-        perturb=training_perturb(request.attack, model.transform),
-        seed=request.seed,
-        done=done * math.ceil(n / settings.batch_size),
-    )
+def open_run(request: TrainRequest, team: Team = ALONE) -> TrainRun:
+    """A fresh network for a run directory, or the one that a run stopped with; nothing is written.
+
+    Raises TnnError for what cannot be done.
+    """
+    device, dataset = place_and_data(request, team)
+    return run_of(request, dataset, device, team)
 
 
-def _records(
-    request: TrainRequest,
-    settings: TrainSettings,
-    model: TNN,
-    optimizer: torch.optim.Optimizer,
-    dataset: Dataset,
-    device: torch.device,
-    done: int,
-    watch: Callable[[int], None] | None,
-    team: Team,
-) -> Iterator[BatchProgress | EpochRecord]:
-    monitor, _ = subset(dataset.test, MONITOR, request.seed, device)
-    x, y = (tensor.to(device) for tensor in dataset.train)
-    return fit(
-        model,
-        x,
-        y,
-        monitor=(monitor.x, monitor.y),
-        settings=settings,
-        perturb=training_perturb(request.attack, model.transform),
-        optimizer=optimizer,
-        seed=request.seed,
-        first_epoch=done + 1,
-        watch=watch,
-        team=team,
-    )
-
-
-def place_and_data(
-    request: TrainRequest, settings: TrainSettings, team: Team
-) -> tuple[torch.device, Dataset]:
+def place_and_data(request: TrainRequest, team: Team) -> tuple[torch.device, Dataset]:
     """Where to train and on what; a new run's directory is claimed.
 
     Raises InputError where a process would never have an example to train on.
@@ -254,51 +225,112 @@ def place_and_data(
         claim_directory(request.out, overwrite=request.overwrite)
     dataset = load_dataset(request.data)
     team.require_at_least_one(len(dataset.train.y), "training examples")
-    team.require_at_least_one(settings.batch_size, "examples in a batch (--batch-size)")
+    if isinstance(request.settings, TrainSettings):
+        team.require_at_least_one(request.settings.batch_size, "examples in a batch")
     return device, dataset
+
+
+def run_of(
+    request: TrainRequest, dataset: Dataset, device: torch.device, team: Team = ALONE
+) -> TrainRun:
+    """The run of a request on these data."""
+    architecture = make_architecture(request, dataset)
+    run = TrainRun(
+        model=new_model(architecture, request.seed, data=dataset.train.x),
+        dataset=dataset,
+        settings=request.settings,
+        attack=request.attack,
+        seed=request.seed,
+        device=device,
+        identity=request.to_json(),
+        out=request.out,
+        writes=team.first,
+        track=request.track,
+    )
+    return resumed(run) if request.resume else run
+
+
+def resumed(run: TrainRun) -> TrainRun:
+    """The run as its directory says that it stopped."""
+    assert run.out is not None
+    path = run.out / STATE
+    tensors, header, _ = read_tensors(path, kind=STATE_KIND)
+    # More epochs than at first is what resuming is for.
+    require_same(header, run, path, ("epochs",))
+    weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+    saved = model_from_tensors(run.model.architecture, weights)
+    run.model.load_state_dict(saved.state_dict())
+    run.state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
+    run.done = int(header["epochs_done"])
+    return run
+
+
+def train_steps(run: TrainRun, team: Team = ALONE) -> Steps[tuple[EpochRecord, ...]]:
+    """Train a run to the last of its epochs; Progress after every epoch has it as `found`.
+
+    A directory holds a usable checkpoint from the start: model.safetensors
+    and the state to resume from are replaced after every epoch, so an
+    interruption or a NaN leaves those of the last good epoch. Of a team the first
+    process writes; the others need the data and, to resume, the directory.
+    """
+    settings = run.settings
+    if not isinstance(settings, TrainSettings):
+        raise InputError("training in batches needs TrainSettings: gradient flow has its own way")
+    with team.agreeing():
+        run.model.to(run.device)
+        optimizer = make_optimizer(run.model, settings)
+        restore_optimizer(optimizer, run.state)
+    watch: Callable[[int], None] | None = None
+    with _whole(run.out), team.agreeing():
+        run.prepare()
+        watch = run.recorder()
+    data, place = run.dataset, (run.device, run.model.head.dtype)
+    monitor, _ = subset(data.test, MONITOR, run.seed, *place)
+    x, y = data.train.x.to(*place), data.train.y.to(run.device)
+    steps = fit(
+        run.model,
+        x,
+        y,
+        monitor=(monitor.x, monitor.y),
+        settings=settings,
+        perturb=training_perturb(run.attack, run.model.transform),
+        optimizer=optimizer,
+        seed=run.seed,
+        first_epoch=run.done + 1,
+        watch=watch,
+        team=team,
+    )
+    found: list[EpochRecord] = []
+    for progress in steps:
+        if progress.found is not None:
+            found.append(progress.found)
+            run.keep(progress.found, run.model, optimizer_tensors(optimizer))
+        yield progress
+    return tuple(found)
+
+
+def _whole(out: Path | None) -> Any:
+    """Nothing half-written where the first files of a directory cannot be."""
+    return removed_on_error(out or Path())
 
 
 def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
     """The network's shape for these data: one score for two classes, else one a class."""
-    depth = len(request.widths)
-    ranks: tuple[int | None, ...] = request.ranks or (None,) * depth
-    if len(ranks) == 1:
-        ranks *= depth
-    if len(ranks) != depth:
-        raise InputError(f"--rank needs 1 value or {depth}, one a layer, got {len(ranks)}")
     return Architecture(
         features=dataset.d,
         channels=dataset.c,
         widths=request.widths,
-        ranks=ranks,
+        ranks=ranks_of_layers(request.ranks, len(request.widths)),
         scores=1 if dataset.n_classes == 2 else dataset.n_classes,
         transform=request.transform,
     )
 
 
-def open_run(request: TrainRequest, dataset: Dataset, team: Team = ALONE) -> Run:
-    """A fresh network, or the one the run stopped with, on the CPU; nothing is written."""
-    architecture, data = make_architecture(request, dataset), describe_data(dataset)
-    if not request.resume:
-        model = new_model(architecture, request.seed, data=dataset.train.x)
-        return Run(request, model, {}, 0, data, team.first)
-    path = request.out / STATE
-    tensors, header, _ = read_tensors(path, kind=STATE_KIND)
-    # More epochs than at first is what resuming is for.
-    require_same(header, request, dataset, path, ("epochs",))
-    weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-    state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
-    model = model_from_tensors(architecture, weights)
-    return Run(request, model, state, int(header["epochs_done"]), data, team.first)
-
-
-def require_same(
-    header: dict, request: TrainRequest, dataset: Dataset, path: Path, free: tuple[str, ...]
-) -> None:
+def require_same(header: dict[str, Any], run: TrainRun, path: Path, free: tuple[str, ...]) -> None:
     """Refuse to resume with other settings than those stored, save the `free`, or other data."""
-    for key, value in request.to_json().items():
+    for key, value in run.identity.items():
         stored = header["request"].get(key, _SINCE.get(key))
         if key not in free and stored != json.loads(json.dumps(value)):
             raise InputError(f"{path} was trained with {key} = {stored}, got {value}")
-    if header["data_digest"] != dataset.digest:
+    if header["data_digest"] != run.dataset.digest:
         raise CheckpointError(f"{path} was trained on other data of the same name")

@@ -1,0 +1,33 @@
+"""The library's way from a run directory to its report, for tests that need what is between."""
+
+from pathlib import Path
+
+from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.progress import Steps, drain
+from tnn_robust.evaluation.report import Evaluated, chosen_attacks, evaluate_steps
+from tnn_robust.evaluation.subject import load_subject
+
+
+def attack_steps(run: Path, choice: AttackChoice, **settings) -> Steps[Evaluated]:
+    """The work of tnn-attack RUN, step by step."""
+    subject, dataset = load_subject(run)
+    attacks = chosen_attacks(
+        choice,
+        settings.get("suite"),
+        trained=subject.trained,
+        scores=subject.scores,
+        entries=subject.entries,
+    )
+    return evaluate_steps(subject, dataset, attacks, **settings)
+
+
+def attack_run(run: Path, choice: AttackChoice, **settings) -> Evaluated:
+    """All of it."""
+    return drain(attack_steps(run, choice, **settings))
+
+
+def whole(steps: Steps) -> list:
+    """Every Progress of a piece of work, and its result last."""
+    seen: list = []
+    seen.append(drain(steps, seen.append))
+    return seen

@@ -1,0 +1,117 @@
+"""Data sets from arrays in memory: what a user's own tensors need to be, said in one sentence."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tnn_robust.base.errors import DataError
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.prepare import check_present, check_values, finish
+from tnn_robust.data.raw import Arrays, Raw, index_labels
+from tnn_robust.data.sources import BYTES, ROWS_COLUMNS
+
+_PLANES = (1, 3, 4)  # channels an image can have where axes say nothing
+PIXELS = "pixels = features, planes = channels"
+_MATRIX = "features x channels"
+
+
+def dataset_from_arrays(
+    x_train: Any,
+    y_train: Any,
+    x_test: Any,
+    y_test: Any,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "arrays",
+    limits: tuple[float, float] | None = None,
+) -> Dataset:
+    """See `Dataset.from_arrays`."""
+    train, layout, shape = _examples(x_train, "x_train")
+    test, _, test_shape = _examples(x_test, "x_test")
+    if shape != test_shape:
+        raise DataError(f"x_train has examples of shape {shape}, x_test of {test_shape}")
+    labels = [_labels(y, what) for y, what in ((y_train, "y_train"), (y_test, "y_test"))]
+    names, found = _indexed(labels, classes)
+    raw = Raw(
+        Arrays(train, found[0], test, found[1]),
+        classes=names,
+        layout=layout,
+        limits=limits or _limits(train, test),
+    )
+    check_values(raw)
+    if len(names) < 2:
+        raise DataError(f"labels of one class only ({names[0]}): at least two classes are needed")
+    check_present(raw)
+    made = finish(name, raw)
+    return made if shape is None else made.of_images(shape)
+
+
+def _examples(x: Any, what: str) -> tuple[np.ndarray, str, tuple[int, ...] | None]:
+    """(n, d, c), what its axes are, and (channels, h, w) of images."""
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{what} needs real numbers, got {array.dtype}")
+    if array.ndim == 3:
+        return np.ascontiguousarray(array), _MATRIX, None
+    if array.ndim != 4:
+        needed = "(n, d, c), or (n, channels, h, w) for images"
+        raise DataError(f"{what} needs the shape {needed}, got {array.shape}")
+    if array.shape[1] not in _PLANES and array.shape[3] in _PLANES:
+        raise DataError(
+            f"{what} of shape {array.shape} has its colours last: images need "
+            "(n, channels, h, w), as x.transpose(0, 3, 1, 2) gives"
+        )
+    n, planes, h, w = array.shape
+    if planes == 1:
+        return np.ascontiguousarray(array[:, 0]), ROWS_COLUMNS, (1, h, w)
+    flat = array.reshape(n, planes, h * w).transpose(0, 2, 1)
+    return np.ascontiguousarray(flat), PIXELS, (planes, h, w)
+
+
+def _limits(train: np.ndarray, test: np.ndarray) -> tuple[float, float] | None:
+    """What becomes 0 and 1: [0, 1] where all lies there already, bytes; None fits the rest."""
+    if train.size == 0 or test.size == 0:
+        return None
+    if train.dtype == np.uint8:
+        return BYTES
+    low, high = min(train.min(), test.min()), max(train.max(), test.max())
+    return (0.0, 1.0) if low >= 0 and high <= 1 else None
+
+
+def _labels(y: Any, what: str) -> np.ndarray:
+    array = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if array.ndim == 2 and array.shape[1] > 1:
+        raise DataError(
+            f"{what} needs one label an example, (n,), got {array.shape}: of one-hot rows give "
+            "y.argmax(1)"
+        )
+    if array.ndim != 1:
+        raise DataError(f"{what} needs one label an example, (n,), got {array.shape}")
+    if array.dtype.kind not in "iuUSb":
+        raise DataError(f"{what} needs whole numbers or names, got {array.dtype}")
+    return array.astype(str) if array.dtype.kind == "S" else array
+
+
+def _indexed(
+    labels: Sequence[np.ndarray], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Names of the classes and the places of the labels among them."""
+    if labels[0].dtype.kind in "iub" and labels[1].dtype.kind in "iub" and classes is not None:
+        values = np.arange(len(classes))
+        for y, what in zip(labels, ("y_train", "y_test"), strict=True):
+            if y.size and not (int(y.min()) >= 0 and int(y.max()) < len(classes)):
+                raise DataError(
+                    f"{what} needs labels from 0 to {len(classes) - 1} for {len(classes)} classes, "
+                    f"got {int(y.min())} to {int(y.max())}"
+                )
+        return tuple(map(str, classes)), [index_labels(y, values) for y in labels]
+    values = np.unique(labels[0])
+    unseen = sorted(set(np.unique(labels[1]).tolist()) - set(values.tolist()), key=str)
+    if unseen:
+        raise DataError(f"y_test has the class {unseen[0]}, which y_train has not")
+    names = tuple(str(value) for value in values.tolist())
+    if classes is not None and tuple(classes) != names:
+        raise DataError(f"classes needs the names in y_train, {', '.join(names)}")
+    return names, [index_labels(y, values) for y in labels]
