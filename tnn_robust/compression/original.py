@@ -112,7 +112,7 @@ def read_original(request: CompressRequest, *, retrains: bool = False) -> Origin
     _check(request)
     checkpoint = load_checkpoint(request.run, resolve_device(request.device))
     if checkpoint.path.absolute().parent.resolve() == request.out.absolute().resolve():
-        raise InputError(f"{request.out} is the run itself: choose another directory")
+        raise InputError(f"{request.out} is the run itself: choose another directory", field="out")
     subject, rule = subject_of(checkpoint), request.rule
     attacks = attacks_of(request.choice, subject.trained)
     check_attacks(attacks, subject)
@@ -158,14 +158,18 @@ def build(original: Original, request: CompressRequest) -> Steps[tuple[Checkpoin
 
 def _check(request: CompressRequest) -> None:
     if request.dtype is not None and request.dtype not in choices.STORAGE:
-        raise unknown_choice("dtype", request.dtype, choices.STORAGE)
+        raise unknown_choice("dtype", request.dtype, choices.STORAGE, field="dtype")
     if request.rule is None and request.repair.epochs:
-        raise InputError("fine-tuning trains factors: it needs a rule that chooses their ranks")
+        raise InputError(
+            "fine-tuning trains factors: it needs a rule that chooses their ranks", field="finetune"
+        )
     if request.rule is None and not request.densify and request.dtype is None:
         raise InputError("compression needs a rule, dense faces or a dtype, got none")
     if request.rule and request.densify and request.rule.size[0] in BUDGETS:
         size = request.rule.size[0]
-        raise InputError(f"densify stores every layer as faces, which {size} cannot shrink")
+        raise InputError(
+            f"densify stores every layer as faces, which {size} cannot shrink", field="densify"
+        )
 
 
 def _file_size(original: Original, request: CompressRequest) -> FileSize:

@@ -61,7 +61,9 @@ def given_ranks(svds: Sequence[LayerSVD], ranks: Sequence[int]) -> MultiRanks:
     """
     wanted = tuple(ranks) * len(svds) if len(ranks) == 1 else tuple(ranks)
     if len(wanted) != len(svds):
-        raise InputError(f"rank needs 1 value or {len(svds)}, one a layer, got {len(ranks)}")
+        raise InputError(
+            f"rank needs 1 value or {len(svds)}, one a layer, got {len(ranks)}", field="rank"
+        )
     for rank, one in zip(wanted, svds, strict=True):
         check_rank(rank, one.d_in, one.d_out)
     return tuple(

@@ -49,7 +49,9 @@ def make_sizes(text: str, *, method: str | None = None, **asked: Any) -> dict[st
     """
     method = method or "rank"
     if method not in _SIZE and method == "plateau":
-        raise InputError("method plateau finds its own ranks: it takes no rank sweep")
+        raise InputError(
+            "method plateau finds its own ranks: it takes no rank sweep", field="method"
+        )
     name = _SIZE.get(method, "rank")
     given = [key for key in {*_SIZE.values(), "flops", "bytes", "alpha"} if asked.get(key)]
     if given:
@@ -57,7 +59,7 @@ def make_sizes(text: str, *, method: str | None = None, **asked: Any) -> dict[st
     sizes = {}
     for value in _values(text):
         if name == "rank" and value != int(value):
-            raise InputError(f"method rank needs whole tubal ranks, got {value:g}")
+            raise InputError(f"method rank needs whole tubal ranks, got {value:g}", field="sweep")
         size = (int(value),) if name == "rank" else value
         sizes[f"{value:.6g}"] = make_rule(method, **{**asked, name: size})
     return sizes
@@ -67,10 +69,14 @@ def _values(text: str) -> list[float]:
     try:
         found = parse_eps(text)
     except InputError as error:
-        raise InputError(f"sizes need 1,2,4 or START:STOP:STEP, got {text!r}") from error
+        raise InputError(
+            f"sizes need 1,2,4 or START:STOP:STEP, got {text!r}", field="sweep"
+        ) from error
     values = list(dict.fromkeys(one.value for one in found))
     if len(values) > _MOST:
-        raise InputError(f"a rank sweep takes at most {_MOST} sizes, got {len(values)}")
+        raise InputError(
+            f"a rank sweep takes at most {_MOST} sizes, got {len(values)}", field="sweep"
+        )
     return values
 
 
@@ -92,7 +98,7 @@ def rank_sweep(
         raise InputError("a rank sweep needs at least one size, got none")
     for kind in parents:
         if kind not in PARENTS:
-            raise unknown_choice("parent", kind, PARENTS)
+            raise unknown_choice("parent", kind, PARENTS, field="parent")
     if not resume:
         claim_directory(request.out, overwrite=request.overwrite)
     rule = next(iter(sizes.values()))
@@ -193,7 +199,7 @@ class _Rows:
         self.rows: dict[tuple[str, str], SweepRow] = {}
         lines = checked_lines(path) if resume else []
         if resume and not lines:
-            raise InputError(f"nothing to resume at {path}: start it anew")
+            raise InputError(f"nothing to resume at {path}: start it anew", field="resume")
         if lines:
             require_same(path, lines[0], json.loads(json.dumps(header)))
         for line in lines[1:]:

@@ -37,10 +37,14 @@ class RepairSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
-            raise InputError(f"fine-tuning needs at least 0 epochs, got {self.epochs}")
+            raise InputError(
+                f"fine-tuning needs at least 0 epochs, got {self.epochs}", field="finetune"
+            )
         for name in ("distill", "conditioning"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} needs a number of at least 0, got {getattr(self, name)}")
+                raise InputError(
+                    f"{name} needs a number of at least 0, got {getattr(self, name)}", field=name
+                )
         if (self.distill or self.conditioning) and not self.epochs:
             raise InputError(
                 "distill and conditioning are terms of fine-tuning, got 0 epochs of it"

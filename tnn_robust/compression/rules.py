@@ -99,11 +99,11 @@ def make_rule(method: str | None = None, **given: object) -> Rule:
             raise InputError(f"compression needs exactly one of {named}, got {_named(sizes)}")
         method = "budget" if sizes[0] in BUDGETS else sizes[0]
     if method not in NEEDS:
-        raise unknown_choice("method", method, choices.COMPRESSIONS)
+        raise unknown_choice("method", method, choices.COMPRESSIONS, field="method")
     fits = len(sizes) == 1 and sizes[0] in NEEDS[method] if NEEDS[method] else not sizes
     if not fits:
         needed = " or ".join(NEEDS[method]) or "no size"
-        raise InputError(f"method {method} needs {needed}, got {_named(sizes)}")
+        raise InputError(f"method {method} needs {needed}, got {_named(sizes)}", field="method")
     known = {field.name for field in fields(Rule)}
     assert known >= given.keys(), given
     values = {name: value for name, value in given.items() if value is not None}
@@ -119,17 +119,19 @@ def _named(sizes: Sequence[str]) -> str:
 def _check(rule: Rule) -> None:
     name, value = rule.size
     if rule.granularity not in choices.GRANULARITIES:
-        raise unknown_choice("granularity", rule.granularity, choices.GRANULARITIES)
+        raise unknown_choice(
+            "granularity", rule.granularity, choices.GRANULARITIES, field="granularity"
+        )
     if name == "energy" and not 0 < rule.energy <= 1:  # type: ignore[operator]
-        raise InputError(f"energy needs a share above 0 and at most 1, got {value}")
+        raise InputError(f"energy needs a share above 0 and at most 1, got {value}", field=name)
     if name == "tolerance" and not 0 <= rule.tolerance < float("inf"):  # type: ignore[operator]
-        raise InputError(f"tolerance needs a number of at least 0, got {value}")
+        raise InputError(f"tolerance needs a number of at least 0, got {value}", field=name)
     if name == "alpha" and not 0 < value < float("inf"):  # type: ignore[operator]
-        raise InputError(f"alpha needs a number above 0, got {value}")
+        raise InputError(f"alpha needs a number above 0, got {value}", field=name)
     if rule.method in TRAINED and (rule.whiten or rule.second_order):
         raise InputError(f"method {rule.method} trains: it takes neither whiten nor second_order")
     if name in BUDGETS and not 0 < value < float("inf"):  # type: ignore[operator]
-        raise InputError(f"{name} needs a share or a number above 0, got {value}")
+        raise InputError(f"{name} needs a share or a number above 0, got {value}", field=name)
     if rule.method == "rank" and rule.granularity == "face":
         raise InputError("granularity face needs a method that chooses, rank gives tubal ranks")
     if name == "flops" and rule.granularity == "face":

@@ -29,7 +29,8 @@ def require_trainable(model: TNN, rule: Rule, asked: RepairSettings) -> None:
     """Raise InputError for what a method that trains cannot start from."""
     if rule.method == "dynamic" and not asked.epochs:
         raise InputError(
-            "method dynamic trains the factors: fine-tuning needs at least 1 epoch, got 0"
+            "method dynamic trains the factors: fine-tuning needs at least 1 epoch, got 0",
+            field="finetune",
         )
     if rule.method == "lc" and any(layer.rank is not None for layer in model.t_layers):
         raise InputError("method lc needs a network of dense layers, got factors: densify it first")
