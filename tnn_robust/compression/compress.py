@@ -35,9 +35,9 @@ class Compressed:
     """A compressed network and what that cost.
 
     model: in its smallest form; rule: in words; layers: what each is, with the energy and the
-    F-norm it lost before any repair, and its part of the bound on |f(x) - g(x)| for
-    ||x||_F <= 1 (see `truncation_bound`) as it is now; parameters_before, flops_before: of the
-    original, operations of one example; note: how a method that trains went, else empty.
+    F-norm it lost before any repair, and its part of `bound` as it is now; parameters_before,
+    flops_before: of the original, operations of one example; bound: on |f(x) - g(x)| for
+    ||x||_F <= 1, see `truncation_bound`; note: how a method that trains went, else empty.
     """
 
     model: TNN
@@ -45,6 +45,7 @@ class Compressed:
     layers: tuple[LayerRecord, ...]
     parameters_before: int
     flops_before: int
+    bound: float
     note: str = ""
 
     @property
@@ -164,15 +165,16 @@ def compress(
 
 def _described(original: TNN, cut: Cut, rule: Rule) -> Compressed:
     model = cut.model
+    bound = truncation_bound(original, model)
     layers = layer_records(
         model,
         kept=cut.kept,
         dropped=cut.dropped,
-        bounds=truncation_bound(original, model).layers.tolist(),
+        bounds=bound.layers.tolist(),
         itemsize=model.head.element_size(),
     )
     counts = (original.parameter_count, original.flops)
-    return Compressed(model, rule.describe(), layers, *counts, cut.note)
+    return Compressed(model, rule.describe(), layers, *counts, float(bound.total), cut.note)
 
 
 def compress_steps(
