@@ -41,12 +41,17 @@ def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given:
     from tnn_robust_cli import _render
 
     from tnn_robust.base.files import require_writable
-    from tnn_robust.evaluation.bounds import BoundRequest, bound_run
+    from tnn_robust.evaluation.bounds import EXAMPLES, attacks_for_bounds, bound_steps
+    from tnn_robust.evaluation.subject import load_subject
     from tnn_robust.reporting.bounds import bound_notes, bound_tables
 
     if json_file is not None:
         require_writable(json_file)
-    report = _render.follow(bound_run(BoundRequest(choice=choice, **given)))
+    place = {name: given.pop(name) for name in ("device", "data_dir", "download")}
+    subject, dataset = load_subject(given.pop("run"), **place)
+    attacks = attacks_for_bounds(choice, subject.trained)
+    given["n"] = given["n"] or EXAMPLES
+    report = _render.follow(bound_steps(subject, dataset, attacks, **given))
     _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
 
 

@@ -247,7 +247,7 @@ def _attack(given: dict[str, Any]) -> "Attack | None":
     loss = "margin" if given["gradient_flow"] else given["loss"]
     name, eps = given.pop("attack"), Eps(*given.pop("eps"))
 
-    from tnn_robust.training.train import attack_to_train
+    from tnn_robust.training.in_memory import attack_to_train
 
     return attack_to_train(
         name,

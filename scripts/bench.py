@@ -64,15 +64,13 @@ _FIRST_BATCH = """
 import time, torch; imported = time.perf_counter()
 from pathlib import Path; from tempfile import mkdtemp
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.training.run import TrainRequest, train_run
-from tnn_robust.training.results import BatchProgress, EpochRecord
+from tnn_robust.training.run import TrainRequest, open_run, train_steps
 from tnn_robust.training.loop import TrainSettings
 request = TrainRequest(
     DataSpec("digits"), Path(mkdtemp()) / "run", (16, 16), None, "dct",
     TrainSettings(batch_size=16), None,
 )
-for record in train_run(request):
-    if isinstance(record, BatchProgress | EpochRecord): break
+next(train_steps(open_run(request)))
 print(time.perf_counter() - imported)
 """
 

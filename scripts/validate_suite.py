@@ -21,16 +21,12 @@ from tnn_robust.attacks.balls import BALLS
 from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.suite import suite_attacks
 from tnn_robust.base.losses import margin
-from tnn_robust.base.threat import Eps
+from tnn_robust.base.progress import drain
+from tnn_robust.base.threat import Threat
 from tnn_robust.data.dataset import Dataset, Part
-from tnn_robust.evaluation.report import (
-    AttackFinished,
-    AttackRequest,
-    Target,
-    attack_subject,
-    targets_of,
-)
-from tnn_robust.evaluation.subject import load_run_data, subject_of
+from tnn_robust.evaluation.attack_part import Target
+from tnn_robust.evaluation.report import evaluate_steps, targets_of
+from tnn_robust.evaluation.subject import Subject, load_run_data, subject_of
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 
 TARGET = 0.2  # points of accuracy that the suite may leave more than the peer
@@ -49,26 +45,25 @@ class Images(nn.Module):
         return self.model(images[:, 0])
 
 
-def ours(
-    checkpoint: Checkpoint, dataset: Dataset, norm: str, eps: float, request: AttackRequest
-) -> Tensor:
+def ours(subject: Subject, dataset: Dataset, threat: Threat, n: int, seed: int) -> Tensor:
     """Points of the suite (n, d, c), as `tnn-attack --suite standard` finds them."""
-    a = checkpoint.model.architecture
-    attacks = suite_attacks(
-        "standard",
-        Eps(f"{eps:g}", eps),
-        norm=norm,
-        scores=a.scores,
-        entries=a.features * a.channels,
-    )
+    attacks = suite_attacks("standard", threat, scores=subject.scores, entries=subject.entries)
     # The peer attacks test examples only: of the training part one is enough.
     data = replace(dataset, train=Part(dataset.train.x[:1], dataset.train.y[:1]))
-    for record in attack_subject(
-        subject_of(checkpoint), data, {"digest": data.digest}, attacks, request
-    ):
-        if isinstance(record, AttackFinished):
-            return record.points[-1]["test"].x_adv
-    raise SystemExit("the suite gave no report")
+    found = drain(
+        evaluate_steps(
+            subject,
+            data,
+            attacks,
+            suite="standard",
+            seeds=(seed,),
+            n=n,
+            batch_size=BATCH,
+            checks=False,
+            keep_points=True,
+        )
+    )
+    return found.points[-1]["test"].x_adv
 
 
 def theirs(checkpoint: Checkpoint, target: Target, norm: str, eps: float, seed: int) -> Tensor:
@@ -128,17 +123,9 @@ def main() -> int:
     checkpoint = load_checkpoint(options.run, torch.device("cpu"))
     if checkpoint.model.architecture.scores < 4:
         raise SystemExit("pyautoattack's standard version needs a network of 4 scores or more")
-    dataset, _ = load_run_data(checkpoint, data_dir=options.data_dir)
-    request = AttackRequest(
-        run=options.run,
-        seed=seed,
-        n=options.n,
-        batch_size=BATCH,
-        keep_points=True,
-        suite="standard",
-        checks=False,
-    )
-    target = targets_of(subject_of(checkpoint), dataset, request)["test"]
+    dataset = load_run_data(checkpoint, data_dir=options.data_dir)
+    subject, threat = subject_of(checkpoint), Threat(norm, eps)
+    target = targets_of(subject, dataset, options.n, seed)["test"]
     x, y = target.examples
     with frozen(checkpoint.model):
         clean = margin(checkpoint.model(x), y) > 0
@@ -147,7 +134,7 @@ def main() -> int:
 
     broken = []
     for name, find in (
-        ("standard suite", lambda: ours(checkpoint, dataset, norm, eps, request)),
+        ("standard suite", lambda: ours(subject, dataset, threat, options.n, seed)),
         ("pyautoattack", lambda: theirs(checkpoint, target, norm, eps, seed)),
     ):
         started = time.perf_counter()

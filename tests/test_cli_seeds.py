@@ -7,12 +7,12 @@ import pytest
 import torch
 from cli_checks import content, refused, succeeded
 from conftest import run_cli
+from training_runs import train_run, train_seeds
 
 from tnn_robust.base.files import read_tensors
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.training import run as train
 from tnn_robust.training import seeds as runs
-from tnn_robust.training.results import StackedEpoch
 
 BASE = ("--n-train", 120, "--width", 6, "--layers", 2, "--lr", 0.01, "--batch-size", 16)
 CASES = {
@@ -81,17 +81,17 @@ def request(out: Path, **changed) -> train.TrainRequest:
 
 
 def run_until(records, epoch: int) -> None:
-    for record in records:
-        if isinstance(record, StackedEpoch) and record.epoch == epoch:
+    for progress in records:
+        if progress.found is not None and progress.found.epoch == epoch:
             return records.close()
     raise AssertionError("the epoch was not reached")
 
 
 def test_an_interrupted_set_goes_on_and_those_behind_catch_up(tmp_path, monkeypatch):
-    list(runs.train_seeds(request(tmp_path / "whole"), (3, 1, 2)))
-    run_until(runs.train_seeds(request(tmp_path / "set"), (3, 1, 2)), 2)
+    list(train_seeds(request(tmp_path / "whole"), (3, 1, 2)))
+    run_until(train_seeds(request(tmp_path / "set"), (3, 1, 2)), 2)
     # Interrupted between two directories: one is behind, and one was never written.
-    list(train.train_run(request(tmp_path / "1", seed=1, settings={"epochs": 1})))
+    list(train_run(request(tmp_path / "1", seed=1, settings={"epochs": 1})))
     for name, data in content(tmp_path / "1").items():
         (tmp_path / "set" / "seed-1" / name).write_bytes(data)
     for path in (tmp_path / "set" / "seed-2").iterdir():
@@ -100,24 +100,24 @@ def test_an_interrupted_set_goes_on_and_those_behind_catch_up(tmp_path, monkeypa
     together = runs._train_together
 
     def spied(group, settings, *rest):
-        trained.append(([run.request.seed for run in group], settings.epochs))
+        trained.append(([run.seed for run in group], settings.epochs))
         return together(group, settings, *rest)
 
     monkeypatch.setattr(runs, "_train_together", spied)
     # The state's own request: the epochs of the planted run are to be those of the set.
-    list(runs.train_seeds(request(tmp_path / "set", resume=True), (3, 1, 2)))
+    list(train_seeds(request(tmp_path / "set", resume=True), (3, 1, 2)))
     assert trained == [([2], 1), ([1, 2], 2), ([3, 1, 2], 4)]
     for seed in (1, 2, 3):
         same_run(tmp_path / "set" / f"seed-{seed}", tmp_path / "whole" / f"seed-{seed}")
     trained.clear()
-    list(runs.train_seeds(request(tmp_path / "set", resume=True), (3, 1, 2)))
+    list(train_seeds(request(tmp_path / "set", resume=True), (3, 1, 2)))
     assert not trained
 
 
 def test_an_interrupted_set_resumes_bit_for_bit(tmp_path):
-    list(runs.train_seeds(request(tmp_path / "whole"), (0, 1)))
-    run_until(runs.train_seeds(request(tmp_path / "set"), (0, 1)), 2)
-    list(runs.train_seeds(request(tmp_path / "set", resume=True), (0, 1)))
+    list(train_seeds(request(tmp_path / "whole"), (0, 1)))
+    run_until(train_seeds(request(tmp_path / "set"), (0, 1)), 2)
+    list(train_seeds(request(tmp_path / "set", resume=True), (0, 1)))
     for seed in (0, 1):
         name = f"seed-{seed}"
         digests = [load_checkpoint(tmp_path / one / name).digest for one in ("set", "whole")]
@@ -126,7 +126,7 @@ def test_an_interrupted_set_resumes_bit_for_bit(tmp_path):
 
 def test_many_networks_are_trained_in_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_SIDE_BY_SIDE", 2)
-    list(runs.train_seeds(request(tmp_path / "set", settings={"epochs": 1}), (0, 1, 2)))
+    list(train_seeds(request(tmp_path / "set", settings={"epochs": 1}), (0, 1, 2)))
     for seed in range(3):
         assert (
             load_checkpoint(tmp_path / "set" / f"seed-{seed}").header.training["epochs_done"] == 1

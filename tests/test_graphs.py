@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import found_in
 
 from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base import graphs
@@ -21,7 +22,6 @@ from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.stacked import stack_models
 from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked, train_step
 from tnn_robust.training.optimizers import make_optimizer
-from tnn_robust.training.results import BatchProgress
 
 EPS = Eps("0.1", 0.1)
 
@@ -200,8 +200,7 @@ def trained(networks, settings, attack, epochs=2):
         optimizer=make_optimizer(model, settings),
         seeds=range(len(networks)),
     )
-    found = [r for r in records if not isinstance(r, BatchProgress)]
-    losses = [one.loss for r in found for one in r.records.values()]
+    losses = [one.loss for r in found_in(records) for one in r.records.values()]
     return [p.detach().clone() for p in model.parameters()], losses
 
 

@@ -3,21 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from attack_runs import whole
 from test_training_penalties import blobs, network
+from training_runs import found_in
 
 from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError, TrainingError
 from tnn_robust.base.losses import LOSSES, margin
+from tnn_robust.base.progress import drain
 from tnn_robust.base.threat import Eps
 from tnn_robust.compression.truncate import densify
 from tnn_robust.models.layers import LowRankTProductLinear
 from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.rank_adaptive import DynamicSettings, dynamic_fit, make_core, to_model
-from tnn_robust.training.results import EpochRecord
 
 
 def dynamic_run(model, x, y, *, epochs=3, lr=5e-3, components=(16, 16), **dynamic):
-    records = list(
+    records = whole(
         dynamic_fit(
             model,
             components,
@@ -30,7 +32,7 @@ def dynamic_run(model, x, y, *, epochs=3, lr=5e-3, components=(16, 16), **dynami
             seed=0,
         )
     )
-    return records[-1], [record for record in records if isinstance(record, EpochRecord)]
+    return records[-1], found_in(records[:-1])
 
 
 @pytest.mark.parametrize("transform", ["dct", "dft"])
@@ -102,7 +104,7 @@ def test_a_rank_adaptive_step_is_that_of_a_slow_loop_over_faces(theta, share):
     cores = [make_core(layer, n) for layer, n in zip(model.t_layers, components, strict=True)]
     dense = densify(to_model(model.transform, cores, model.head.detach()))
     LOSSES["cross-entropy"](dense(x), y).mean().backward()
-    records = dynamic_fit(
+    steps = dynamic_fit(
         model,
         components,
         x,
@@ -113,7 +115,7 @@ def test_a_rank_adaptive_step_is_that_of_a_slow_loop_over_faces(theta, share):
         perturb=None,
         seed=0,
     )
-    *_, made = records
+    made = drain(steps)
     for old, new, core, n in zip(dense.t_layers, made.t_layers, cores, components, strict=True):
         wanted = slow_step(core, old.weight.grad, lr, theta, share, n)
         np.testing.assert_allclose(new.faces().detach().numpy(), wanted, atol=1e-10)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import reference_networks as slow
 import torch
+from training_runs import found_in, is_within, train_run
 
 from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base.errors import CheckpointError, InputError, TnnError, TrainingError
@@ -17,8 +18,8 @@ from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.training import run as run
 from tnn_robust.training.loop import TrainSettings
-from tnn_robust.training.results import BatchProgress, EpochRecord
-from tnn_robust.training.run import TrainRequest, train_run
+from tnn_robust.training.results import EpochRecord
+from tnn_robust.training.run import TrainRequest, open_run
 
 PGD = named_attack("pgd", Eps("0.1", 0.1), steps=2)
 FGSM = named_attack("fgsm", Eps("0.1", 0.1))
@@ -81,8 +82,7 @@ def whole(request, tmp_path_factory):
 
 
 def test_the_loss_falls_and_the_records_are_the_metrics(tmp_path):
-    records = list(train_run(request(tmp_path / "run", epochs=5)))
-    epochs = [record for record in records if isinstance(record, EpochRecord)]
+    epochs = found_in(train_run(request(tmp_path / "run", epochs=5)))
     assert [record.epoch for record in epochs] == [1, 2, 3, 4, 5]
     assert epochs[0].loss < 1.5 * math.log(10) and epochs[-1].loss < 0.8 * epochs[0].loss
     assert epochs[-1].clean_accuracy > 0.4 > 0.2 > 1 / 10
@@ -116,8 +116,8 @@ def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):
         return SimpleNamespace(x=x)
 
     monkeypatch.setattr(run, "training_perturb", lambda *_: perturb)
-    for record in train_run(request(tmp_path)):
-        if isinstance(record, EpochRecord):
+    for progress in train_run(request(tmp_path)):
+        if progress.found is not None:
             epochs.append(met[:-1])  # without the look at the monitor examples
             met.clear()
     orders = [sum((indices for _, indices in epoch), []) for epoch in epochs]
@@ -129,8 +129,8 @@ def test_every_epoch_has_its_own_order_and_noise(tmp_path, monkeypatch):
 
 def interrupted(records, epoch):
     """Ctrl-C within an epoch."""
-    for record in records:
-        if isinstance(record, BatchProgress) and record.epoch == epoch:
+    for progress in records:
+        if is_within(progress, epoch):
             with pytest.raises(KeyboardInterrupt):
                 records.throw(KeyboardInterrupt)
             return
@@ -144,8 +144,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, tmp_path, epoch):
     assert epochs_done(tmp_path) == epoch - 1 == len(metrics(tmp_path))
     with (tmp_path / "metrics.jsonl").open("a") as log:
         log.write('{"epoch": 9, "loss"')  # a line torn by the interruption
-    started, *_ = train_run(request(tmp_path, **options, resume=True))
-    assert started.done == epoch - 1
+    resumed = request(tmp_path, **options, resume=True)
+    assert open_run(resumed).done == epoch - 1
+    list(train_run(resumed))
     assert equal(weights(tmp_path), weights(out))
     assert metrics(tmp_path) == metrics(out)
 
@@ -156,8 +157,8 @@ def test_resuming_twice_and_for_more_epochs(whole, tmp_path):
     list(train_run(request(tmp_path, **options, epochs=2, resume=True)))
     list(train_run(request(tmp_path, **options, resume=True)))
     assert equal(weights(tmp_path), weights(out)) and metrics(tmp_path) == metrics(out)
-    records = list(train_run(request(tmp_path, **options, resume=True)))
-    assert len(records) == 1 and records[0].done == 3  # nothing left to do
+    assert open_run(request(tmp_path, **options, resume=True)).done == 3
+    assert not list(train_run(request(tmp_path, **options, resume=True)))  # nothing left to do
     assert equal(weights(tmp_path), weights(out)) and metrics(tmp_path) == metrics(out)
 
 
@@ -264,7 +265,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch, spare):
 def test_a_full_disk_later_keeps_the_run(whole, tmp_path, monkeypatch, spare):
     out, options = whole
     records = train_run(request(tmp_path, **options))
-    while not (isinstance(record := next(records), BatchProgress) and record.epoch == 3):
+    while not is_within(next(records), 3):
         pass
     with monkeypatch.context() as patch:
         full_disk(patch, spare)

@@ -12,7 +12,6 @@ from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
-from tnn_robust.training.results import EpochRecord
 
 CASES = [(name, ranks) for name in ("dct", "dft") for ranks in FORMS.values()]
 EVERY_CASE = pytest.mark.parametrize(("transform", "ranks"), CASES)
@@ -113,8 +112,8 @@ def train(model, *, epochs=6, **settings):
 def test_the_bound_holds_after_every_step(transform, ranks, optimizer):
     model, _ = network(transform, ranks, dtype=torch.float32)
     largest = []
-    for record in train(model, norm_bound=1.5, optimizer=optimizer, momentum=0.9):
-        assert isinstance(record, EpochRecord)
+    for progress in train(model, norm_bound=1.5, optimizer=optimizer, momentum=0.9):
+        record = progress.found
         norms = layer_norms(model)
         largest.append(max(norms))
         assert largest[-1] <= 1.5 * (1 + 1e-6)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from training_runs import found_in
 
 from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model
-from tnn_robust.training.learning_compression import LCSchedule, LCStep, lc_fit
+from tnn_robust.training.learning_compression import LCSchedule, lc_fit
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.penalties import conditioning, distillation, proximity, total
@@ -140,7 +141,7 @@ def test_learning_compression_ends_at_the_compressed_form_and_keeps_the_accuracy
             records.append(next(run))
     except StopIteration as stop:
         faces = stop.value
-    steps = [record for record in records if isinstance(record, LCStep)]
+    steps = found_in(records)
     assert [step.mu for step in steps] == [schedule.mu(j) for j in range(len(steps))]
     assert steps[-1].distance <= 0.02 < steps[0].distance and len(steps) < 30
     assert all(int(torch.linalg.matrix_rank(face, rtol=1e-4).max()) == 1 for face in faces)

@@ -41,6 +41,9 @@ class Transform:
     name: str
     matrix: Tensor
 
+    def __repr__(self) -> str:
+        return f"Transform({self.name}, {self.channels} channels, {self.matrix.dtype})"
+
     @property
     def channels(self) -> int:
         """c, the length of the channel axis."""

@@ -1,43 +1,116 @@
-"""JSON both ways for frozen dataclasses: counts are stored, rates derived.
+"""JSON both ways for results, which are frozen dataclasses: counts are stored, rates derived.
 
-`to_json` writes derived rates too, for readers; `from_json` ignores them and
-derives them anew, so the two can never disagree.
+`to_json` writes derived rates too, for readers; `from_json` ignores them and derives them
+anew, so the two can never disagree. What is read is checked against the fields' types, and
+against the ranges that a class states in `__post_init__` (by `require`).
 """
 
-from dataclasses import asdict, fields
-from typing import Any, Self
+import math
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar, Self
+
+import msgspec
 
 from tnn_robust.base.errors import CheckpointError
 
 Interval = tuple[float, float]
-
-
-def part(value: Any, name: str) -> Any:
-    """A nested record's JSON; CheckpointError where it is missing."""
-    if not isinstance(value, dict) or name not in value:
-        raise CheckpointError(f"not a record of tnn-robust: lacks {name}")
-    return value[name]
-
-
-def require_schema(value: Any, schema: str) -> None:
-    came = value.get("schema") if isinstance(value, dict) else None
-    if came != schema:
-        raise CheckpointError(f"needs schema {schema}, got {came!r}")
+_KINDS = {
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`str`": "text",
+    "`bool`": "true or false",
+    "`null`": "null",
+    "`array`": "a list",
+    "`object`": "an object",
+}
 
 
 class Record:
-    """JSON for a flat dataclass; nested records override both methods."""
+    """A frozen dataclass that has JSON.
+
+    SCHEMA, KIND: written first where a class has them, and SCHEMA checked on reading;
+    DERIVED: properties that are written as well.
+    """
+
+    SCHEMA: ClassVar[str | None] = None
+    KIND: ClassVar[str | None] = None
+    DERIVED: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]
+        """All fields and derived values, of JSON's types alone."""
+        found: dict[str, Any] = {}
+        if self.SCHEMA is not None:
+            found["schema"] = self.SCHEMA
+        if self.KIND is not None:
+            found["kind"] = self.KIND
+        names = (*(field.name for field in fields(self)), *self.DERIVED)  # type: ignore[arg-type]
+        return found | {name: plain(getattr(self, name)) for name in names}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        try:
-            found = {name: value[name] for name in names}
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"not a {cls.__name__} record: needs {', '.join(names)}"
-            ) from error
+    def from_json(cls, value: Any) -> Self:
+        """The record that `to_json` wrote.
+
+        Raises CheckpointError that names the place in the file for a missing value, one of
+        another type or out of its range, and for another schema.
+        """
+        if cls.SCHEMA is not None:
+            came = value.get("schema") if isinstance(value, dict) else None
+            if came != cls.SCHEMA:
+                raise CheckpointError(f"needs schema {cls.SCHEMA}, got {came!r}")
+        return decoded(cls, value, cls.__name__)
+
+
+def decoded(kind: Any, value: Any, what: str) -> Any:
+    """JSON's types as `kind`, a type of dataclasses; what: for the error."""
+    try:
+        _require_finite(value)
+        return msgspec.convert(value, kind, strict=True)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"not a {what} record: {_said(error)}") from error
+
+
+def plain(value: Any) -> Any:
+    """A value of dataclasses and tuples as JSON's types."""
+    if isinstance(value, Record):
+        return value.to_json()
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(name): plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def require(holds: bool, needed: str, came: object) -> None:
+    """ValueError, for a `__post_init__`, unless a range holds."""
+    if not holds:
+        raise ValueError(f"needs {needed}, got {came}")
+
+
+def require_counts(n: int, **counts: int) -> None:
+    """The same for counts from 0 to n examples, at least one."""
+    require(n >= 1, "n of at least 1", n)
+    for name, count in counts.items():
+        require(0 <= count <= n, f"{name} from 0 to n = {n}", count)
+
+
+def _said(error: Exception) -> str:
+    """msgspec's words as one of our sentences: the place first."""
+    text = " ".join(str(error).split())
+    text, _, place = text.partition(" - at ")
+    where = place.strip("`").removeprefix("$").lstrip(".")
+    text = re.sub(r"`[^`]*`", lambda m: _KINDS.get(m.group(0), m.group(0)), text)
+    text = text.replace("Expected ", "needs ")
+    text = re.sub(r"Object missing required field `(\w+)`", r"lacks \1", text)
+    return f"{where}: {text}" if where else text
+
+
+def _require_finite(value: Any, where: str = "$") -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"needs a finite number, got {value} - at `{where}`")
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _require_finite(one, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            _require_finite(one, f"{where}[{number}]")

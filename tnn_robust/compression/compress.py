@@ -54,6 +54,11 @@ class Compressed:
         return tuple(layer.kept_energy for layer in self.layers)
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """The tubal rank of each layer."""
+        return tuple(layer.tubal_rank for layer in self.layers)
+
+    @property
     def parameters(self) -> int:
         """Real numbers of the compressed network."""
         return self.model.parameter_count
@@ -64,7 +69,7 @@ class Compressed:
         return self.model.flops
 
     def __repr__(self) -> str:
-        ranks = ", ".join(str(layer.tubal_rank) for layer in self.layers)
+        ranks = ", ".join(map(str, self.ranks))
         kept = ", ".join(f"{100 * share:.1f}" for share in self.kept_energy)
         smaller = self.parameters / self.parameters_before
         faster = self.flops / self.flops_before

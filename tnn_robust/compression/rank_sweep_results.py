@@ -1,15 +1,12 @@
 """Robustness against size: one row a compressed network, all under the same attacks."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-from tnn_robust.base.codec import Record, part, require_schema
+from tnn_robust.base.codec import Record, require, require_counts
 from tnn_robust.compression.results import ModelSummary
 from tnn_robust.evaluation.results import AttackRow
 from tnn_robust.theory.results import BoundForm
-
-SWEEP_SCHEMA = "tnn-robust/sweep-report/1"
-_DERIVED = ("tubal_ranks", "multi_low", "multi_high", "ratio_1", "ratio_256", "certified_share")
 
 
 @dataclass(frozen=True)
@@ -29,16 +26,6 @@ class WeightFacts(Record):
     dense: BoundForm | None
     low_rank: BoundForm | None
 
-    def to_json(self) -> dict[str, Any]:
-        forms = {"dense": self.dense, "low_rank": self.low_rank}
-        return {**asdict(self), **{k: f.to_json() if f else None for k, f in forms.items()}}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        forms = {k: part(value, k) for k in ("dense", "low_rank")}
-        read = {k: None if f is None else BoundForm.from_json(f) for k, f in forms.items()}
-        return super().from_json({**value, **read})
-
 
 @dataclass(frozen=True)
 class SweepRow(Record):
@@ -52,6 +39,8 @@ class SweepRow(Record):
     the original's decision; None for parents.
     """
 
+    DERIVED = ("tubal_ranks", "multi_low", "multi_high", "ratio_1", "ratio_256", "certified_share")
+
     size: str
     kind: str
     multi_ranks: tuple[tuple[int, ...], ...]
@@ -64,6 +53,11 @@ class SweepRow(Record):
     certified: int | None
     certified_n: int
     note: str = ""
+
+    def __post_init__(self) -> None:
+        require(all(self.multi_ranks) and bool(self.multi_ranks), "ranks of every layer", "none")
+        require(min(self.dense_1_ms, self.dense_256_ms) > 0, "latencies above 0", self.dense_1_ms)
+        require_counts(self.certified_n, certified=self.certified or 0)
 
     @property
     def tubal_ranks(self) -> tuple[int, ...]:
@@ -97,32 +91,13 @@ class SweepRow(Record):
     def certified_share(self) -> float | None:
         return None if self.certified is None else self.certified / self.certified_n
 
-    def to_json(self) -> dict[str, Any]:
-        nested = {
-            "summary": self.summary.to_json(),
-            "adaptive": self.adaptive.to_json(),
-            "transfer": None if self.transfer is None else self.transfer.to_json(),
-            "weights": self.weights.to_json(),
-        }
-        rates = {n: getattr(self, n) for n in _DERIVED}
-        return {**asdict(self), **nested, **rates}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        transfer = part(value, "transfer")
-        nested = {
-            "summary": ModelSummary.from_json(part(value, "summary")),
-            "adaptive": AttackRow.from_json(part(value, "adaptive")),
-            "multi_ranks": tuple(tuple(ranks) for ranks in part(value, "multi_ranks")),
-            "transfer": None if transfer is None else AttackRow.from_json(transfer),
-            "weights": WeightFacts.from_json(part(value, "weights")),
-        }
-        return super().from_json({**value, **nested})
-
 
 @dataclass(frozen=True)
 class SweepReport(Record):
     """All rows of a sweep, the original first; model, data, attacks and seed are of all."""
+
+    SCHEMA = "tnn-robust/sweep-report/1"
+    KIND = "sweep-report"
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -142,14 +117,7 @@ class SweepReport(Record):
         )
 
     def to_json(self) -> dict[str, Any]:
-        rows = [
-            {**row.to_json(), "pareto": best}
-            for row, best in zip(self.rows, self.pareto, strict=True)
-        ]
-        return {"schema": SWEEP_SCHEMA, "kind": "sweep-report", **asdict(self), "rows": rows}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, SWEEP_SCHEMA)
-        rows = tuple(SweepRow.from_json(row) for row in part(value, "rows"))
-        return super().from_json({**value, "rows": rows})
+        found = super().to_json()
+        for row, best in zip(found["rows"], self.pareto, strict=True):
+            row["pareto"] = best
+        return found

@@ -1,12 +1,10 @@
 """What compression did, and what it cost."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-from tnn_robust.base.codec import Record, part, require_schema
+from tnn_robust.base.codec import Record, require, require_counts
 from tnn_robust.evaluation.results import AttackRow
-
-COMPRESSION_SCHEMA = "tnn-robust/compression-report/2"
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,8 @@ class LayerRecord(Record):
     numbers kept, no padding; bytes: of them in the checkpoint; flops: per
     example, transforms in; transform_flops: those, which no rank removes.
     """
+
+    DERIVED = ("tubal_rank", "multi_rank_low", "multi_rank_high")
 
     layer: int
     d_in: int
@@ -34,6 +34,10 @@ class LayerRecord(Record):
     flops: int
     transform_flops: int
 
+    def __post_init__(self) -> None:
+        require(bool(self.multi_rank), "a rank for at least one face", "none")
+        require(min(self.multi_rank) >= 0, "ranks of at least 0", min(self.multi_rank))
+
     @property
     def tubal_rank(self) -> int:
         return max(self.multi_rank)
@@ -46,13 +50,6 @@ class LayerRecord(Record):
     def multi_rank_high(self) -> int:
         return self.tubal_rank
 
-    def to_json(self) -> dict[str, Any]:
-        derived = {
-            name: getattr(self, name)
-            for name in ("tubal_rank", "multi_rank_low", "multi_rank_high")
-        }
-        return {**super().to_json(), **derived}
-
 
 @dataclass(frozen=True)
 class Certificate(Record):
@@ -63,17 +60,19 @@ class Certificate(Record):
     decision.
     """
 
+    DERIVED = ("share",)
+
     data_norm: float
     bound: float
     certified: int
     n: int
 
+    def __post_init__(self) -> None:
+        require_counts(self.n, certified=self.certified)
+
     @property
     def share(self) -> float:
         return self.certified / self.n
-
-    def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "share": self.share}
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,6 @@ class ModelSummary(Record):
     latency_256_ms: float
     worst_case: AttackRow
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "worst_case": self.worst_case.to_json()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        worst = AttackRow.from_json(part(value, "worst_case"))
-        return super().from_json({**value, "worst_case": worst})
-
 
 @dataclass(frozen=True)
 class CompressionReport(Record):
@@ -108,6 +99,9 @@ class CompressionReport(Record):
 
     note: a sentence on how a method that trains went, else empty.
     """
+
+    SCHEMA = "tnn-robust/compression-report/2"
+    KIND = "compression-report"
 
     source: dict[str, Any]
     target: dict[str, Any]
@@ -119,26 +113,3 @@ class CompressionReport(Record):
     after: ModelSummary
     certificate: Certificate
     note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": COMPRESSION_SCHEMA,
-            "kind": "compression-report",
-            **asdict(self),
-            "layers_before": [layer.to_json() for layer in self.layers_before],
-            "layers_after": [layer.to_json() for layer in self.layers_after],
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "certificate": self.certificate.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, COMPRESSION_SCHEMA)
-        certificate = Certificate.from_json(part(value, "certificate"))
-        nested: dict[str, Any] = {"certificate": certificate}
-        for side in ("before", "after"):
-            nested[side] = ModelSummary.from_json(part(value, side))
-            layers = part(value, f"layers_{side}")
-            nested[f"layers_{side}"] = tuple(LayerRecord.from_json(layer) for layer in layers)
-        return super().from_json({**value, **nested})

@@ -34,6 +34,46 @@ LOADERS: dict[str, Source] = {
 }
 
 
+def load_data(
+    name: str = "digits",
+    *,
+    classes: Sequence[str | int] | None = None,
+    n_train: int | None = None,
+    split_seed: int = 0,
+    split: str = "blocked",
+    patch: int = 1,
+    resample: int | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+) -> Dataset:
+    """A named data set, scaled to [0, 1]: digits, mnist, fashion-mnist, cifar10, salinas-a,
+    landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts or npz:FILE.
+
+    Parameters
+    ----------
+    classes: use these, in this order; n_train: a random subset of the training part;
+    split_seed: of subsets and unofficial splits; split, patch: of hyperspectral cubes;
+    resample: steps of every time series; data_dir: where to look first (then TNN_DATA, then the
+    user cache); download: fetch missing data from OpenML.
+
+    Raises InputError for a request that makes no sense, DataError for files that are
+    missing, malformed or unfit for it.
+    """
+    return load_dataset(
+        DataSpec(
+            dataset=name,
+            data_dir=data_dir,
+            classes=None if classes is None else tuple(str(one) for one in classes),
+            n_train=n_train,
+            split_seed=split_seed,
+            split=split,
+            patch=patch,
+            resample=resample,
+            download=download,
+        )
+    )
+
+
 def load_dataset(spec: DataSpec) -> Dataset:
     """The data set a request names, scaled to [0, 1].
 

@@ -1,20 +1,20 @@
 """tnn-bound: checkpoint and its data -> the paper's bounds beside the measured gap."""
 
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.attacks.structured import parse_range
-from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
-from tnn_robust.base.progress import Steps
+from tnn_robust.base.progress import Steps, Tell, drain
+from tnn_robust.base.threat import Threat
 from tnn_robust.certification.lipschitz import worst_scores
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.attack_part import Target
@@ -25,14 +25,7 @@ from tnn_robust.evaluation.report import (
     targets_of,
 )
 from tnn_robust.evaluation.rows import check_attacks
-from tnn_robust.evaluation.subject import (
-    load_run_data,
-    model_info,
-    risk_loss,
-    subject_of,
-    trained_against,
-)
-from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
+from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.network import TNN
 from tnn_robust.theory.adversary import largest_f_norm
 from tnn_robust.theory.bounds import HypothesisClass, Sample, confidence_t
@@ -46,93 +39,124 @@ from tnn_robust.theory.results import BoundFacts, BoundReport, MeasuredGap, fini
 STEPS, EXAMPLES = 20, 1000
 
 
-@dataclass(frozen=True)
-class BoundRequest:
-    """All that `tnn-bound` was asked.
+def bound(
+    model: TNN,
+    data: Dataset,
+    attack: Attack | None = None,
+    *,
+    threat: Threat | None = None,
+    loss: str | None = None,
+    confidence: float = 0.95,
+    energy: float = 0.99,
+    teacher: tuple[int, ...] = (2, 2),
+    teacher_norm: float = 1.0,
+    gap: bool = True,
+    n: int = EXAMPLES,
+    seed: int = 0,
+    progress: Tell | None = None,
+) -> BoundReport:
+    """The paper's theorems at a network and its data, beside the measured gap.
 
-    energy: the share of each layer's squared F-norm that Theorems 19 and 21 keep; gap:
-    measure it, by `choice` (default: PGD of 20 steps on 1000 examples of each part);
-    teacher: J and m_J of Theorem 16; teacher_norm: its B, at least 1 (see `Teacher`).
+    Parameters
+    ----------
+    attack: that measures the gap; by default PGD of 20 steps in `threat`, which is l_inf 8/255
+        unless it is given.
+    loss: of the risks, cross-entropy by default.
+    energy: the share of each layer's squared F-norm that Theorems 19 and 21 keep.
+    teacher: J and m_J of Theorem 16; teacher_norm: its B, at least 1.
+    gap: measure it, on at most n examples of each part, drawn by seed.
+
+    Raises InputError for a layer of norm zero, inputs that are all zero, and a network that
+    does not fit the data.
     """
+    if not isinstance(model, TNN):
+        raise InputError(f"the bounds are of a TNN, got a {type(model).__name__}")
+    chosen = attack or PGD(threat or Threat(), steps=STEPS)
+    steps = bound_steps(
+        live_subject(model, data, loss),
+        data,
+        (chosen,),
+        confidence=confidence,
+        energy=energy,
+        teacher=teacher,
+        teacher_norm=teacher_norm,
+        gap=gap,
+        n=n,
+        seed=seed,
+    )
+    return drain(steps, progress)
 
-    run: Path
-    choice: AttackChoice = AttackChoice()
-    confidence: float = 0.95
-    energy: float = 0.99
-    teacher: tuple[int, ...] = (2, 2)
-    teacher_norm: float = 1.0
-    gap: bool = True
-    n: int | None = None
-    seed: int = 0
-    batch_size: int = 256
-    device: str = "auto"
-    data_dir: str | None = None
-    download: bool = False
 
-
-def bound_run(request: BoundRequest) -> Steps[BoundReport]:
-    """Evaluate the bounds of a run's network on its own data; the result is the report.
-
-    Raises TnnError for a layer of norm zero, inputs that are all zero, attacks of several
-    norms or eps, and what any command refuses.
-    """
-    teacher = _teacher(request)
-    checkpoint = load_checkpoint(request.run, resolve_device(request.device))
-    model = checkpoint.model
-    attacks = _attacks(request, checkpoint)
-    check_attacks(attacks, subject_of(checkpoint))
+def bound_steps(
+    subject: Subject,
+    dataset: Dataset,
+    attacks: tuple[Attack, ...],
+    *,
+    confidence: float = 0.95,
+    energy: float = 0.99,
+    teacher: tuple[int, ...] = (2, 2),
+    teacher_norm: float = 1.0,
+    gap: bool = True,
+    n: int = EXAMPLES,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Steps[BoundReport]:
+    """The same of a subject; its attacks are of one norm and eps, else InputError."""
+    model, taught = subject.model, _teacher(teacher, teacher_norm)
+    assert isinstance(model, TNN)
+    check_attacks(attacks, subject)
     net, spectrum = hypothesis_class(model), spectra(model)
-    dataset = load_run_data(checkpoint, data_dir=request.data_dir, download=request.download)
-    facts = measured_facts(checkpoint, dataset, attacks[0], net, spectrum, request.confidence)
-    cut = cut_network(facts, net, spectrum, request.energy)
-    gap = None
-    if request.gap:
-        gap = yield from _measured_gap(checkpoint, dataset, attacks, facts, request)
+    facts = measured_facts(model, subject.loss, dataset, attacks[0], net, spectrum, confidence)
+    cut = cut_network(facts, net, spectrum, energy)
+    measured = None
+    if gap:
+        measured = yield from _measured_gap(subject, dataset, attacks, facts, n, seed, batch_size)
     premises = (
         *general_premises(facts, bias=has_bias(model), orthogonal=orthogonality(model.transform)),
         *compression_premises(cut.decay),
-        *implicit_premises(facts, teacher, gap),
+        *implicit_premises(facts, taught, measured),
     )
     return BoundReport(
-        model=model_info(checkpoint),
+        model=subject.info,
         dataset=describe_data(dataset),
-        seed=request.seed,
-        confidence=request.confidence,
+        seed=seed,
+        confidence=confidence,
         facts=facts,
         premises=premises,
         rows=bound_rows(facts, net, spectrum, cut, premises),
         cut=cut.record,
-        implicit=implicit_bias(facts, net, teacher, premises),
-        gap=gap,
+        implicit=implicit_bias(facts, net, taught, premises),
+        gap=measured,
     )
 
 
-def _teacher(request: BoundRequest) -> Teacher:
-    possible = len(request.teacher) == 2 and min(request.teacher) >= 2
-    if not (possible and 1 <= request.teacher_norm < math.inf):
-        came = ",".join(map(str, request.teacher))
+def _teacher(teacher: tuple[int, ...], norm: float) -> Teacher:
+    possible = len(teacher) == 2 and min(teacher) >= 2
+    if not (possible and 1 <= norm < math.inf):
+        came = ",".join(map(str, teacher))
         raise InputError(
             "a teacher needs J,m_J with J >= 2, m_J >= 2 and a norm of at least 1, "
-            f"got {came} and {request.teacher_norm:g}"
+            f"got {came} and {norm:g}",
+            field="teacher",
         )
-    layers, width = request.teacher
-    return Teacher(layers, width, request.teacher_norm)
+    layers, width = teacher
+    return Teacher(layers, width, norm)
 
 
-def _attacks(request: BoundRequest, checkpoint: Checkpoint) -> tuple[Attack, ...]:
+def attacks_for_bounds(choice: AttackChoice, trained: Attack | None) -> tuple[Attack, ...]:
     """The attacks of the gap, of one threat model: the bounds are of one."""
-    choice = request.choice
     if not choice.names:
         choice = replace(choice, names=("pgd",), steps=choice.steps or STEPS)
-    attacks = attacks_of(choice, trained_against(checkpoint))
+    attacks = attacks_of(choice, trained)
     if len({(one.threat.norm, one.threat.eps) for one in attacks}) != 1:
-        came = ", ".join(f"{one.name} {one.threat}" for one in attacks)
-        raise InputError(f"tnn-bound needs one norm and one eps, got {came}")
+        came = ", ".join(f"{one.name} {one.threat.norm} {one.threat.text}" for one in attacks)
+        raise InputError(f"the bounds need one norm and one eps, got {came}")
     return attacks
 
 
 def measured_facts(
-    checkpoint: Checkpoint,
+    model: TNN,
+    loss: str,
     dataset: Dataset,
     attack: Attack,
     net: HypothesisClass,
@@ -140,13 +164,13 @@ def measured_facts(
     confidence: float,
 ) -> BoundFacts:
     """The constants of a network and its data for the ball of this attack."""
-    a, loss = checkpoint.model.architecture, risk_loss(checkpoint)
+    a = model.architecture
     train, test = (
         torch.linalg.vector_norm(part.x.double(), dim=(1, 2))
         for part in (dataset.train, dataset.test)
     )
     largest = float(torch.cat([train, test]).max())
-    constant = _constant(checkpoint.model, attack)
+    constant = _constant(model, attack)
     t = confidence_t(confidence)
     clean = Sample(len(train), largest, loss, t)
     attacked = replace(clean, reach=largest + attack.threat.eps * constant)
@@ -197,33 +221,27 @@ def _constant(model: TNN, attack: Attack) -> float:
 
 
 def _measured_gap(
-    checkpoint: Checkpoint,
+    subject: Subject,
     dataset: Dataset,
     attacks: tuple[Attack, ...],
     facts: BoundFacts,
-    request: BoundRequest,
+    n: int,
+    seed: int,
+    block: int,
 ) -> Steps[MeasuredGap]:
     """Gaps under the attacks' worst case, and the certain bracket around the adversarial one."""
-    subject, n = subject_of(checkpoint), request.n or EXAMPLES
     found = yield from evaluate_steps(
-        subject,
-        dataset,
-        attacks,
-        seeds=(request.seed,),
-        n=n,
-        batch_size=request.batch_size,
-        checks=False,
+        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False
     )
     worst = found.report.worst_case
-    targets = targets_of(subject, dataset, n, request.seed)
-    clean = [_losses(checkpoint, targets[part], 0.0, request.batch_size) for part in PARTS]
+    targets = targets_of(subject, dataset, n, seed)
+    clean = [_losses(subject, targets[part], 0.0, block) for part in PARTS]
     radius = facts.eps_value * facts.constant
     certified = {
-        part: float(_losses(checkpoint, targets[part], radius, request.batch_size).mean())
-        for part in PARTS
+        part: float(_losses(subject, targets[part], radius, block).mean()) for part in PARTS
     }
     # The parts are drawn apart, as for the adversarial risks.
-    resampled = [resample(one.numpy()[None], (request.seed, k)) for k, one in enumerate(clean)]
+    resampled = [resample(one.numpy()[None], (seed, k)) for k, one in enumerate(clean)]
     return MeasuredGap(
         attack=", ".join(one.name for one in attacks),
         n_train=worst.train.n,
@@ -240,11 +258,12 @@ def _measured_gap(
     )
 
 
-def _losses(checkpoint: Checkpoint, target: Target, radius: float, block: int) -> Tensor:
+def _losses(subject: Subject, target: Target, radius: float, block: int) -> Tensor:
     """(n,) float64 losses that no l2 perturbation of this radius exceeds; 0: the clean ones."""
-    loss, (x, y) = LOSSES[risk_loss(checkpoint)], target.examples
+    loss, (x, y), model = LOSSES[subject.loss], target.examples, subject.model
+    assert isinstance(model, TNN)
     found = [
-        loss(worst_scores(checkpoint.model, x[rows], y[rows], radius), y[rows])
+        loss(worst_scores(model, x[rows], y[rows], radius), y[rows])
         for rows in (slice(start, start + block) for start in range(0, len(y), block))
     ]
     return torch.cat(found).cpu()

@@ -1,12 +1,11 @@
 """Robustness against eps: curves and smallest perturbations."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-from tnn_robust.base.codec import Record, part, require_schema
-from tnn_robust.evaluation.results import Gap, PartResult, both_parts
-
-CURVE_SCHEMA = "tnn-robust/eps-curve/1"
+from tnn_robust.base.codec import Record, require, require_counts
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE, band, line
+from tnn_robust.evaluation.results import Gap, PartResult
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,15 @@ class CurvePoint(Record):
     certified_train: int | None = None
     certified_test: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        parts = {"train": self.train.to_json(), "test": self.test.to_json()}
-        return {**asdict(self), **parts, "agp": self.agp.to_json()}
+    def __post_init__(self) -> None:
+        for part, count in ((self.train, self.certified_train), (self.test, self.certified_test)):
+            if count is not None:
+                require_counts(part.n, certified=count)
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        return super().from_json({**value, **both_parts(value)})
+    @property
+    def certified_share(self) -> float | None:
+        """Share of the test examples that no perturbation of this size can break."""
+        return None if self.certified_test is None else self.certified_test / self.test.n
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class EpsCurve(Record):
     them, and risks (and their gaps) fall short of those of a plain attack.
     """
 
+    SCHEMA = "tnn-robust/eps-curve/1"
+    KIND = "eps-curve"
+    DERIVED = ("chance", "reached_chance", "verdict")
+
     norm: str
     settings: dict[str, Any]
     seed: int
@@ -52,6 +57,10 @@ class EpsCurve(Record):
     most_frequent: int
     risk_complete: bool
     points: tuple[CurvePoint, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.points), "at least one eps", "none")
+        require_counts(self.points[-1].test.n, most_frequent=self.most_frequent)
 
     @property
     def chance(self) -> float:
@@ -80,22 +89,36 @@ class EpsCurve(Record):
             )
         return f"{left}, {guess}: the curve is cut, not exhausted; give a larger eps"
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": CURVE_SCHEMA,
-            "kind": "eps-curve",
-            **asdict(self),
-            "chance": self.chance,
-            "reached_chance": self.reached_chance,
-            "verdict": self.verdict,
-            "points": [point.to_json() for point in self.points],
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, CURVE_SCHEMA)
-        points = tuple(CurvePoint.from_json(point) for point in part(value, "points"))
-        return super().from_json({**value, "points": points})
+    def plot(self, axes: Any) -> None:
+        """Draw robust accuracy against eps, with 95 % intervals, on matplotlib axes."""
+        sizes = [point.eps for point in self.points]
+        train, test = [p.train for p in self.points], [p.test for p in self.points]
+        for parts, colour, style, name in (
+            (train, ORANGE, "s--", "train, attacked"),
+            (test, BLUE, "o-", "test, attacked"),
+        ):
+            band(axes, sizes, [part.accuracy_ci for part in parts], colour, 100.0)
+            values = [100 * part.accuracy for part in parts]
+            line(axes, sizes, values, colour, style, f"{name} (n = {parts[0].n})")
+        certified = [point.certified_share for point in self.points]
+        if None not in certified:
+            values = [100 * (share or 0.0) for share in certified]
+            # Between two eps the value at the larger one is what holds: steps, not slopes.
+            line(axes, sizes, values, GREEN, "^-.", "test, certified at least", "steps-pre")
+        axes.axhline(100 * self.chance, color=GREY, linewidth=1.2, linestyle=":")
+        axes.annotate(
+            f"a constant guess: {100 * self.chance:.3g} %",
+            (1.0, 100 * self.chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=GREY,
+        )
+        axes.set_ylim(-2, 102)
+        axes.set_title("Robust accuracy (%), bands: 95 % intervals")
+        axes.legend(loc="best")
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,8 @@ class MinimalReport(Record):
     the examples, None where nothing was found. Upper bounds of the true ones.
     """
 
+    DERIVED = ("median",)
+
     part: str
     norm: str
     n: int
@@ -116,9 +141,10 @@ class MinimalReport(Record):
     settings: dict[str, Any]
     seed: int
 
+    def __post_init__(self) -> None:
+        require(len(self.quantiles) == 101, "101 quantiles", len(self.quantiles))
+        require_counts(self.n, misclassified=self.misclassified, found=self.found)
+
     @property
     def median(self) -> float | None:
         return self.quantiles[50]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "median": self.median}

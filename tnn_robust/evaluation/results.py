@@ -1,11 +1,10 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from tnn_robust.base.codec import Interval, Record, part, require_schema
-
-REPORT_SCHEMA = "tnn-robust/attack-report/1"
+from tnn_robust.base.codec import Interval, Record, require, require_counts
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,8 @@ class PartResult(Record):
     per example attacked. Intervals are over examples.
     """
 
+    DERIVED = ("clean_accuracy", "accuracy")
+
     n: int
     clean_risk: float
     clean_correct: int
@@ -33,6 +34,16 @@ class PartResult(Record):
     backwards: float = 0.0
     risk_ci: Interval | None = None
 
+    def __post_init__(self) -> None:
+        require_counts(
+            self.n,
+            clean_correct=self.clean_correct,
+            correct=self.correct,
+            vanished=self.vanished,
+            attacked=self.attacked,
+            broken=self.broken,
+        )
+
     @property
     def clean_accuracy(self) -> float:
         return self.clean_correct / self.n
@@ -40,10 +51,6 @@ class PartResult(Record):
     @property
     def accuracy(self) -> float:
         return self.correct / self.n
-
-    def to_json(self) -> dict[str, Any]:
-        rates = {"clean_accuracy": self.clean_accuracy, "accuracy": self.accuracy}
-        return {**asdict(self), **rates}
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Gap(Record):
     test_error: standard errors of the two risks, whose squares add up to the
     gap's; None where one example says nothing of them.
     """
+
+    DERIVED = ("halving_test", "halving_train")
 
     risk: float
     risk_ci: Interval
@@ -77,10 +86,6 @@ class Gap(Record):
         """The same for the training examples, test ones fixed."""
         return _halving(self.train_error, self.test_error)
 
-    def to_json(self) -> dict[str, Any]:
-        more = {"halving_test": self.halving_test, "halving_train": self.halving_train}
-        return {**asdict(self), **more}
-
 
 def _halving(grown: float | None, fixed: float | None) -> float | None:
     if grown is None or fixed is None or grown**2 <= 3 * fixed**2:
@@ -92,15 +97,17 @@ def _halving(grown: float | None, fixed: float | None) -> float | None:
 class Spread(Record):
     """A figure under every seed, in their order, and Student's 95 % interval of its mean."""
 
+    DERIVED = ("mean",)
+
     values: tuple[float, ...]
     ci: Interval
+
+    def __post_init__(self) -> None:
+        require(bool(self.values), "a value for at least one seed", "none")
 
     @property
     def mean(self) -> float:
         return sum(self.values) / len(self.values)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "mean": self.mean}
 
 
 @dataclass(frozen=True)
@@ -119,24 +126,6 @@ class OverSeeds(Record):
     agp_risk: Spread
     agp_accuracy: Spread
 
-    def to_json(self) -> dict[str, Any]:
-        spreads = {name: getattr(self, name).to_json() for name in _SPREADS}
-        return {"seeds": self.seeds, **spreads}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        spreads = {name: Spread.from_json(part(value, name)) for name in _SPREADS}
-        return super().from_json({**value, **spreads})
-
-
-_SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "seeds")
-
-
-def both_parts(value: dict[str, Any]) -> dict[str, Record]:
-    """The results and the gap in the JSON of one attack at one eps."""
-    nested: dict[str, type[Record]] = {"train": PartResult, "test": PartResult, "agp": Gap}
-    return {name: kind.from_json(part(value, name)) for name, kind in nested.items()}
-
 
 @dataclass(frozen=True)
 class AttackRow(Record):
@@ -147,6 +136,8 @@ class AttackRow(Record):
     behind: how far the test risk lies below that of the report's worst case, with
     its paired interval; over_seeds: where there were several.
     """
+
+    DERIVED = ("robustness_drop",)
 
     name: str
     norm: str
@@ -162,26 +153,14 @@ class AttackRow(Record):
     behind_ci: Interval = (0.0, 0.0)
     over_seeds: OverSeeds | None = None
 
+    def __post_init__(self) -> None:
+        require(self.eps_value >= 0, "an eps of at least 0", self.eps_value)
+        require(self.max_perturbation >= 0, "a norm of at least 0", self.max_perturbation)
+
     @property
     def robustness_drop(self) -> float:
         """Clean minus robust accuracy on the test part."""
         return self.test.clean_accuracy - self.test.accuracy
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "train": self.train.to_json(),
-            "test": self.test.to_json(),
-            "agp": self.agp.to_json(),
-            "robustness_drop": self.robustness_drop,
-            "over_seeds": None if self.over_seeds is None else self.over_seeds.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        seeds = part(value, "over_seeds")
-        found = {"over_seeds": None if seeds is None else OverSeeds.from_json(seeds)}
-        return super().from_json({**value, **both_parts(value), **found})
 
 
 @dataclass(frozen=True)
@@ -190,6 +169,8 @@ class Check(Record):
 
     message: one sentence with the number behind the value.
     """
+
+    DERIVED = ("verdict",)
 
     name: str
     value: float
@@ -204,9 +185,6 @@ class Check(Record):
     def verdict(self) -> str:
         return "PASS" if self.passed else "WARN"
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict}
-
 
 @dataclass(frozen=True)
 class AttackReport(Record):
@@ -219,6 +197,9 @@ class AttackReport(Record):
     in files of version 0.1.0.
     """
 
+    SCHEMA = "tnn-robust/attack-report/1"
+    KIND = "attack-report"
+
     model: dict[str, Any]
     dataset: dict[str, Any]
     seed: int
@@ -230,21 +211,41 @@ class AttackReport(Record):
     seeds: tuple[int, ...] = ()
     standing: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": REPORT_SCHEMA,
-            "kind": "attack-report",
-            **asdict(self),
-            "attacks": [row.to_json() for row in self.attacks],
-            "worst_case": self.worst_case.to_json(),
-            "checks": [check.to_json() for check in self.checks],
-        }
+    def __post_init__(self) -> None:
+        require(bool(self.attacks), "at least one attack", "none")
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, REPORT_SCHEMA)
-        rows = tuple(AttackRow.from_json(row) for row in part(value, "attacks"))
-        worst = AttackRow.from_json(part(value, "worst_case"))
-        checks = tuple(Check.from_json(check) for check in part(value, "checks"))
-        found = {"attacks": rows, "worst_case": worst, "checks": checks}
-        return super().from_json({**value, **found})
+    @property
+    def agp(self) -> Gap:
+        """The adversarial generalization gap under the worst case of all attacks."""
+        return self.worst_case.agp
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON, atomically; `load_report` reads it back."""
+        from tnn_robust.base.files import write_json
+
+        write_json(Path(path), self.to_json())
+        return Path(path)
+
+    def __str__(self) -> str:
+        worst, gap = self.worst_case, self.agp
+        how = f"suite {self.suite}" if self.suite else ", ".join(row.name for row in self.attacks)
+        warned = [f"{one.name} ({one.message})" for one in self.checks if not one.passed]
+        lines = [
+            f"{self.dataset['name']}, {worst.norm} eps {worst.eps}, {how}, seed {self.seed}",
+            *(
+                f"{name}: {part.n} examples, clean {100 * part.clean_accuracy:.2f} %, robust "
+                f"{100 * part.accuracy:.2f} % [{_percents(part.accuracy_ci)}], risk {part.risk:.4g}"
+                for name, part in (("train", worst.train), ("test", worst.test))
+            ),
+            f"AGP (test minus train): risk {gap.risk:+.4g} "
+            f"[{gap.risk_ci[0]:.4g}..{gap.risk_ci[1]:.4g}], accuracy "
+            f"{100 * gap.accuracy:+.2f} points [{_percents(gap.accuracy_ci)}]",
+        ]
+        if self.checks:
+            done = "; ".join(warned) if warned else f"all {len(self.checks)} passed"
+            lines.append(f"masking checks: {'WARNING, ' * bool(warned)}{done}")
+        return "\n".join(lines)
+
+
+def _percents(interval: Interval) -> str:
+    return f"{100 * interval[0]:.2f}..{100 * interval[1]:.2f}"

@@ -22,9 +22,9 @@ from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, Grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.worker import code_digest, scratch_folder
 from tnn_robust.models.network import layer_widths, new_model
+from tnn_robust.training.in_memory import attack_to_train
 from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.run import TrainRequest, make_architecture, open_run, train_steps
-from tnn_robust.training.train import attack_to_train
 
 _DATA = tuple(f.name for f in fields(DataSpec) if f.name not in MACHINE_SPECIFIC)
 _TRAINING = tuple(f.name for f in fields(TrainSettings))

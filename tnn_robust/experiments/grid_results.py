@@ -1,13 +1,10 @@
 """What a grid of trainings and attacks leaves: a record a cell, and a row an experiment."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-from tnn_robust.base.codec import Record, part, require_schema
+from tnn_robust.base.codec import Record
 from tnn_robust.evaluation.results import AttackReport, Spread
-
-CELL_SCHEMA = "tnn-robust/sweep-cell/1"
-GRID_SCHEMA = "tnn-robust/grid-report/1"
 
 
 @dataclass(frozen=True)
@@ -20,21 +17,14 @@ class GridRecord(Record):
     library's source.
     """
 
+    SCHEMA = "tnn-robust/sweep-cell/1"
+
     cell: dict[str, Any]
     report: AttackReport
     train_seconds: float
     attack_seconds: float
     cpu_seconds: float
     code: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"schema": CELL_SCHEMA, **asdict(self), "report": self.report.to_json()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, CELL_SCHEMA)
-        report = AttackReport.from_json(part(value, "report"))
-        return super().from_json({**value, "report": report})
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,8 @@ class GridRow(Record):
     Intervals are over the cells, or over examples where there is one. blind: examples on
     which all gradients vanished; warned: cells whose masking checks warn.
     """
+
+    DERIVED = ("cells",)
 
     setting: dict[str, Any]
     clean: Spread
@@ -59,18 +51,6 @@ class GridRow(Record):
     def cells(self) -> int:
         return len(self.robust.values)
 
-    def to_json(self) -> dict[str, Any]:
-        spreads = {name: getattr(self, name).to_json() for name in _SPREADS}
-        return {**asdict(self), "cells": self.cells, **spreads}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        spreads = {name: Spread.from_json(part(value, name)) for name in _SPREADS}
-        return super().from_json({**value, **spreads})
-
-
-_SPREADS = ("clean", "robust", "risk", "agp")
-
 
 @dataclass(frozen=True)
 class GridReport(Record):
@@ -82,6 +62,9 @@ class GridReport(Record):
     the cells were run with; seconds: of all finished cells.
     """
 
+    SCHEMA = "tnn-robust/grid-report/1"
+    KIND = "grid-report"
+
     axis: str | None
     swept: dict[str, list[Any]]
     cells: int
@@ -90,13 +73,3 @@ class GridReport(Record):
     left_out: int
     codes: tuple[str, ...]
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        rows = [row.to_json() for row in self.rows]
-        return {"schema": GRID_SCHEMA, "kind": "grid-report", **asdict(self), "rows": rows}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, GRID_SCHEMA)
-        rows = tuple(GridRow.from_json(row) for row in part(value, "rows"))
-        return super().from_json({**value, "rows": rows})

@@ -193,7 +193,7 @@ def read_cells(out: Path, grid: Grid) -> Iterator[GridRecord]:
         if not path.is_file():
             continue
         try:
-            record = GridRecord.from_json(_read(path))  # type: ignore[arg-type]
+            record = GridRecord.from_json(_read(path))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}; remove it to run the cell again") from error
         if record.cell != cell.settings:

@@ -1,10 +1,9 @@
 """What a reproduction of the paper's experiments leaves: cells, and a verdict a claim."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from tnn_robust.base.codec import Interval, Record
-from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.codec import Interval, Record, require
 
 Column = list[Any]  # a value a network: a number, or a list with one number a layer
 
@@ -23,7 +22,7 @@ class PointRecord(Record):
 
 
 @dataclass(frozen=True)
-class CellRecord:
+class CellRecord(Record):
     """One line of records.jsonl: networks of one arm and size, trained side by side.
 
     cell: what was trained (experiment, arm, rank, width, n, ...); seeds: of the networks
@@ -35,6 +34,9 @@ class CellRecord:
     points: tuple[PointRecord, ...]
     failures: dict[str, str]
     seconds: float
+
+    def __post_init__(self) -> None:
+        require(bool(self.points), "at least one point", "none")
 
     @property
     def last(self) -> dict[str, Column]:
@@ -56,18 +58,6 @@ class CellRecord:
         train = self.last["moving_train_risk" if moving else f"train_{self.attack}_risk"]
         return [b - a for a, b in zip(train, self.last[f"test_{self.attack}_risk"], strict=True)]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "CellRecord":
-        try:
-            points = tuple(PointRecord.from_json(point) for point in value["points"])
-            seeds = tuple(int(seed) for seed in value["seeds"])
-            return cls(value["cell"], seeds, points, value["failures"], value["seconds"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError("not a record of a reproduced cell") from error
-
 
 @dataclass(frozen=True)
 class Finding(Record):
@@ -80,7 +70,7 @@ class Finding(Record):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Record):
     """One claim of the paper: supported, not supported or undecided, by a stated rule."""
 
     claim: int
@@ -88,6 +78,3 @@ class Verdict:
     rule: str
     verdict: str
     findings: tuple[Finding, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)

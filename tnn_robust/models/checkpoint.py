@@ -78,6 +78,23 @@ def save_checkpoint(path: Path, model: TNN, header: Header, storage: str | None 
     return write_tensors(path, **_content(model, header, storage))
 
 
+def save_model(model: TNN, path: str | Path) -> Path:
+    """Write a network to PATH/model.safetensors, or to a path that ends in .safetensors.
+
+    It holds no data set and no training: attack it with `evaluate`, which takes the data.
+    Returns the file. Raises InputError where it cannot be written.
+    """
+    file = Path(path)
+    file = file if file.suffix == ".safetensors" else file / FILE_NAME
+    save_checkpoint(file, model, Header(model.architecture, data={}, training={}, seed=0))
+    return file
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> TNN:
+    """The network of a run directory or a file; raises CheckpointError as `load_checkpoint`."""
+    return load_checkpoint(Path(path), device).model
+
+
 def checkpoint_bytes(model: TNN, header: Header, storage: str | None = None) -> int:
     """The size of the file that `save_checkpoint` would write."""
     return len(container(**_content(model, header, storage))[0])

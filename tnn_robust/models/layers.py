@@ -47,6 +47,9 @@ class TProductLinear(nn.Module):
         """How many numbers of its dtype the layer keeps."""
         return self.weight.numel()
 
+    def extra_repr(self) -> str:
+        return f"{self.d_in} -> {self.d_out}, {len(self.weight)} faces"
+
     @property
     def stacks(self) -> tuple[Tensor, ...]:
         return (self.weight,)
@@ -97,6 +100,9 @@ class LowRankTProductLinear(nn.Module):
         left = _gaussian_faces(transform, d_out, rank, math.sqrt(2.0 / (rank * d_out)), generator)
         variance = math.sqrt(2.0 * d_out / rank) / d_in
         return cls(left, _gaussian_faces(transform, rank, d_in, variance, generator))
+
+    def extra_repr(self) -> str:
+        return f"{self.d_in} -> {self.d_out}, {len(self.left)} faces of rank at most {self.rank}"
 
     @property
     def d_out(self) -> int:

@@ -83,6 +83,12 @@ class TNN(nn.Module):
     transform_matrix: Tensor
 
     def __init__(self, transform: Transform, layers: list[TLayer], head: Tensor):
+        if not isinstance(transform, Transform):
+            raise InputError(
+                "a TNN is made of a transform, its layers and its head, got "
+                f"{type(transform).__name__} {transform!r}: TNN.for_data(data) makes a fresh one, "
+                "TNN.random one of an Architecture"
+            )
         super().__init__()
         self.transform_name = transform.name
         self.register_buffer("transform_matrix", transform.matrix)
@@ -104,6 +110,53 @@ class TNN(nn.Module):
         shape, fan_in = (a.scores, a.widths[-1], a.channels), a.channels * a.widths[-1]
         head = torch.randn(shape, generator=generator, dtype=transform.multiplicity.dtype)
         return cls(transform, layers, head / fan_in**0.5)
+
+    @classmethod
+    def for_data(
+        cls,
+        data: Any,
+        *,
+        layers: int = 3,
+        width: int | Sequence[int] = 32,
+        rank: int | Sequence[int] | None = None,
+        transform: str = "dct",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> "TNN":
+        """A fresh network for a data set, on the CPU.
+
+        Parameters
+        ----------
+        data: a `Dataset`, whose d, c and classes it fits: one score for two classes, else one
+            a class; the `data` transform is made of its training part.
+        layers: L; width, rank: one for all layers, or one a layer; rank None: dense layers.
+        transform: a name such as dct, dft, haar, identity, random:SEED, data.
+        seed: of the weights (see the layers for their scale).
+
+        Raises InputError for sizes that do not fit and an unknown transform.
+        """
+        if layers < 1:
+            raise InputError(f"a t-NN needs at least 1 layer, got {layers}", field="layers")
+        widths = layer_widths([width] if isinstance(width, int) else width, layers)
+        asked = [rank] if isinstance(rank, int) else rank
+        architecture = Architecture(
+            features=data.d,
+            channels=data.c,
+            widths=widths,
+            ranks=ranks_of_layers(asked, layers),
+            scores=1 if data.n_classes == 2 else data.n_classes,
+            transform=transform,
+        )
+        return new_model(architecture, seed, data=data.train.x, dtype=dtype)
+
+    def extra_repr(self) -> str:
+        a = self.architecture
+        ranks = "dense" if not any(a.ranks) else f"ranks {', '.join(map(str, a.ranks))}"
+        return (
+            f"({a.features}, {a.channels}) -> {a.scores} scores, "
+            f"widths {', '.join(map(str, a.widths))}, {ranks}, {a.transform}, "
+            f"{self.parameter_count} parameters"
+        )
 
     @property
     def transform(self) -> Transform:

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval
+from tnn_robust.base.drawing import BLUE, GREY, ORANGE, band, line
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.files import write_bytes
-from tnn_robust.evaluation.curve_results import CurvePoint, EpsCurve
+from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.reporting.tables import Table
 
 FORMATS = (".png", ".svg")
-# Okabe and Ito's colours, told apart in every common form of colour blindness; the lines
-# differ in dash and marker too, for print without colour.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -72,11 +70,11 @@ def _draw(figure: Any, curve: EpsCurve) -> None:
     grid = figure.add_gridspec(3, 2, width_ratios=(1.55, 1))
     accuracy = figure.add_subplot(grid[:, 0])
     risk, gap, points = (figure.add_subplot(grid[i, 1], sharex=accuracy) for i in range(3))
-    _draw_accuracy(accuracy, curve)
+    curve.plot(accuracy)
     sizes = [point.eps for point in curve.points]
     short = "" if curve.risk_complete else " (broken: loss when broken)"
-    _line(risk, sizes, [p.train.risk for p in curve.points], ORANGE, "s--", None)
-    _line(risk, sizes, [p.test.risk for p in curve.points], BLUE, "o-", None)
+    line(risk, sizes, [p.train.risk for p in curve.points], ORANGE, "s--", None)
+    line(risk, sizes, [p.test.risk for p in curve.points], BLUE, "o-", None)
     risk.set_title(f"Adversarial risk{short}")
     _draw_gap(gap, sizes, [(p.agp.risk, p.agp.risk_ci) for p in curve.points], 1.0)
     gap.set_title("AGP in risk, test minus train")
@@ -98,61 +96,12 @@ def _draw(figure: Any, curve: EpsCurve) -> None:
     )
 
 
-def _draw_accuracy(axes: Any, curve: EpsCurve) -> None:
-    sizes = [point.eps for point in curve.points]
-    train, test = [p.train for p in curve.points], [p.test for p in curve.points]
-    for parts, colour, style, name in (
-        (train, ORANGE, "s--", "train, attacked"),
-        (test, BLUE, "o-", "test, attacked"),
-    ):
-        _band(axes, sizes, [part.accuracy_ci for part in parts], colour, 100.0)
-        values = [100 * part.accuracy for part in parts]
-        _line(axes, sizes, values, colour, style, f"{name} (n = {parts[0].n})")
-    certified = [_share(point) for point in curve.points]
-    if None not in certified:
-        values = [100 * (share or 0.0) for share in certified]
-        # Between two eps the value at the larger one is what holds: steps, not slopes.
-        _line(axes, sizes, values, GREEN, "^-.", "test, certified at least", "steps-pre")
-    axes.axhline(100 * curve.chance, color=GREY, linewidth=1.2, linestyle=":")
-    axes.annotate(
-        f"a constant guess: {100 * curve.chance:.3g} %",
-        (1.0, 100 * curve.chance),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8.5,
-        color=GREY,
-    )
-    axes.set_ylim(-2, 102)
-    axes.set_title("Robust accuracy (%), bands: 95 % intervals")
-    axes.legend(loc="best")
-
-
 def _draw_gap(
     axes: Any, sizes: list[float], gaps: list[tuple[float, Interval]], scale: float
 ) -> None:
     axes.axhline(0.0, color=GREY, linewidth=1.0)
-    _band(axes, sizes, [interval for _, interval in gaps], BLUE, scale)
-    _line(axes, sizes, [scale * value for value, _ in gaps], BLUE, "o-", None)
-
-
-def _line(
-    axes: Any,
-    x: list[float],
-    y: list[float],
-    colour: str,
-    style: str,
-    label: str | None,
-    steps: str = "default",
-) -> None:
-    every = max(1, len(x) // 16)
-    axes.plot(x, y, style, color=colour, label=label, markevery=every, drawstyle=steps)
-
-
-def _band(axes: Any, x: list[float], intervals: list[Interval], colour: str, scale: float) -> None:
-    low, high = ([scale * interval[side] for interval in intervals] for side in (0, 1))
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    band(axes, sizes, [interval for _, interval in gaps], BLUE, scale)
+    line(axes, sizes, [scale * value for value, _ in gaps], BLUE, "o-", None)
 
 
 def curve_title(curve: EpsCurve) -> str:
@@ -167,17 +116,13 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _share(point: CurvePoint) -> float | None:
-    return None if point.certified_test is None else point.certified_test / point.test.n
-
-
 def curve_table(curve: EpsCurve) -> Table:
     """One row an eps, narrow enough for 80 columns."""
     certified = curve.points[0].certified_test is not None
     columns = ("eps", "risk train", "risk test", "acc. train", "acc. test", "AGP, risk", "AGP, pts")
     rows = []
     for point in curve.points:
-        share = _share(point)
+        share = point.certified_share
         rows.append(
             (
                 f"{point.eps:.6g}",
@@ -204,7 +149,7 @@ def curve_lines(curve: EpsCurve, width: int = 80, *, ascii_only: bool = False) -
     names = [f"{point.eps:.6g}" for point in curve.points]
     stub = max(len(name) for name in ["eps", *names])
     room = max(width, 40) - stub - 17  # the two numbers to the right of the bar
-    bounded = _share(curve.points[0]) is not None
+    bounded = curve.points[0].certified_share is not None
     legend = f"{solid} {'certified, ' + shaded + ' standing' if bounded else 'standing'} (test)"
     lines = [
         f"Robust accuracy (%) against eps in {curve.norm}",
@@ -212,7 +157,7 @@ def curve_lines(curve: EpsCurve, width: int = 80, *, ascii_only: bool = False) -
         f"{'eps':<{stub}} {_scale(room)}    test  train",
     ]
     for name, point in zip(names, curve.points, strict=True):
-        share = _share(point)
+        share = point.certified_share
         filled = _cells(point.test.accuracy, room)
         proven = filled if share is None else min(_cells(share, room), filled)
         bar = list((solid * proven + shaded * (filled - proven)).ljust(room + 1))

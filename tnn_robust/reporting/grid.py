@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE
 from tnn_robust.evaluation.results import Spread
 from tnn_robust.experiments.grid_results import GridRecord, GridReport, GridRow
-from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, interval_text
 
 _MOST_TABLES, _MOST_LINES = 12, 7

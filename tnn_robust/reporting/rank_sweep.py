@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE
 from tnn_robust.base.files import write_bytes
 from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow
-from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, interval_text
 from tnn_robust.theory.results import BoundForm
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE
+from tnn_robust.reporting.figures import save_figure
 from tnn_robust.training.trajectory_results import TrajectoryRecord
 
 Records = Sequence[TrajectoryRecord]

@@ -1,12 +1,11 @@
 """What tnn-bound found: constants, premises, bounds in both forms, the measured gap."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-from tnn_robust.base.codec import Interval, Record, part, require_schema
+from tnn_robust.base.codec import Interval, Record
 
-BOUND_SCHEMA = "tnn-robust/bound-report/1"
 EVERY = "every bound"
 
 
@@ -17,6 +16,8 @@ class Premise(Record):
     of: the theorems it belongs to, EVERY for all.
     """
 
+    DERIVED = ("verdict",)
+
     name: str
     holds: bool | None
     detail: str
@@ -25,9 +26,6 @@ class Premise(Record):
     @property
     def verdict(self) -> str:
         return {True: "holds", False: "FAILS", None: "open"}[self.holds]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class BoundForm(Record):
     of the smallest N at which it is below B, None where no N helps.
     """
 
+    DERIVED = ("vacuous",)
+
     log_value: float | None
     log_share: float | None
     log_main: float | None
@@ -49,9 +49,6 @@ class BoundForm(Record):
     def vacuous(self) -> bool:
         """Whether it is B or more, which a gap cannot exceed anyway."""
         return self.log_share is None or not self.log_share < 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "vacuous": self.vacuous}
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,6 @@ class BoundRow(Record):
     explicit: BoundForm
     approximate: bool = False
     log_r_hat: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        forms = {"paper": self.paper.to_json(), "explicit": self.explicit.to_json()}
-        return {**asdict(self), **forms}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        forms = {name: BoundForm.from_json(part(value, name)) for name in ("paper", "explicit")}
-        return super().from_json({**value, **forms})
 
 
 @dataclass(frozen=True)
@@ -149,6 +137,8 @@ class ImplicitRecord(Record):
     covered: no premise of the theorem is known to fail.
     """
 
+    DERIVED = ("vacuous",)
+
     harmonic_mean: float
     rhs: float | None
     largest: float
@@ -161,9 +151,6 @@ class ImplicitRecord(Record):
     def vacuous(self) -> bool:
         """Whether the right side allows any weights at all."""
         return self.rhs is None or self.rhs >= self.largest
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "vacuous": self.vacuous}
 
 
 @dataclass(frozen=True)
@@ -190,6 +177,9 @@ class MeasuredGap(Record):
 class BoundReport(Record):
     """All that tnn-bound prints. gap: None where it was not asked for."""
 
+    SCHEMA = "tnn-robust/bound-report/1"
+    KIND = "bound-report"
+
     model: dict[str, Any]
     dataset: dict[str, Any]
     seed: int
@@ -200,30 +190,6 @@ class BoundReport(Record):
     cut: CutRecord
     implicit: ImplicitRecord
     gap: MeasuredGap | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": BOUND_SCHEMA,
-            "kind": "bound-report",
-            **asdict(self),
-            "premises": [premise.to_json() for premise in self.premises],
-            "rows": [row.to_json() for row in self.rows],
-            "implicit": self.implicit.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        require_schema(value, BOUND_SCHEMA)
-        gap = part(value, "gap")
-        nested: dict[str, Any] = {
-            "facts": BoundFacts.from_json(part(value, "facts")),
-            "premises": tuple(Premise.from_json(one) for one in part(value, "premises")),
-            "rows": tuple(BoundRow.from_json(one) for one in part(value, "rows")),
-            "cut": CutRecord.from_json(part(value, "cut")),
-            "implicit": ImplicitRecord.from_json(part(value, "implicit")),
-            "gap": None if gap is None else MeasuredGap.from_json(gap),
-        }
-        return super().from_json({**value, **nested})
 
 
 def finite(value: float) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tnn_robust.base.codec import Record
+from tnn_robust.base.codec import Record, require
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class EpochRecord(Record):
     monitor_n: int
     weight_norm: float
     seconds: float
+
+    def __post_init__(self) -> None:
+        require(self.epoch >= 1, "an epoch of at least 1", self.epoch)
+        for share in (self.clean_accuracy, self.robust_accuracy):
+            require(0 <= share <= 1, "an accuracy from 0 to 1", share)
 
     def text(self, epochs: int) -> str:
         """The epoch in a line."""

@@ -1,10 +1,9 @@
 """Gradient flow's steps and the tracker's records, a JSON line each."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from tnn_robust.base.codec import Record
+from tnn_robust.base.codec import Record, require, require_counts
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,8 @@ class TrajectoryRecord(Record):
     Theorem 16, those that can be checked.
     """
 
+    DERIVED = ("normalised_margin", "smoothed_margin", "harmonic_mean", "vacuous")
+
     step: int
     loss: str
     n: int
@@ -89,6 +90,11 @@ class TrajectoryRecord(Record):
     rhs_16: float | None
     largest_harmonic_mean: float
     premises: dict[str, bool]
+
+    def __post_init__(self) -> None:
+        require(bool(self.stable_ranks), "a stable rank for at least one layer", "none")
+        require(min(self.stable_ranks) > 0, "stable ranks above 0", min(self.stable_ranks))
+        require_counts(self.n, correct=self.correct)
 
     @property
     def normalised_margin(self) -> float:
@@ -116,16 +122,3 @@ class TrajectoryRecord(Record):
         # In logs: the power of a deep network overflows where the quotient does not.
         size = math.log(abs(value)) - self.degree * math.log(self.weight_norm)
         return math.copysign(math.exp(min(size, 700.0)), value)
-
-    def to_json(self) -> dict[str, Any]:
-        names = ("normalised_margin", "smoothed_margin", "harmonic_mean", "vacuous")
-        return {**asdict(self), **{name: getattr(self, name) for name in names}}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "TrajectoryRecord":
-        try:
-            faces = tuple(tuple(row) for row in value["face_stable_ranks"])
-            nested = {"face_stable_ranks": faces, "kkt": Residuals.from_json(value["kkt"])}
-        except (KeyError, TypeError):
-            nested = {}
-        return super().from_json({**value, **nested})

@@ -1,0 +1,45 @@
+"""Reports read back from their JSON files. Free of torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tnn_robust.base.errors import CheckpointError
+from tnn_robust.compression.rank_sweep_results import SweepReport
+from tnn_robust.compression.results import CompressionReport
+from tnn_robust.evaluation.comparison_results import ComparisonReport
+from tnn_robust.evaluation.curve_results import EpsCurve
+from tnn_robust.evaluation.results import AttackReport
+from tnn_robust.theory.results import BoundReport
+
+Report = AttackReport | ComparisonReport | EpsCurve | CompressionReport | SweepReport | BoundReport
+_KINDS: dict[str, Any] = {
+    "attack-report": AttackReport,
+    "comparison-report": ComparisonReport,
+    "eps-curve": EpsCurve,
+    "compression-report": CompressionReport,
+    "sweep-report": SweepReport,
+    "bound-report": BoundReport,
+}
+
+
+def load_report(path: str | Path) -> Report:
+    """The report of a JSON file that a command or `report.save` wrote, also of version 0.1.0.
+
+    Raises CheckpointError for a file that is missing, no JSON, or no such report.
+    """
+    file = Path(path)
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no JSON: {error}") from error
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise CheckpointError(f"{file} holds no report: its kind is {kind!r}, needed {known}")
+    try:
+        return _KINDS[kind].from_json(value)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
