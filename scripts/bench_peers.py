@@ -26,7 +26,7 @@ from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
-from tnn_robust.data.dataset import Part
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.subject import load_run_data
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.checkpoint import load_checkpoint

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.registry import make_perturb, named_attack
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE
 from tnn_robust.base.files import write_bytes, write_json
 from tnn_robust.base.losses import is_separable, log_risk_and_weights
 from tnn_robust.base.randomness import Streams
@@ -32,7 +33,7 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.network import TNN, Architecture, layer_norms, new_model, weight_norm
-from tnn_robust.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from tnn_robust.reporting.figures import save_figure
 from tnn_robust.theory.implicit_bias import Teacher, rhs_16
 from tnn_robust.training.full_batch import perturbed_sample, weighted_gradient
 from tnn_robust.training.loop import Perturb

@@ -23,7 +23,8 @@ from tnn_robust.attacks.suite import suite_attacks
 from tnn_robust.base.losses import margin
 from tnn_robust.base.progress import drain
 from tnn_robust.base.threat import Threat
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.attack_part import Target
 from tnn_robust.evaluation.report import evaluate_steps, targets_of
 from tnn_robust.evaluation.subject import Subject, load_run_data, subject_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.data.catalogue import load_dataset
-from tnn_robust.data.dataset import Part
+from tnn_robust.data.parts import Part
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.network import TNN, Architecture, new_model
 

@@ -222,7 +222,7 @@ def test_a_row_says_all_that_its_attack_depends_on():
     }
     theirs = named_attack("torchattacks:PGD", TENTH, steps=5).settings()
     assert theirs == {"steps": 5, "alpha": pytest.approx(0.05), "random_start": True}
-    assert named_attack("torchattacks:Square", TENTH, norm="l2").to_json() == {
+    assert named_attack("torchattacks:Square", TENTH, norm="l2").settings() == {
         "norm": "L2",
         "n_restarts": 1,
     }

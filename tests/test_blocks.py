@@ -9,6 +9,8 @@ from conftest import run_cli
 from torch import nn
 
 from tnn_robust.attacks import suite
+from tnn_robust.attacks.apgd import APGD, APGDT
+from tnn_robust.attacks.square import Square
 from tnn_robust.evaluation.journal import FILE_NAME
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.models import blocks
@@ -57,8 +59,10 @@ def report(run, tmp_path, *options) -> str:
 
 @pytest.fixture(autouse=True)
 def short_suite(monkeypatch) -> None:
-    members = [("apgd", "margin", 20), ("apgd-t", "margin", 5), ("square", "margin", 100)]
-    monkeypatch.setattr(suite, "_members", lambda scores: members)
+    def members(threat, scores, share):
+        return APGD(threat, steps=20), APGDT(threat, steps=5), Square(threat, steps=100)
+
+    monkeypatch.setattr(suite, "_members", members)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_nothing_is_reported_of_an_attack_that_leaves_its_ball(
 
 
 BAD_COMPRESSIONS = {
-    "no rule": ((), "exactly one", "--rank, --energy, --tolerance, --params, --flops, --bytes"),
+    "no rule": ((), "exactly one", "rank, energy, tolerance, params, flops, bytes"),
     "two rules": (("--rank", 2, "--energy", 0.9), "exactly one"),
     "rank": (("--rank", 9), "from 1 to 8", "got 9"),
     "rank of a layer": (("--rank", "8,13"), "from 1 to 12", "got 13"),
@@ -294,6 +294,6 @@ def test_data_that_changed_since_training_are_refused(tmp_path):
 
 def test_a_diverging_run_names_the_epoch_and_keeps_the_last_good_network(tmp_path):
     run = tmp_path / "run"
-    refused(train(run, "--lr", 1e30), "not finite", "epoch 1", "--lr")
+    refused(train(run, "--lr", 1e30), "not finite", "epoch 1", "smaller lr")
     succeeded(run_cli("attack", run, "--attack", "fgsm", "--json", tmp_path / "r.json", "--n", 9))
     assert load_json(tmp_path / "r.json")["model"]["training"]["epochs_done"] == 0

@@ -8,7 +8,10 @@ import torch
 from cli_checks import load_json, refused, save_npz, succeeded
 from conftest import run_cli
 
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.files import read_tensors, write_tensors
+from tnn_robust.base.progress import drain
+from tnn_robust.evaluation.subject import load_subject
 from tnn_robust.models.checkpoint import KIND, load_checkpoint
 from tnn_robust.reporting.bounds import bound_notes, bound_tables, magnitude
 from tnn_robust.theory.bounds import Sample, theorem_9
@@ -122,12 +125,18 @@ def test_ten_classes_are_not_covered(digits_run, tmp_path):
 def test_a_network_with_a_bias_and_another_transform_is_not_covered(binary_run, monkeypatch):
     from tnn_robust.evaluation import bounds as module
 
-    whole = list(module.bound_run(module.BoundRequest(binary_run, gap=False)))[-1]
+    subject, dataset = load_subject(binary_run)
+    attacks = module.attacks_for_bounds(AttackChoice(), subject.trained)
+
+    def run():
+        return drain(module.bound_steps(subject, dataset, attacks, gap=False))
+
+    whole = run()
     assert all(row.covered for row in whole.rows)
     for name, value in (("has_bias", True), ("orthogonality", (0.5, False))):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, lambda _, value=value: value)
-            report = list(module.bound_run(module.BoundRequest(binary_run, gap=False)))[-1]
+            report = run()
         assert not any(row.covered for row in report.rows)
         # The number is still there, only not called a bound.
         assert [row.paper for row in report.rows] == [row.paper for row in whole.rows]

@@ -110,7 +110,7 @@ def test_a_ball_of_a_transform_is_not_compared_over_two(digits_run, tmp_path):
 
 REFUSED = {
     "one network": (("--compare",), "at least two networks"),
-    "a curve": (("--compare", *MLP, "--curve"), "--compare takes no --curve"),
+    "a curve": (("--compare", *MLP, "--curve"), "give one of --compare and --curve"),
     "resume": (("--compare", *MLP, "--resume"), "--resume"),
     "verify": (("--compare", *MLP, "--verify", "x"), "takes no --compare"),
 }

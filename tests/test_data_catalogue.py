@@ -11,7 +11,7 @@ from tnn_robust.base.choices import DATASETS
 from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.data import sources
 from tnn_robust.data.catalogue import LOADERS, load_dataset
-from tnn_robust.data.dataset import Scaling
+from tnn_robust.data.parts import Scaling
 from tnn_robust.data.spec import DataSpec
 
 # --- names and options
@@ -43,7 +43,10 @@ def test_wrong_number_of_files(name):
             DataSpec("salinas-a", download=True),
             "download is only for mnist, fashion-mnist, cifar10",
         ),
-        (DataSpec("digits", split="blokced"), "unknown split 'blokced': choose from blocked"),
+        (
+            DataSpec("digits", split="blokced"),
+            "unknown split 'blokced', did you mean blocked.*choose",
+        ),
         (DataSpec("salinas-a", patch=2), "patch must be an odd number from 1, got 2"),
         (DataSpec("salinas-a", patch=-1), "patch must be an odd number"),
         (DataSpec("ts:a,b", resample=1), "resample must be 2"),

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.data.catalogue import load_dataset
-from tnn_robust.data.dataset import Scaling
+from tnn_robust.data.parts import Scaling
 from tnn_robust.data.prepare import fit_scaling, scale
 from tnn_robust.data.spec import DataSpec
 

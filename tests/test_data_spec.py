@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tnn_robust.base.errors import CheckpointError
-from tnn_robust.data.dataset import Scaling
+from tnn_robust.data.parts import Scaling
 from tnn_robust.data.spec import DataSpec
 
 FULL = DataSpec(

@@ -233,7 +233,11 @@ def test_a_random_network_is_warned_of(tmp_path):
 def test_saved_points_are_verified_with_the_network_named_and_not_without(tmp_path):
     points, recorded, again = (tmp_path / name for name in ("p.safetensors", "a.json", "b.json"))
     succeeded(run_cli("attack", *of("conv"), *DIGITS, "--save-adv", points, "--json", recorded))
-    refused(run_cli("attack", "--verify", points), "give --model foreign_models:conv")
+    refused(
+        run_cli("attack", "--verify", points),
+        "is of the foreign network foreign_models:conv",
+        "(--model)",
+    )
     other = run_cli("attack", "--verify", points, *of("mlp"))
     refused(other, "is of the network")
     succeeded(run_cli("attack", "--verify", points, *of("conv"), "--json", again))

@@ -114,7 +114,7 @@ REFUSED = {
     "steps swept": ('attack = ["fgsm", "pgd"]\nsteps = [3, 5]', "steps", "fgsm"),
     "optimizer": ('optimizer = "lion"', "optimizer", "lion"),
     "epochs": ("epochs = [3, 0]", "epochs", "0"),
-    "widths": ('width = "8,8"', "--width", "3"),
+    "widths": ('width = "8,8"', "width needs 1 value or 3"),
     "rank": ("width = 8\nrank = [2, 9]", "rank", "9"),
     "transform": ('transform = ["dct", "fourier"]', "transform", "fourier"),
     "data set": ('dataset = ["digits", "imagenet"]', "data set", "imagenet"),
@@ -123,8 +123,11 @@ REFUSED = {
     "class": ('classes = "3,x"', "x"),
     "evaluated attack": ('[evaluate]\nattack = "cw"', "attack", "cw"),
     "suite": ('[evaluate]\nsuite = "best"', "suite", "best"),
-    "suite and attack": ('[evaluate]\nsuite = "quick"\nattack = "pgd"', "--suite"),
-    "evaluated norm": ('eps = 0.1\n[evaluate]\nnorm = "l2"', "--eps"),
+    "suite and attack": (
+        '[evaluate]\nsuite = "quick"\nattack = "pgd"',
+        "a suite takes no other attack",
+    ),
+    "evaluated norm": ('eps = 0.1\n[evaluate]\nnorm = "l2"', "give an eps"),
     "device": ("--device", "cuda:77"),
 }
 

@@ -77,7 +77,7 @@ def test_a_report_says_whose_points_were_tried(family, tmp_path):
 @pytest.mark.parametrize("masked", (True, False))
 def test_a_twin_that_beats_the_direct_attack_warns(family, masked):
     checkpoint = load_checkpoint(family[1], CPU)
-    dataset, _ = load_run_data(checkpoint)
+    dataset = load_run_data(checkpoint)
     model = checkpoint.model
     if masked:
         model.__class__ = Quantised

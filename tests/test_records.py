@@ -136,7 +136,7 @@ def test_foreign_records_are_refused(attack_report, compression_report):
         (AttackRow, attack["attacks"][0]),
         (PartResult, attack["attacks"][0]["train"]),
     ):
-        stored = kind.from_json(value).__dict__.keys()
+        stored = kind.from_json(value).__dict__.keys() - set(kind.LATER)
         for name in stored:
             with pytest.raises(CheckpointError, match=name):
                 kind.from_json({k: v for k, v in value.items() if k != name})

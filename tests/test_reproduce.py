@@ -75,7 +75,7 @@ def test_without_departures_an_epoch_of_both_trainers_is_the_same() -> None:
     stack, model, train = pair()
     settings = {"batch_size": 16, "eps": 20 / 255, "nuclear": 0.0, "norm_bound": cell.norm_bound}
     optimizer = torch.optim.Adam(model.parameters(), lr=cell.lr)
-    *_, _ = publish_epoch(model, train, optimizer, cell.seeds, 1, departures=(), **settings)
+    list(publish_epoch(model, train, optimizer, cell.seeds, 1, departures=(), **settings))
     theirs = attacked(model, train, cell.seeds, Attack("fgsm", 20 / 255, 1), logistic)["fgsm_risk"]
     assert theirs == pytest.approx(ours, rel=2e-3)
 

@@ -155,10 +155,10 @@ def test_interrupted_between_and_within_seeds_it_goes_on(binary_run, tmp_path, m
         (("--seed", "0:2000"), "at most 1000 seeds"),
         (("--seed", "-1"), "seeds from 0"),
         (("--seed", "a"), "needs seeds such as 0, 0,1,2 or 0:20, got 'a'"),
-        (("--seed", "0,1", "--save-adv", "x.safetensors"), "it takes one --seed"),
-        (("--seed", "0,1", "--curve"), "take one --seed"),
-        (("--seed", "0,1", "--minimal"), "take one --seed"),
-        (("--resume", "--curve"), "no --resume"),
+        (("--seed", "0,1", "--save-adv", "x.safetensors"), "takes one seed (--save-adv)"),
+        (("--seed", "0,1", "--curve"), "--curve takes one --seed"),
+        (("--seed", "0,1", "--minimal"), "--minimal takes one --seed"),
+        (("--resume", "--curve"), "--resume is of the report"),
     ],
 )
 def test_what_seeds_cannot_be(digits_run, options, text, tmp_path, monkeypatch):

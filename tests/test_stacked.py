@@ -275,7 +275,7 @@ def test_a_dead_network_is_named_and_the_end_of_the_last_is_the_end():
         alone[2].head.zero_()
     settings = TrainSettings(epochs=3, lr=1e-12)
     stack = stack_models(alone)
-    first, *rest = train(stack, make_optimizer(stack, settings), settings, None)
+    first, *rest = found_in(train(stack, make_optimizer(stack, settings), settings, None))
     # The head of zeros gets a gradient of its own, so it is not dead after a step.
     assert not first.failures and len(rest) == 2
     with torch.no_grad():
@@ -283,6 +283,6 @@ def test_a_dead_network_is_named_and_the_end_of_the_last_is_the_end():
             for layer in model.t_layers:
                 layer.weight.zero_()
     stack = stack_models(alone)
-    (only,) = train(stack, make_optimizer(stack, settings), settings, None)
+    (only,) = found_in(train(stack, make_optimizer(stack, settings), settings, None))
     assert sorted(only.failures) == [0, 4, 7] and not only.records
     assert all("died in epoch 1" in text for text in only.failures.values())

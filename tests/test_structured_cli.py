@@ -108,15 +108,15 @@ def test_the_checks_attack_in_the_same_ball(digits_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     (
-        (("--channels", "3"), "--channels needs START:STOP"),
-        (("--faces", ""), "--faces needs START:STOP"),
-        (("--channels", "0:9"), "--channels needs 0 <= START < STOP <= 8, got 0:9"),
-        (("--faces", "4:4"), "--faces needs 0 <= START < STOP <= 8, got 4:4"),
-        (("--channels", "0:2", "--faces", "0:2"), "--channels or --faces, got both"),
+        (("--channels", "3"), "channels needs START:STOP"),
+        (("--faces", ""), "faces needs START:STOP"),
+        (("--channels", "0:9"), "channels needs 0 <= START < STOP <= 8, got 0:9"),
+        (("--faces", "4:4"), "faces needs 0 <= START < STOP <= 8, got 4:4"),
+        (("--channels", "0:2", "--faces", "0:2"), "channels or faces, got both"),
         (("--attack", "square", "--channels", "0:2"), "square is made for whole balls"),
         (("--attack", "fab", "--faces", "0:2"), "fab is made for whole balls"),
         (("--attack", "torchattacks:PGD", "--faces", "0:2"), "made for whole balls"),
-        (("--suite", "quick", "--channels", "0:2"), "--suite is made for whole balls"),
+        (("--suite", "quick", "--channels", "0:2"), "a suite is made for whole balls"),
         (("--attack", "square", "--norm", "tubal-nuclear", "--eps", 1), "square is made for linf"),
     ),
 )

@@ -103,8 +103,8 @@ def test_the_papers_four_are_each_on_every_point(tmp_path, binary_run) -> None:
     ("options", "message"),
     [
         (("--suite", "slow"), f"choose from {', '.join(choices.SUITES)}"),
-        (("--suite", "quick", "--attack", "pgd"), "--suite takes no --attack"),
-        (("--suite", "quick", "--eps", "0.1,0.2"), "one --eps"),
+        (("--suite", "quick", "--attack", "pgd"), "a suite takes no other attack"),
+        (("--suite", "quick", "--eps", "0.1,0.2"), "one eps"),
         (("--suite", "quick", "--norm", "nuclear", "--eps", "1"), "made for linf, l2, l1"),
         (("--suite", "paper", "--norm", "l2", "--eps", "1"), "takes its eps in linf"),
         (("--attack", "fab", "--norm", "spectral", "--eps", "1"), "fab is made for linf, l2, l1"),

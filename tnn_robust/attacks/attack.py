@@ -148,7 +148,7 @@ class Attack:
         untested, as training does.
         """
 
-    def ball(self, transform: Transform | None) -> Ball:
+    def ball(self, transform: Transform | None = None) -> Ball:
         """The ball it moves in, for networks of this transform; see `ball_for`."""
         return ball_for(self.threat, transform)
 

@@ -36,9 +36,10 @@ class Live(NamedTuple):
 
 def live_model(model: nn.Module, x: Tensor, y: Tensor) -> Live:
     """Check module and tensors; raises InputError in one sentence for what does not fit."""
-    _check_examples(x)
+    _check_form(x)
     _check_labels(x, y)
     _check_place(model, x)
+    _check_values(x)
     if isinstance(model, TNN):
         if x.ndim == 4:
             x, shape = to_tvectors(x), tuple(x.shape[1:])
@@ -77,13 +78,16 @@ def _foreign(model: nn.Module, x: Tensor, shape: tuple[int, ...] | None) -> nn.M
     return bare
 
 
-def _check_examples(x: Tensor) -> None:
+def _check_form(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise InputError(f"x needs to be a tensor of floating-point numbers in [0, 1], got {came}")
     if x.ndim not in (3, 4):
         needed = "(n, d, c), or (n, channels, h, w) for images"
         raise InputError(f"x needs the shape {needed}, got {tuple(x.shape)}")
+
+
+def _check_values(x: Tensor) -> None:
     if len(x) and not bool(((x >= 0) & (x <= 1)).all()):
         low, high = float(x.min()), float(x.max())
         raise InputError(f"x needs values in [0, 1], got {low:g} to {high:g}: scale it before")

@@ -30,12 +30,13 @@ class Record:
     """A frozen dataclass that has JSON.
 
     SCHEMA, KIND: written first where a class has them, and SCHEMA checked on reading;
-    DERIVED: properties that are written as well.
+    DERIVED: properties that are written as well; LATER: fields that older files lack.
     """
 
     SCHEMA: ClassVar[str | None] = None
     KIND: ClassVar[str | None] = None
     DERIVED: ClassVar[tuple[str, ...]] = ()
+    LATER: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All fields and derived values, of JSON's types alone."""
@@ -65,7 +66,9 @@ def decoded(kind: Any, value: Any, what: str) -> Any:
     """JSON's types as `kind`, a type of dataclasses; what: for the error."""
     try:
         _require_finite(value)
-        return msgspec.convert(value, kind, strict=True)
+        found = msgspec.convert(value, kind, strict=True)
+        _require_whole(found, value, "$")
+        return found
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise CheckpointError(f"not a {what} record: {_said(error)}") from error
 
@@ -103,6 +106,20 @@ def _said(error: Exception) -> str:
     text = text.replace("Expected ", "needs ")
     text = re.sub(r"Object missing required field `(\w+)`", r"lacks \1", text)
     return f"{where}: {text}" if where else text
+
+
+def _require_whole(found: Any, value: Any, where: str) -> None:
+    """Every field was there: what a file has lost is no default."""
+    if isinstance(found, Record):
+        for field in fields(found):  # type: ignore[arg-type]
+            if field.name in value:
+                inner = f"{where}.{field.name}"
+                _require_whole(getattr(found, field.name), value[field.name], inner)
+            elif field.name not in found.LATER:
+                raise ValueError(f"lacks {field.name} - at `{where}`")
+    elif isinstance(found, tuple):
+        for number, (one, its) in enumerate(zip(found, value, strict=False)):
+            _require_whole(one, its, f"{where}[{number}]")
 
 
 def _require_finite(value: Any, where: str = "$") -> None:

@@ -5,7 +5,8 @@ from tnn_robust.base.progress import Steps
 from tnn_robust.compression.original import CompressRequest, Original, build, read_original
 from tnn_robust.compression.report import compression_report
 from tnn_robust.compression.results import CompressionReport
-from tnn_robust.data.dataset import Part, subset
+from tnn_robust.data.dataset import subset
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.report import Evaluated, evaluate_steps
 from tnn_robust.evaluation.subject import Subject, subject_of
 

@@ -21,7 +21,7 @@ from tnn_robust.compression.repair import RepairSettings, repair, train_anew
 from tnn_robust.compression.rule_ranks import measured_on
 from tnn_robust.compression.rules import Rule
 from tnn_robust.compression.truncate import densify, smallest_form
-from tnn_robust.data.dataset import Part
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.checkpoint import KIND, Header, checkpoint_bytes
 from tnn_robust.models.network import TNN, new_model

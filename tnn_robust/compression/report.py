@@ -11,7 +11,8 @@ from tnn_robust.compression.compress import Cut
 from tnn_robust.compression.latency import latencies_ms
 from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
 from tnn_robust.compression.truncate import layer_records
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.results import AttackRow
 from tnn_robust.evaluation.subject import model_info
 from tnn_robust.models.checkpoint import Checkpoint

@@ -21,7 +21,8 @@ from tnn_robust.compression.rank_selection import MultiRanks
 from tnn_robust.compression.rules import Rule, budget_of, choose_ranks
 from tnn_robust.compression.source import Source
 from tnn_robust.compression.truncate import truncated
-from tnn_robust.data.dataset import Part, subset
+from tnn_robust.data.dataset import subset
+from tnn_robust.data.parts import Part
 from tnn_robust.models.network import TNN
 from tnn_robust.training.run import training_perturb
 

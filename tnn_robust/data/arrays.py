@@ -7,8 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.data.dataset import Dataset
-from tnn_robust.data.prepare import check_present, check_values, finish
+from tnn_robust.data.prepare import check_present, check_values
 from tnn_robust.data.raw import Arrays, Raw, index_labels
 from tnn_robust.data.sources import BYTES, ROWS_COLUMNS
 
@@ -17,17 +16,16 @@ PIXELS = "pixels = features, planes = channels"
 _MATRIX = "features x channels"
 
 
-def dataset_from_arrays(
+def raw_from_arrays(
     x_train: Any,
     y_train: Any,
     x_test: Any,
     y_test: Any,
     *,
     classes: Sequence[str] | None = None,
-    name: str = "arrays",
     limits: tuple[float, float] | None = None,
-) -> Dataset:
-    """See `Dataset.from_arrays`."""
+) -> tuple[Raw, tuple[int, ...] | None]:
+    """Checked arrays, and (channels, h, w) where they are images; see `Dataset.from_arrays`."""
     train, layout, shape = _examples(x_train, "x_train")
     test, _, test_shape = _examples(x_test, "x_test")
     if shape != test_shape:
@@ -44,8 +42,7 @@ def dataset_from_arrays(
     if len(names) < 2:
         raise DataError(f"labels of one class only ({names[0]}): at least two classes are needed")
     check_present(raw)
-    made = finish(name, raw)
-    return made if shape is None else made.of_images(shape)
+    return raw, shape
 
 
 def _examples(x: Any, what: str) -> tuple[np.ndarray, str, tuple[int, ...] | None]:

@@ -7,7 +7,7 @@ from tnn_robust.base.choices import DATASETS, SPLITS
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.data import sources
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.data.prepare import check_present, check_values, draw_train, finish, select_classes
+from tnn_robust.data.prepare import check_present, check_values, draw_train, select_classes
 from tnn_robust.data.raw import Raw
 from tnn_robust.data.spec import DataSpec
 
@@ -90,7 +90,7 @@ def load_dataset(spec: DataSpec) -> Dataset:
     raw = select_classes(raw, spec.classes)
     raw = draw_train(raw, spec.n_train, seed=spec.split_seed)
     check_present(raw)
-    return replace(finish(spec.dataset, raw), spec=spec)
+    return replace(Dataset.from_raw(spec.dataset, raw), spec=spec)
 
 
 def _parse(dataset: str) -> tuple[Source, list[str]]:

@@ -3,55 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.errors import InputError
+from tnn_robust.data.arrays import raw_from_arrays
+from tnn_robust.data.parts import Part, Scaling
+from tnn_robust.data.prepare import finish
+from tnn_robust.data.raw import Raw
 from tnn_robust.data.spec import DataSpec
-
-
-class Part(NamedTuple):
-    """Examples x, float32 (n, d, c) in [0, 1], contiguous, and labels y, int64 (n,)."""
-
-    x: Tensor
-    y: Tensor
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Original values at 0 and at 1: one pair for all channels or one pair a channel.
-
-    A channel with low = high was constant in the training part and maps to 0.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def to_json(self) -> dict:
-        """Two lists of numbers."""
-        return {"low": list(self.low), "high": list(self.high)}
-
-    @classmethod
-    def from_json(cls, d: dict) -> "Scaling":
-        """The scaling that `to_json` wrote. Raises CheckpointError for anything else."""
-        if not isinstance(d, dict) or set(d) != {"low", "high"}:
-            raise CheckpointError(f"a scaling has the keys low and high, got {d!r}")
-        low, high = _numbers(d["low"]), _numbers(d["high"])
-        if len(low) != len(high):
-            raise CheckpointError(f"a scaling has {len(low)} low and {len(high)} high values")
-        return cls(low, high)
-
-
-def _numbers(values: object) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or not values:
-        raise CheckpointError(f"a scaling needs a list of numbers, got {values!r}")
-    for value in values:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
-            raise CheckpointError(f"a scaling needs finite numbers, got {value!r}")
-    return tuple(float(value) for value in values)
 
 
 # Tensors have no truth value when compared, so equality stays identity.
@@ -107,15 +69,15 @@ class Dataset:
         Raises DataError for what does not fit: other shapes, labels as floats or one-hot,
         values that are not finite, one class, a part without a class.
         """
-        from tnn_robust.data.arrays import dataset_from_arrays
-
-        return dataset_from_arrays(
-            x_train, y_train, x_test, y_test, classes=classes, name=name, limits=limits
+        raw, image = raw_from_arrays(
+            x_train, y_train, x_test, y_test, classes=classes, limits=limits
         )
+        return replace(cls.from_raw(name, raw), image=image)
 
-    def of_images(self, shape: tuple[int, ...]) -> "Dataset":
-        """The same examples, known to have been images (channels, h, w)."""
-        return replace(self, image=shape)
+    @classmethod
+    def from_raw(cls, name: str, raw: Raw) -> "Dataset":
+        """Both parts of what was read, scaled by the training part."""
+        return cls(name=name, classes=raw.classes, layout=raw.layout, **finish(raw))
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train.y)} train and {len(self.test.y)} test examples"

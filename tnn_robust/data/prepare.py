@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from tnn_robust.base.errors import DataError, InputError, unknown_choice
-from tnn_robust.data.dataset import Dataset, Part, Scaling
+from tnn_robust.data.parts import Part, Scaling
 from tnn_robust.data.raw import Arrays, Raw
 
 PARTS = ("training", "test")
@@ -147,8 +148,8 @@ def share_outside(x: np.ndarray, scaling: Scaling) -> float:
     return float(np.mean((x < np.array(scaling.low)) | (x > np.array(scaling.high))))
 
 
-def finish(name: str, raw: Raw) -> Dataset:
-    """Scale both parts by the training part and hand them over as tensors."""
+def finish(raw: Raw) -> dict[str, Any]:
+    """Both parts, scaled by the training part, and what is said of it: fields of `Dataset`."""
     scaling = fit_scaling(raw.arrays.x_train, raw.limits)
     x_train, x_test = (scale(x, scaling) for x in (raw.arrays.x_train, raw.arrays.x_test))
     constant = sum(low == high for low, high in zip(scaling.low, scaling.high, strict=True))
@@ -156,17 +157,14 @@ def finish(name: str, raw: Raw) -> Dataset:
     if constant:
         notes += (f"{constant} of {len(scaling.low)} channels are constant in training, now 0",)
     arrays = Arrays(x_train, raw.arrays.y_train, x_test, raw.arrays.y_test)
-    return Dataset(
-        name=name,
-        train=_part(arrays.x_train, arrays.y_train),
-        test=_part(arrays.x_test, arrays.y_test),
-        classes=raw.classes,
-        layout=raw.layout,
-        scaling=scaling,
-        clipped=share_outside(raw.arrays.x_test, scaling) if raw.limits is None else 0.0,
-        notes=notes,
-        digest=digest(arrays),
-    )
+    return {
+        "train": _part(arrays.x_train, arrays.y_train),
+        "test": _part(arrays.x_test, arrays.y_test),
+        "scaling": scaling,
+        "clipped": share_outside(raw.arrays.x_test, scaling) if raw.limits is None else 0.0,
+        "notes": notes,
+        "digest": digest(arrays),
+    }
 
 
 def _part(x: np.ndarray, y: np.ndarray) -> Part:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from tnn_robust.attacks.attack import Attack
-from tnn_robust.attacks.points import Model, Perturb
+from tnn_robust.attacks.points import Model, Perturb, frozen
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES, Loss
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.team import Team
-from tnn_robust.data.dataset import Part
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.agp import NO_WORK, Work
 from tnn_robust.evaluation.journal import Entry, Journal, Key
 from tnn_robust.evaluation.risk import (
@@ -143,7 +143,7 @@ def attack_target(job: Job, attack: Attack, number: int, target: Target) -> Step
     total = sum(min(job.block, len(rows) - start) for start in own)
     keeper = _Keeper(job, number, target.name)
     where = rows.to(target.indices.device)
-    with job.team.agreeing():
+    with job.team.agreeing(), frozen(job.subject.model):
         for block in attack_part(
             keeper.counted,
             target.examples.x[where],

@@ -16,7 +16,8 @@ from tnn_robust.attacks.square import Square
 from tnn_robust.base.losses import margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
 from tnn_robust.evaluation.results import Check
 from tnn_robust.evaluation.subject import Subject

@@ -41,7 +41,6 @@ class PartResult(Record):
             correct=self.correct,
             vanished=self.vanished,
             attacked=self.attacked,
-            broken=self.broken,
         )
 
     @property
@@ -199,6 +198,7 @@ class AttackReport(Record):
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
+    LATER = ("standing",)
 
     model: dict[str, Any]
     dataset: dict[str, Any]

@@ -9,7 +9,7 @@ from torch import Tensor
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import verify
-from tnn_robust.data.dataset import Part
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.agp import Attacked, Work, attack_rows, worst_case
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.risk import Check as Verify

@@ -13,7 +13,8 @@ from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.base.losses import margin_loss
 from tnn_robust.base.threat import parse_eps
-from tnn_robust.data.dataset import Dataset, Part
+from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.parts import Part
 from tnn_robust.experiments.departures import IN_TRAINING
 from tnn_robust.experiments.measure import Attack, attacked, bounds, rounded, spectra
 from tnn_robust.experiments.plan import LAYERS, Cell

@@ -1,0 +1,51 @@
+"""Parts of a data set as tensors, and how their values were scaled."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tnn_robust.base.errors import CheckpointError
+
+
+class Part(NamedTuple):
+    """Examples x, float32 (n, d, c) in [0, 1], contiguous, and labels y, int64 (n,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Original values at 0 and at 1: one pair for all channels or one pair a channel.
+
+    A channel with low = high was constant in the training part and maps to 0.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def to_json(self) -> dict:
+        """Two lists of numbers."""
+        return {"low": list(self.low), "high": list(self.high)}
+
+    @classmethod
+    def from_json(cls, d: dict) -> "Scaling":
+        """The scaling that `to_json` wrote. Raises CheckpointError for anything else."""
+        if not isinstance(d, dict) or set(d) != {"low", "high"}:
+            raise CheckpointError(f"a scaling has the keys low and high, got {d!r}")
+        low, high = _numbers(d["low"]), _numbers(d["high"])
+        if len(low) != len(high):
+            raise CheckpointError(f"a scaling has {len(low)} low and {len(high)} high values")
+        return cls(low, high)
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not values:
+        raise CheckpointError(f"a scaling needs a list of numbers, got {values!r}")
+    for value in values:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):
+            raise CheckpointError(f"a scaling needs finite numbers, got {value!r}")
+    return tuple(float(value) for value in values)
