@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tnn_robust_cli import _render
 
 from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
@@ -239,3 +240,18 @@ def test_help_answers_at_once(command):
     assert max(map(len, found.stdout.splitlines())) <= WIDTH and "\x1b" not in found.stdout
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in found.stderr.splitlines()}
     assert "tnn_robust_cli" in imported and not imported & HEAVY
+
+
+def test_tnn_gathers_the_commands_and_says_where_to_begin():
+    from tnn_robust_cli import tnn
+
+    runner = CliRunner()
+    alone = runner.invoke(tnn.main, [])
+    assert alone.exit_code == 0 and "Begin with: tnn train" in alone.output
+    for command in tnn.COMMANDS:
+        assert f"  {command} " in alone.output
+        assert runner.invoke(tnn.main, [command, "--help"]).exit_code == 0
+    wrong = runner.invoke(tnn.main, ["atack"])
+    assert wrong.exit_code == 2 and "did you mean attack?" in wrong.stderr
+    missing = runner.invoke(tnn.main, ["attack", "nothing"])
+    assert missing.exit_code == 2 and len(missing.stderr.splitlines()) == 1
