@@ -282,7 +282,7 @@ def test_what_cannot_be_done_is_refused_before_writing(digits_run, tmp_path):
         ({"rule": make_rule(rank=(9,))}, "from 1 to 8, got 9"),
         ({"finetune": -1}, "fine-tuning needs at least 0 epochs, got -1"),
         ({"finetune": 1, "lr": 0.0}, "lr needs a number above 0, got 0.0"),
-        ({"out": tmp_path / "full"}, "exists: choose another --out or give --overwrite"),
+        ({"out": tmp_path / "full"}, "exists: choose another directory or overwrite it"),
         ({"out": digits_run, "overwrite": True}, "is the run itself: choose another directory"),
         ({"choice": AttackChoice(("nonsense",))}, "unknown attack 'nonsense'"),
     ):

@@ -1,7 +1,10 @@
 """The README's commands are ones the command line accepts, and its facts are the code's."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -68,3 +71,31 @@ def test_the_example_of_a_sweep_runs(tmp_path: Path) -> None:
     example = ROOT / "docs" / "examples" / "digits.toml"
     printed = succeeded(run_cli("sweep", example, "--workers", 2, "--out", tmp_path / "out"))
     assert "18 of 18 cells finished" in printed and max(map(len, printed.splitlines())) <= 80
+
+
+def run_python_of(path: Path, folder: Path, **environment: str) -> str:
+    """Run a document's Python, one script after the other in one process, as a reader would."""
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), flags=re.S | re.M)
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join(blocks)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
+    printed = run_python_of(ROOT / "README.md", tmp_path)
+    assert "AGP (test minus train)" in printed and "masking checks" in printed
+    assert "tubal ranks 4, 4, 4" in printed
+
+
+@pytest.mark.slow
+def test_the_python_page_runs_as_it_stands(tmp_path: Path, data_dir: Path) -> None:
+    printed = run_python_of(ROOT / "docs" / "python.md", tmp_path, TNN_DATA=str(data_dir))
+    assert "robust" in printed and (tmp_path / "runs" / "small" / "model.safetensors").is_file()

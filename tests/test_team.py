@@ -252,7 +252,7 @@ def test_several_processes_name_no_gpu(monkeypatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="2 processes need a GPU each: --device cuda, not cuda:0"):
+    with pytest.raises(InputError, match="2 processes need a GPU each: cuda, not cuda:0"):
         resolve_device("cuda:0")
     with pytest.raises(InputError, match="2 processes need at least 2 examples, got 1"):
         Team(0, 2).require_at_least_one(1, "examples")

@@ -189,7 +189,7 @@ def test_batches_are_tracked_and_a_resumed_run_has_the_same_records(tmp_path):
     plain = tmp_path / "plain"
     succeeded(run_cli("train", *base[:-2], "--epochs", 4, "--out", plain))
     assert (plain / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    with pytest.raises(CheckpointError, match="train with --track"):
+    with pytest.raises(CheckpointError, match="train with track"):
         read_trajectory(plain)
     (whole / "trajectory.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(CheckpointError, match="line 1"):

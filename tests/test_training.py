@@ -189,7 +189,7 @@ def test_resuming_what_is_not_there(tmp_path):
 
 def test_an_existing_directory_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(InputError, match="exists: choose another --out or give --overwrite"):
+    with pytest.raises(InputError, match="exists: choose another directory or overwrite it"):
         list(train_run(request(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     with pytest.raises(InputError, match="is a file; a run directory is needed"):

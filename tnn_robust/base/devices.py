@@ -16,11 +16,11 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if launch.size > 1 and name.startswith("cuda"):
         if name != "cuda":
-            raise InputError(f"{launch.size} processes need a GPU each: --device cuda, not {name}")
+            raise InputError(f"{launch.size} processes need a GPU each: cuda, not {name}")
         name = f"cuda:{launch.local}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # the meta device holds no values
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: try --device cpu") from error
+        raise InputError(f"device {name!r} cannot be used here: try cpu", field="device") from error
     return device

@@ -167,5 +167,5 @@ def _result(future: "futures.Future[Finished]") -> Finished:
         return future.result()
     except BrokenProcessPool as error:
         raise TrainingError(
-            "a process of --jobs died (out of memory?): go on with --resume and fewer --jobs"
+            "a process died (out of memory?): resume the run with fewer jobs"
         ) from error

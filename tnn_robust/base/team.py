@@ -159,5 +159,5 @@ def _lost() -> LostProcess:
     launch = launched()
     return LostProcess(
         f"process {launch.number} of {launch.size}, from 0, was stopped: another has ended, "
-        "and says why if it could; go on with --resume"
+        "and says why if it could; resume the run"
     )

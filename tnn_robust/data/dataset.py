@@ -141,7 +141,7 @@ def subset(
     Drawn rather than the first n, which in a spatial split are all of one field.
     """
     if n is not None and n < 1:
-        raise InputError(f"--n needs at least 1 example, got {n}")
+        raise InputError(f"n needs at least 1 example, got {n}")
     indices = torch.arange(len(part.y))
     if n is not None and n < len(part.y):
         generator = torch.Generator().manual_seed(seed)

@@ -125,5 +125,5 @@ def _load(path: Path, wanted: OpenMLSet) -> Arrays:
         fits &= y.dtype == np.int64 and y.ndim == 1
         fits &= bool(np.isin(y, range(len(wanted.labels))).all())
     if not fits:
-        raise DataError(f"{path} is not what --download stored there: delete it")
+        raise DataError(f"{path} is not what a download stored there: delete it")
     return arrays

@@ -69,7 +69,7 @@ def find_file(path: str, *, folder: str | None, data_dir: str | None) -> Path:
             return place
     tried = ", ".join(str(place.absolute()) for place in places)
     raise DataError(
-        f"no file {path}: looked for {tried}; give its path, or put it below --data-dir or "
+        f"no file {path}: looked for {tried}; give its path, or put it below data_dir or "
         "the folder named by the environment variable TNN_DATA"
     )
 
@@ -97,9 +97,9 @@ def missing_files(
         # A folder with some of the files is where the user meant them to be.
         partly = f" (lacks {', '.join(lacks)})" if len(lacks) < len(needed) else ""
         tried.append(f"{folder.absolute()}{partly}")
-    download = ", or fetch it with --download" if can_download else ""
+    download = ", or fetch it with download" if can_download else ""
     return DataError(
         f"{name} needs the files {', '.join(needed)}: looked in {', '.join(tried)}; put them "
-        f"there, or name their folder with --data-dir or the environment variable "
+        f"there, or name their folder with data_dir or the environment variable "
         f"TNN_DATA{download}"
     )

@@ -61,7 +61,7 @@ class Journal:
         """Take over what an earlier run has done; the lines of this run's file."""
         whole = checked_lines(self._path)
         if not whole:
-            raise InputError(f"nothing to resume at {self._path}: run it without --resume")
+            raise InputError(f"nothing to resume at {self._path}", field="resume")
         require_same(self._path, whole[0], json.loads(json.dumps(header)))
         own = [line for line in whole[1:] if line["run"] == self._run]
         for line in own:

@@ -78,7 +78,7 @@ def load_module(spec: str) -> nn.Module:
     """
     package, _, attribute = spec.partition(":")
     if not package or not attribute or package.startswith("."):
-        raise InputError(f"--model needs package.module:callable, got {spec!r}")
+        raise InputError(f"a model is named package.module:callable, got {spec!r}", field="model")
     try:
         with _from_here(), seeded(0, torch.device("cpu")):
             found: Any = importlib.import_module(package)
@@ -86,9 +86,9 @@ def load_module(spec: str) -> nn.Module:
                 found = getattr(found, name)
             module = found if isinstance(found, nn.Module) else found()
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise InputError(f"--model {spec} cannot be made: {_line(error)}") from error
+        raise InputError(f"model {spec} cannot be made: {_line(error)}") from error
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {spec} needs to give a torch.nn.Module, got {_what(module)}")
+        raise InputError(f"model {spec} needs to give a torch.nn.Module, got {_what(module)}")
     return module
 
 

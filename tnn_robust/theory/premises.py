@@ -116,7 +116,7 @@ def _separable(facts: BoundFacts, gap: MeasuredGap | None) -> Premise:
     if not in_assumption_6(facts.loss, facts.scores):
         return Premise(name, False, "its loss is outside Assumption 6", IMPLICIT)
     if gap is None:
-        return Premise(name, None, "needs the attack: --gap", IMPLICIT)
+        return Premise(name, None, "needs the measured gap", IMPLICIT)
     total, limit = gap.n_train * gap.train_risk, exp(LOG_SEPARABLE[facts.loss])
     below = is_separable(log(gap.train_risk), gap.n_train, facts.loss)
     holds = None if below and gap.n_train < facts.n else below

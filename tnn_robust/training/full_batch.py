@@ -102,6 +102,6 @@ class Objective:
         if size == 0 and not bool(self.seen.sample.q.any()):
             raise TrainingError(
                 "the network died: every score is 0, and so is every gradient; "
-                "try a larger --width or another --seed"
+                "try a larger width or another seed"
             )
         return found

@@ -112,7 +112,7 @@ def require_flow(model: TNN, x: Tensor) -> None:
     if model.head.shape[0] != 1:
         raise InputError(
             f"gradient flow needs two classes (one score), got {model.head.shape[0]}: "
-            "choose two with --classes"
+            "choose two of the classes"
         )
     if any(p.is_complex() for p in model.parameters()):
         raise InputError("gradient flow needs a real transform, got dft: try hartley")

@@ -246,6 +246,6 @@ def _finite(value: float, epoch: int) -> float:
     if not math.isfinite(value):
         raise TrainingError(
             f"rank-adaptive training met a value that is not finite in epoch {epoch}: "
-            "nothing is kept of it; try a smaller --lr"
+            "nothing is kept of it; try a smaller lr"
         )
     return value

@@ -124,5 +124,5 @@ class Dopri5:
 def _diverged(time: float, why: str) -> TrainingError:
     return TrainingError(
         f"the ODE diverged at time {time:.6g}: {why}; the last saved state is kept; "
-        "try a smaller --lr or no --ode"
+        "try a smaller lr or no ode"
     )

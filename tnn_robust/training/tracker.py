@@ -52,7 +52,7 @@ class Tracker:
         if model.head.shape[0] != 1:
             raise InputError(
                 f"the tracker needs two classes (one score), got {model.head.shape[0]}: "
-                "choose two with --classes"
+                "choose two of the classes"
             )
         if loss not in LOG_LOSSES:
             raise InputError(f"the tracker needs {', '.join(LOG_LOSSES)}, got loss {loss}")

@@ -85,7 +85,7 @@ def read_trajectory(run: Path) -> tuple[TrajectoryRecord, ...]:
     """
     path = run / TRAJECTORY if run.is_dir() else run
     if not path.is_file():
-        raise CheckpointError(f"no trajectory at {path}: train with --track")
+        raise CheckpointError(f"no trajectory at {path}: train with track")
     found = _read(path)
     if not found:
         raise CheckpointError(f"{path} holds no record")
