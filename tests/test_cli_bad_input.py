@@ -54,7 +54,7 @@ BAD_TRAINING = {
     "file matrix": (("--transform", "file:none.npy"), "none.npy"),
     "option of other data": (("--patch", 3), "patch", "salinas-a", "digits"),
     "resume of nothing": (("--resume",), "training.safetensors"),
-    "no values on it": (("--device", "meta"), "'meta'", "--device cpu"),
+    "no values on it": (("--device", "meta"), "'meta'", "try cpu (--device)"),
 }
 
 
@@ -123,7 +123,7 @@ def test_a_missing_file_says_where_it_was_looked_for(dataset, what, tmp_path, mo
     monkeypatch.setenv("TNN_DATA", str(everyday))
     places = (str(named), str(everyday), os.environ["XDG_CACHE_HOME"])
     result = train(tmp_path / "run", "--dataset", dataset, "--data-dir", named)
-    refused(result, what, *places, "--data-dir", "TNN_DATA")
+    refused(result, what, *places, "data_dir", "TNN_DATA")
     assert content(tmp_path) == {}
 
 
@@ -133,7 +133,7 @@ def test_a_device_that_is_not_there_is_refused(command, tmp_path, digits_run):
     run = () if command == "train" else (digits_run,)
     out = () if command == "attack" else ("--out", tmp_path / "out")
     rank = ("--rank", 2) if command == "compress" else ()
-    refused(run_cli(command, *run, *out, *rank, "--device", "cuda"), "'cuda'", "--device cpu")
+    refused(run_cli(command, *run, *out, *rank, "--device", "cuda"), "'cuda'", "try cpu (--device)")
     assert content(tmp_path) == {}
 
 

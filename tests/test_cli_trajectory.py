@@ -29,7 +29,7 @@ def test_the_trajectory_is_drawn_and_written(tracked, tmp_path):
 
 
 def test_a_run_without_one_and_a_figure_without_it_are_refused(digits_run, tracked, tmp_path):
-    refused(run_cli("bound", digits_run, "--trajectory"), "--track")
+    refused(run_cli("bound", digits_run, "--trajectory"), "train with track")
     refused(run_cli("bound", tracked, "--figure", tmp_path / "t.png"), "--trajectory")
     figure = ("--trajectory", "--figure", tmp_path / "t.gif")
     refused(run_cli("bound", tracked, *figure), ".png or .svg")

@@ -252,7 +252,7 @@ def test_the_command_says_that_assumption_14_is_not_met(tmp_path):
 
 
 REFUSED = {
-    "classes": ((*FLOW, "--dataset", "digits"), "one score", "--classes"),
+    "classes": ((*FLOW, "--dataset", "digits"), "one score", "two of the classes"),
     "dft": ((*FLOW, "--classes", "0,1", "--transform", "dft"), "dft"),
     "norm": ((*FLOW[:-4], "--classes", "0,1", "--norm", "nuclear"), "Lemma 13", "nuclear"),
     "batches": ((*FLOW, "--epochs", 3), "--epochs is not for --gradient-flow"),
