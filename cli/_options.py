@@ -83,6 +83,16 @@ def _complain(text: str, *, everywhere: bool = True) -> None:
         time.sleep(_TIME_TO_SPEAK)
 
 
+@contextlib.contextmanager
+def going_on(out: Path, what: str) -> Iterator[None]:
+    """Ctrl-C says what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. {out} holds {what}; go on with --resume.", err=True)
+        raise SystemExit(INTERRUPTED) from None
+
+
 def refuse_processes(what: str) -> None:
     """InputError where several processes would all do the same."""
     if launched().size > 1:

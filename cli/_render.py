@@ -88,13 +88,6 @@ def show_chart(lines: Iterable[str]) -> None:
         out.print(line, markup=False, soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
-    """A time for a log line: 42 s, 12 min, 3.4 h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 class Bar:
     """A progress bar on standard error; where that is no terminal, an occasional line."""
 

@@ -1,7 +1,7 @@
 """tnn-reproduce: the paper's experiments, as published and corrected."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
@@ -9,6 +9,9 @@ from tnn_robust_cli import _options as shared
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES
 from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
+
+if TYPE_CHECKING:
+    from tnn_robust.experiments.reproduce import ReproduceRequest
 
 ENGINES = ("processes", "dask")
 
@@ -54,8 +57,7 @@ def main(out: Path, **given: Any) -> None:
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.experiments.reproduce import read_records, reproduce_run
-    from tnn_robust.experiments.results import CellRecord
+    from tnn_robust.experiments.reproduce import reproduce_run
     from tnn_robust.experiments.verdicts import ratios, verdicts
     from tnn_robust.reporting.reproduction import (
         deliver,
@@ -63,28 +65,15 @@ def main(out: Path, **given: Any) -> None:
         verdict_lines,
     )
 
-    try:
-        with _render.progress_bar() as bar:
-            for record in reproduce_run(request):
-                if isinstance(record, CellRecord):
-                    last = record
-                else:
-                    text = f"{record.finished}/{record.cells} cells  {record.key}"
-                    bar.update(text, round(1000 * record.share), 1000)
-                    if record.finished_now:
-                        line = f"{text} done, {last.seconds:.1f} s"
-                        bar.log(line, record.finished, record.cells)
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted. {out} holds what is finished; go on with --resume.", err=True)
-        raise SystemExit(shared.INTERRUPTED) from None
-    records = read_records(out)
+    with shared.going_on(out, "cells that are finished"):
+        records = _render.follow(reproduce_run(request))
     found, compared = verdicts(records), ratios(records)
     deliver(out, records, found, compared)
     _render.show_tables([result_table(records)])
     _render.show_lines([*verdict_lines(found, compared), f"Saved in {out}."])
 
 
-def _request(out: Path, given: dict[str, Any]) -> Any:
+def _request(out: Path, given: dict[str, Any]) -> "ReproduceRequest":
     corrected, published = given.pop("corrected"), given["published"]
     if corrected and (published or given["departures"]):
         raise InputError("--corrected excludes --as-published and --with")

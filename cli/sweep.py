@@ -1,11 +1,14 @@
 """tnn-sweep: a grid of trainings and attacks on the processes or machines of a Dask cluster."""
 
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
+
+if TYPE_CHECKING:
+    from tnn_robust.base.parallel import Failed
+    from tnn_robust.experiments.grid_run import GridRequest
 
 
 @shared.command("tnn-sweep")
@@ -69,41 +72,21 @@ def main(spec: Path, out: Path, **given: Any) -> None:
 _SHOWN = 5  # failures; all are in the file
 
 
-def _run(request: Any) -> list[str]:
+def _run(request: "GridRequest") -> list[str]:
     """Follow the cells under the bar; what to say of those that failed."""
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.parallel import Failed
     from tnn_robust.experiments.grid_run import FAILURES, grid_run
 
-    lines: list[str] = []
-    failed = 0
-    began: tuple[float, int] | None = None
-    try:
-        with _render.progress_bar() as bar:
-            for record in grid_run(request):
-                if isinstance(record, Failed):
-                    failed += 1
-                    lines += [_failure(record)] if failed <= _SHOWN else []
-                    continue
-                done = record.finished + record.failed
-                began = began or (time.monotonic(), done)
-                text = f"cells on {record.workers} workers, {record.failed} failed"
-                bar.update(text, done, record.cells)
-                if done > began[1]:
-                    left = (time.monotonic() - began[0]) / (done - began[1]) * (record.cells - done)
-                    text = f"{done}/{record.cells} {text}, {_render.duration(left)} left"
-                    bar.log(text, done, record.cells)
-    except KeyboardInterrupt:
-        said = f"Interrupted. {request.out} holds what is finished; go on with --resume."
-        click.echo(said, err=True)
-        raise SystemExit(shared.INTERRUPTED) from None
-    if failed:
-        lines.append(f"WARNING: {failed} cells failed: see {request.out / FAILURES}.")
+    with shared.going_on(request.out, "cells that are finished"):
+        failures = _render.follow(grid_run(request))
+    lines = [_failure(one) for one in failures[:_SHOWN]]
+    if failures:
+        lines.append(f"WARNING: {len(failures)} cells failed: see {request.out / FAILURES}.")
     return lines
 
 
-def _failure(failure: Any) -> str:
+def _failure(failure: "Failed") -> str:
     tries = "once" if failure.tries == 1 else f"{failure.tries} times"
     return f"WARNING: cell {failure.key} failed {tries}: {failure.why}"
 

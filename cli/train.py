@@ -1,7 +1,5 @@
 """tnn-train: train a tensor neural network into a run directory."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,20 +132,10 @@ def _flow(request: "TrainRequest") -> None:
     from tnn_robust.training.flow import flow_steps, open_flow
 
     run, state = open_flow(request)
-    with _going_on(request.out, "saved step"):
+    with shared.going_on(request.out, "the last saved step"):
         _render.show_lines(_start_lines(run, None, request.track))
         last = _render.follow(flow_steps(run, state))
     _render.show_lines([*_flow_lines(last, request), f"Saved in {request.out}."])
-
-
-@contextlib.contextmanager
-def _going_on(out: Path, unit: str) -> Iterator[None]:
-    """Ctrl-C says what is kept, and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted. {out} holds the last {unit}; go on with --resume.", err=True)
-        raise SystemExit(shared.INTERRUPTED) from None
 
 
 def _flow_lines(last: "FlowRecord | None", request: "TrainRequest") -> list[str]:
@@ -176,7 +164,7 @@ def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
     from tnn_robust.training.run import open_run, train_steps
     from tnn_robust.training.seeds import open_seeds, train_seeds
 
-    with _going_on(request.out, "whole epoch"), joined() as team:
+    with shared.going_on(request.out, "the last whole epoch"), joined() as team:
         steps: Steps[Any]
         if seeds is None:
             with team.agreeing():

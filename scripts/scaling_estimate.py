@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tnn_robust.base.files import write_bytes
-from tnn_robust.base.parallel import Finished, Task
+from tnn_robust.base.parallel import Task
 from tnn_robust.experiments.cluster import Cluster, embedded, run_on_dask
 from tnn_robust.experiments.grid import make_grid
 from tnn_robust.experiments.grid_results import GridRecord
@@ -64,7 +64,7 @@ def empty_cells(record: GridRecord) -> Round:
         tasks = (Task(str(i), record) for i in range(EMPTY))
         marks = []
         for event in run_on_dask(nothing, tasks, Cluster(local.scheduler_address)):
-            if isinstance(event, Finished):
+            if event.kind == "finished":
                 marks.append((time.process_time(), time.perf_counter()))
     first = len(marks) // 5  # before that caches are cold
     count = len(marks) - 1 - first

@@ -3,11 +3,11 @@
 import os
 import signal
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.progress import Progress, Steps
 
 
 class Order(NamedTuple):
@@ -22,10 +22,10 @@ def starts(folder: Path, key: str) -> int:
     return len(list(folder.glob(f"{key}.*")))
 
 
-def obey(order: Order) -> Generator[Any, None, str]:
+def obey(order: Order) -> Steps[str]:
     turn = starts(order.folder, order.key)
     (order.folder / f"{order.key}.{os.getpid()}.{turn}").touch()
-    yield turn
+    yield Progress(order.key, turn, 1)
     if order.kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if order.kind == "wait" and turn == 0:  # to be killed, on its first try
@@ -37,6 +37,6 @@ def obey(order: Order) -> Generator[Any, None, str]:
     return order.key
 
 
-def echo(value: Any) -> Generator[Any, None, Any]:
+def echo(value: Any) -> Steps[Any]:
     yield from ()
     return value

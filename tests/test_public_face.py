@@ -212,11 +212,29 @@ def test_a_module_on_the_matrix_itself_and_numpy_arrays():
     assert report.model["architecture"]["input"] in ("tvector", "flat")
 
 
+def test_parts_in_other_units_are_refused():
+    floats, bytes_ = np.random.default_rng(0).random((20, 3, 3)), np.ones((20, 3, 3), np.uint8)
+    y = np.tile([0, 1], 10)
+    for x, x_test in ((floats, bytes_), (bytes_, floats)):
+        with pytest.raises(tr.DataError, match="give both in the same units"):
+            tr.Dataset.from_arrays(x, y, x_test, y)
+    with pytest.raises(tr.DataError, match=r"x_train lies in \[0, 1\] and x_test runs"):
+        tr.Dataset.from_arrays(floats, y, floats * 1.2, y)
+    wide = tr.Dataset.from_arrays(*[200 * floats[:, None], y] * 2)
+    assert len(wide.scaling.low) == 1 and "scaled from" in wide.notes[0]
+    with pytest.raises(tr.DataError, match="different names"):
+        tr.Dataset.from_arrays(floats, y, floats, y, classes=("a", "a"))
+
+
 def test_bytes_and_wider_values_are_scaled_and_said():
     rng = np.random.default_rng(0)
     y = np.tile([0, 1], 10)
     small = tr.Dataset.from_arrays(*[rng.integers(0, 256, (20, 3, 3), np.uint8), y] * 2)
-    assert small.scaling.high == (255.0,) and float(small.train.x.max()) <= 1
+    assert (
+        small.notes == ("values divided by 255",)
+        and small.scaling.high == (255.0,)
+        and float(small.train.x.max()) <= 1
+    )
     wide = tr.Dataset.from_arrays(rng.normal(size=(20, 3, 3)), y, rng.normal(size=(20, 3, 3)), y)
     assert len(wide.scaling.low) == 3 and wide.clipped > 0
 
@@ -225,11 +243,14 @@ GOOD = torch.rand(4, 3, 2), torch.tensor([0, 1, 0, 1])
 BAD_ARRAYS = {
     "floats": ((GOOD[0], GOOD[1].float()), "whole numbers or names, got float32"),
     "one-hot": ((GOOD[0], torch.eye(2)[GOOD[1]]), r"of one-hot rows give y.argmax\(1\)"),
-    "lengths": ((GOOD[0], GOOD[1][:3]), "4 examples but 3 labels"),
+    "lengths": ((GOOD[0], GOOD[1][:3]), "4 examples but y_train 3 labels"),
     "nan": ((GOOD[0] * torch.nan, GOOD[1]), "NaN or infinite"),
     "one class": ((GOOD[0], GOOD[1] * 0), "one class only"),
     "flat": ((GOOD[0].flatten(1), GOOD[1]), r"needs the shape \(n, d, c\)"),
     "colours last": ((torch.rand(4, 8, 8, 3), GOOD[1]), "colours last"),
+    "none": ((None, GOOD[1]), "x_train is needed"),
+    "ragged": (([[1.0], [1.0, 2.0]], GOOD[1]), "one shape"),
+    "empty": ((GOOD[0][:0], GOOD[1][:0]), "at least one example"),
     "words": ((np.array([["a"]]), GOOD[1]), "real numbers"),
 }
 

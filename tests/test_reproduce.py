@@ -16,11 +16,12 @@ from conftest import run_cli
 from tnn_robust.algebra import matrices
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.losses import logistic
+from tnn_robust.base.progress import drain
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.experiments.cells import cell_run, new_stack, rows_of
 from tnn_robust.experiments.departures import DEPARTURES, chosen
-from tnn_robust.experiments.measure import Attack, attacked, bounds, spectra
+from tnn_robust.experiments.measure import LinfAscent, bounds, risks_under, spectra
 from tnn_robust.experiments.plan import Cell, Plan, looked_at
 from tnn_robust.experiments.published import (
     PublishedTNN,
@@ -49,7 +50,7 @@ def a_cell(experiment: str = "a1", *departures: str, **changed) -> Cell:
 
 
 def run(cell: Cell, **options) -> CellRecord:
-    *_, record = cell_run(cell, DIGITS, **options)
+    record = drain(cell_run(cell, DIGITS, **options))
     assert isinstance(record, CellRecord)
     return record
 
@@ -76,7 +77,9 @@ def test_without_departures_an_epoch_of_both_trainers_is_the_same() -> None:
     settings = {"batch_size": 16, "eps": 20 / 255, "nuclear": 0.0, "norm_bound": cell.norm_bound}
     optimizer = torch.optim.Adam(model.parameters(), lr=cell.lr)
     list(publish_epoch(model, train, optimizer, cell.seeds, 1, departures=(), **settings))
-    theirs = attacked(model, train, cell.seeds, Attack("fgsm", 20 / 255, 1), logistic)["fgsm_risk"]
+    theirs = risks_under(model, train, cell.seeds, LinfAscent("fgsm", 20 / 255, 1), logistic)[
+        "fgsm_risk"
+    ]
     assert theirs == pytest.approx(ours, rel=2e-3)
 
 
@@ -142,20 +145,20 @@ def test_fan_in_and_bias_are_uniform_within_their_bounds() -> None:
 
 def test_sums_of_batch_means_scale_the_risk_by_the_batch() -> None:
     stack, _, train = pair()
-    attack = Attack("fgsm", 0.05, 1)
-    right = attacked(stack, train, (0, 1), attack, logistic)["fgsm_risk"]
-    published = attacked(stack, train, (0, 1), attack, logistic, batch=10)["fgsm_risk"]
+    attack = LinfAscent("fgsm", 0.05, 1)
+    right = risks_under(stack, train, (0, 1), attack, logistic)["fgsm_risk"]
+    published = risks_under(stack, train, (0, 1), attack, logistic, batch=10)["fgsm_risk"]
     assert published == pytest.approx([risk / 10 for risk in right], rel=1e-4)
 
 
 def test_networks_side_by_side_are_measured_as_alone() -> None:
     stack, _, train = pair()
-    for attack in (Attack("fgsm", 0.1, 1), Attack("pgd", 0.1, 4)):
-        together = attacked(stack, train, (0, 1), attack, logistic)
+    for attack in (LinfAscent("fgsm", 0.1, 1), LinfAscent("pgd", 0.1, 4)):
+        together = risks_under(stack, train, (0, 1), attack, logistic)
         for i, model in enumerate(unstack_models(stack)):
             assert train.rows is not None
             own = Examples(train.x, train.y, train.rows[i : i + 1])
-            alone = attacked(model, own, (i,), attack, logistic)
+            alone = risks_under(model, own, (i,), attack, logistic)
             for name, column in together.items():
                 assert alone[name] == pytest.approx([column[i]], rel=1e-4)
         assert all(
@@ -211,10 +214,10 @@ def test_subsets_are_drawn_by_seed_and_nest() -> None:
 def test_an_interrupted_trajectory_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
     cell, state = a_cell("a2", points=(0, 1, 2, 4)), tmp_path / "state.safetensors"
     for progress in cell_run(cell, DIGITS, state=state):
-        if not isinstance(progress, CellRecord) and progress.epoch > 2:
+        if progress.done > 2:
             break
     assert state.is_file()
-    epochs = [p.epoch for p in cell_run(cell, DIGITS, state=state) if not isinstance(p, CellRecord)]
+    epochs = [p.done for p in cell_run(cell, DIGITS, state=state)]
     assert min(epochs) > 2
     assert run(cell, state=state).points == run(cell).points
 
@@ -222,15 +225,15 @@ def test_an_interrupted_trajectory_goes_on_as_if_never_stopped(tmp_path: Path) -
 def test_resuming_repeats_no_finished_cell(tmp_path: Path) -> None:
     plan = Plan("a1", "smoke", dataset="digits", seeds=2, epochs=1)
     whole = ReproduceRequest(plan, tmp_path / "whole")
-    assert len([r for r in reproduce_run(whole) if isinstance(r, CellRecord)]) == 9
+    assert len(drain(reproduce_run(whole))) == 9
     request = ReproduceRequest(plan, tmp_path / "parts")
     before = 0
-    for record in reproduce_run(request):
-        before += isinstance(record, CellRecord)
+    for progress in reproduce_run(request):
+        before += progress.found is not None
         if before == 4:
             break
     again = replace(request, resume=True)
-    assert len([r for r in reproduce_run(again) if isinstance(r, CellRecord)]) == 5
+    assert len([p for p in reproduce_run(again) if p.found is not None]) == 5
     parts, once = (read_records(tmp_path / name) for name in ("parts", "whole"))
     key = lambda r: (r.cell["arm"], r.cell["n"])  # noqa: E731
     ours, theirs = ({key(r): r for r in records} for records in (parts, once))

@@ -197,7 +197,9 @@ def claim_directory(out: Path, *, overwrite: bool) -> None:
     if out.is_file():
         raise InputError(f"{out} is a file; a run directory is needed")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out} exists: choose another directory or overwrite it", field="overwrite")
+        raise InputError(
+            f"{out} exists: choose another directory or overwrite it", field="overwrite"
+        )
 
 
 @contextlib.contextmanager

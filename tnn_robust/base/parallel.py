@@ -1,9 +1,9 @@
 """Many independent pieces of work, here or in processes of this machine; see also cluster.py.
 
-A piece of work is a generator at a module's top level: it yields how far it is, JSON-safe,
-and returns its result. Every engine first says with how many Workers, once it has what it
-needs; takes tasks only as it has room for them, so that a long sequence of them need never
-be held; and stops all it started when it is closed.
+A piece of work is a function at a module's top level that gives `Steps`, whose Progress holds
+nothing found. Every engine first says with how many workers, once it has what it needs; takes
+tasks only as it has room for them, so that a long sequence of them need never be held; and stops
+all it started when it is closed.
 """
 
 import contextlib
@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import torch
 
 from tnn_robust.base.errors import TrainingError
+from tnn_robust.base.progress import Steps, drain
 
 _POLL = 0.5  # seconds between looks at the processes
 
-Work = Callable[[Any], Generator[Any, None, Any]]
+Work = Callable[[Any], Steps[Any]]
 
 
 class Task(NamedTuple):
@@ -32,20 +33,6 @@ class Task(NamedTuple):
 
     key: str
     argument: Any
-
-
-class Moved(NamedTuple):
-    """How far a task is: what its work yielded."""
-
-    key: str
-    progress: Any
-
-
-class Finished(NamedTuple):
-    """What the work of a task returned."""
-
-    key: str
-    result: Any
 
 
 class Failed(NamedTuple):
@@ -57,18 +44,21 @@ class Failed(NamedTuple):
     traceback: str = ""
 
 
-class Workers(NamedTuple):
-    """How many workers there are now; the first event of every engine."""
+class Event(NamedTuple):
+    """What an engine tells of the task `key`.
 
-    number: int
+    kind: "workers", always the first (value: how many there are now), "moved" (value: the
+    Progress its work yielded), "finished" (value: its result) or "failed" (value: a Failed).
+    """
 
-
-Event = Moved | Finished | Failed | Workers
+    kind: str
+    key: str
+    value: Any
 
 
 def run_here(work: Work, tasks: Iterable[Task]) -> Generator[Event, None, None]:
     """One task after the other in this process; errors are raised."""
-    yield Workers(1)
+    yield Event("workers", "", 1)
     for key, argument in tasks:
         steps = work(argument)
         with contextlib.closing(steps):
@@ -76,19 +66,9 @@ def run_here(work: Work, tasks: Iterable[Task]) -> Generator[Event, None, None]:
                 try:
                     progress = next(steps)
                 except StopIteration as end:
-                    yield Finished(key, end.value)
+                    yield Event("finished", key, end.value)
                     break
-                yield Moved(key, progress)
-
-
-def result_of(steps: Generator[Any, None, Any], tell: Callable[[Any], None]) -> Any:
-    """Go through a piece of work; its result."""
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            return end.value
-        tell(progress)
+                yield Event("moved", key, progress)
 
 
 def share_of_cores(workers: int) -> int:
@@ -121,9 +101,10 @@ def _end_with_the_first() -> None:
     os._exit(1)
 
 
-def _in_process(work: Work, task: Task) -> Finished:
+def _in_process(work: Work, task: Task) -> Event:
     key, argument = task
-    return Finished(key, result_of(work(argument), lambda told: _told.put(Moved(key, told))))
+    result = drain(work(argument), lambda told: _told.put(Event("moved", key, told)))
+    return Event("finished", key, result)
 
 
 def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[Event, None, None]:
@@ -131,12 +112,12 @@ def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[
 
     Raises TrainingError where a process dies.
     """
-    yield Workers(jobs)
+    yield Event("workers", "", jobs)
     context = multiprocessing.get_context("spawn")
     told, others = context.Queue(), multiprocessing.active_children()
     pool = futures.ProcessPoolExecutor(jobs, context, _begin, (told, share_of_cores(jobs)))
     left, done = iter(tasks), False
-    waiting: set[futures.Future[Finished]] = set()
+    waiting: set[futures.Future[Event]] = set()
     try:
         while True:
             room = islice(left, 2 * jobs - len(waiting))
@@ -156,13 +137,13 @@ def run_in_processes(work: Work, tasks: Iterable[Task], jobs: int) -> Generator[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _drained(told: Any) -> Iterator[Moved]:
+def _drained(told: Any) -> Iterator[Event]:
     with contextlib.suppress(queue.Empty):
         while True:
             yield told.get_nowait()
 
 
-def _result(future: "futures.Future[Finished]") -> Finished:
+def _result(future: "futures.Future[Event]") -> Event:
     try:
         return future.result()
     except BrokenProcessPool as error:

@@ -31,12 +31,21 @@ def raw_from_arrays(
     if shape != test_shape:
         raise DataError(f"x_train has examples of shape {shape}, x_test of {test_shape}")
     labels = [_labels(y, what) for y, what in ((y_train, "y_train"), (y_test, "y_test"))]
+    for x, y, what in ((train, labels[0], "train"), (test, labels[1], "test")):
+        if len(x) != len(y):
+            raise DataError(f"x_{what} has {len(x)} examples but y_{what} {len(y)} labels")
+        if not x.size:
+            raise DataError(f"x_{what} needs at least one example, got {x.shape}")
     names, found = _indexed(labels, classes)
+    kept, notes = _limits(train, test, images=shape is not None) if limits is None else (limits, ())
+    if kept is not None and not kept[0] < kept[1]:
+        raise DataError(f"limits need a low below a high value, got {kept[0]:g} and {kept[1]:g}")
     raw = Raw(
         Arrays(train, found[0], test, found[1]),
         classes=names,
         layout=layout,
-        limits=limits or _limits(train, test),
+        limits=kept,
+        notes=notes,
     )
     check_values(raw)
     if len(names) < 2:
@@ -45,9 +54,21 @@ def raw_from_arrays(
     return raw, shape
 
 
+def _array(x: Any, what: str) -> np.ndarray:
+    if x is None:
+        raise DataError(f"{what} is needed: a gap is between a training and a test part")
+    if isinstance(x, Tensor):
+        x = x.detach().cpu()
+        return (x.float() if x.is_floating_point() and x.element_size() < 4 else x).numpy()
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise DataError(f"{what} needs an array of one shape, got rows of several") from error
+
+
 def _examples(x: Any, what: str) -> tuple[np.ndarray, str, tuple[int, ...] | None]:
     """(n, d, c), what its axes are, and (channels, h, w) of images."""
-    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    array = _array(x, what)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{what} needs real numbers, got {array.dtype}")
     if array.ndim == 3:
@@ -67,18 +88,35 @@ def _examples(x: Any, what: str) -> tuple[np.ndarray, str, tuple[int, ...] | Non
     return np.ascontiguousarray(flat), PIXELS, (planes, h, w)
 
 
-def _limits(train: np.ndarray, test: np.ndarray) -> tuple[float, float] | None:
-    """What becomes 0 and 1: [0, 1] where all lies there already, bytes; None fits the rest."""
-    if train.size == 0 or test.size == 0:
-        return None
+def _limits(
+    train: np.ndarray, test: np.ndarray, *, images: bool
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+    """What becomes 0 and 1, None to fit it channel by channel; and a note where values change."""
+    if (train.dtype == np.uint8) != (test.dtype == np.uint8):
+        raise DataError(
+            f"x_train is {train.dtype} and x_test {test.dtype}: give both in the same units"
+        )
     if train.dtype == np.uint8:
-        return BYTES
-    low, high = min(train.min(), test.min()), max(train.max(), test.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else None
+        return BYTES, ("values divided by 255",)
+    if not (np.isfinite(train).all() and np.isfinite(test).all()):
+        return None, ()  # said with their number by `check_values`
+    low, high = float(train.min()), float(train.max())
+    if low >= 0 and high <= 1:
+        outside = float(test.min()), float(test.max())
+        if outside[0] < 0 or outside[1] > 1:
+            raise DataError(
+                f"x_train lies in [0, 1] and x_test runs from {outside[0]:g} to {outside[1]:g}: "
+                "scale both alike, or give limits"
+            )
+        return (0.0, 1.0), ()
+    if images:  # the planes of an image share their units, and so does eps
+        low, high = min(low, float(test.min())), max(high, float(test.max()))
+        return (low, high), (f"values scaled from {low:g}..{high:g} to 0..1",)
+    return None, ("values scaled channel by channel to 0..1 on the training part",)
 
 
 def _labels(y: Any, what: str) -> np.ndarray:
-    array = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    array = _array(y, what)
     if array.ndim == 2 and array.shape[1] > 1:
         raise DataError(
             f"{what} needs one label an example, (n,), got {array.shape}: of one-hot rows give "
@@ -95,6 +133,8 @@ def _indexed(
     labels: Sequence[np.ndarray], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Names of the classes and the places of the labels among them."""
+    if isinstance(classes, str) or (classes is not None and len(set(classes)) < len(classes)):
+        raise DataError(f"classes needs a list of different names, got {classes!r}")
     if labels[0].dtype.kind in "iub" and labels[1].dtype.kind in "iub" and classes is not None:
         values = np.arange(len(classes))
         for y, what in zip(labels, ("y_train", "y_test"), strict=True):

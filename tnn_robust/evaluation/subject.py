@@ -197,6 +197,8 @@ def live_subject(model: nn.Module, dataset: Dataset, loss: str | None) -> Subjec
     judge, name = loss or "cross-entropy", type(model).__name__
     if judge not in LOSSES:
         raise unknown_choice("loss", judge, LOSSES)
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"data needs to be a Dataset, got a {type(dataset).__name__}")
     if not isinstance(model, nn.Module):
         raise InputError(f"a model needs to be a torch.nn.Module, got a {name}")
     if not isinstance(model, TNN):
@@ -276,7 +278,9 @@ def load_run_data(
         stored = DataSpec.from_json(checkpoint.header.data["spec"])
         digest = checkpoint.header.data["digest"]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not say what it was trained on") from error
+        raise CheckpointError(
+            f"{checkpoint.path} does not say what it was trained on: evaluate takes the data"
+        ) from error
     dataset = load_dataset(replace(stored, data_dir=data_dir, download=download))
     if dataset.digest != digest:
         raise DataError(

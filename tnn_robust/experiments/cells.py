@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.base.losses import margin_loss
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.base.threat import parse_eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.parts import Part
 from tnn_robust.experiments.departures import IN_TRAINING
-from tnn_robust.experiments.measure import Attack, attacked, bounds, rounded, spectra
+from tnn_robust.experiments.measure import LinfAscent, bounds, risks_under, rounded, spectra
 from tnn_robust.experiments.plan import LAYERS, Cell
 from tnn_robust.experiments.published import PublishedTNN, loss_of, publish_epoch
 from tnn_robust.experiments.results import CellRecord, PointRecord
@@ -29,18 +30,10 @@ _MONITOR = 32  # test examples by which a dead network is noticed
 _STATE_KIND = "reproduction-state"
 
 
-class CellProgress(NamedTuple):
-    """How far a cell's training is, in epochs."""
-
-    key: str
-    epoch: float
-    epochs: int
-
-
 def cell_run(
     cell: Cell, dataset: Dataset, *, state: Path | None = None, device: str = "cpu"
-) -> Iterator[CellProgress | CellRecord]:
-    """Train a cell and measure it at its points; ends with its record.
+) -> Steps[CellRecord]:
+    """Train a cell and measure it at its points; returns its record.
 
     state: a file from which an interrupted cell goes on after its last point; removed by
     whoever has the record on disk. Not for networks of the published variant with momentum.
@@ -52,11 +45,11 @@ def cell_run(
         if work.points and point <= work.points[-1].epoch:
             continue
         for progress in work.train(point):
-            yield CellProgress(cell.key, progress, cell.epochs)
+            yield Progress(cell.key, min(progress, 0.999 * cell.epochs), max(cell.epochs, 1))
         work.points.append(PointRecord(point, work.measure(ends=point in (0, cell.epochs))))
         if state is not None and point < cell.epochs:
             work.save(state, before + time.perf_counter() - started)
-    yield work.record(before + time.perf_counter() - started)
+    return work.record(before + time.perf_counter() - started)
 
 
 @dataclass
@@ -168,9 +161,9 @@ class _Work:
         cell, loss = self.cell, loss_of(self.cell.departures)
         eps = parse_eps(cell.eps)[0].value
         climbs = margin_loss if "float32-sigmoid-bce" not in cell.departures else loss
-        attacks = [Attack("fgsm", eps, 1, climbs)]
+        attacks = [LinfAscent("fgsm", eps, 1, climbs)]
         if ends and cell.pgd_steps:
-            attacks.append(Attack("pgd", eps, cell.pgd_steps))
+            attacks.append(LinfAscent("pgd", eps, cell.pgd_steps))
         parts = {"train": self.train_part, "test": self.test_part}
         if "no-test-evaluation" in cell.departures and cell.experiment != "a1":
             parts.pop("test")
@@ -178,7 +171,7 @@ class _Work:
         columns: dict[str, Any] = {}
         for name, part in parts.items():
             for attack in attacks:
-                found = attacked(self.model, part, cell.seeds, attack, loss, batch)
+                found = risks_under(self.model, part, cell.seeds, attack, loss, batch)
                 columns |= {f"{name}_{key}": value for key, value in found.items()}
             columns[f"{name}_n"] = [len(part)] * len(cell.seeds)
         if self.losses:

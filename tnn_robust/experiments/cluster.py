@@ -20,18 +20,8 @@ import torch
 
 from tnn_robust import __version__
 from tnn_robust.base.errors import InputError, MissingPackage, TnnError, TrainingError
-from tnn_robust.base.parallel import (
-    Event,
-    Failed,
-    Finished,
-    Moved,
-    Task,
-    Work,
-    Workers,
-    cores,
-    result_of,
-    share_of_cores,
-)
+from tnn_robust.base.parallel import Event, Failed, Task, Work, cores, share_of_cores
+from tnn_robust.base.progress import Progress, drain
 from tnn_robust.experiments.worker import code_digest, dask_setup, unfit, worker_facts
 
 TRIES = 3
@@ -55,7 +45,7 @@ class Cluster:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"a cluster needs at least 1 worker, got {self.workers}")
         if self.scheduler is not None and self.workers is not None:
-            raise InputError("a number of workers is of the embedded cluster, not of --scheduler")
+            raise InputError("a number of workers is of the embedded cluster, not of a scheduler")
 
 
 class _Terms(NamedTuple):
@@ -64,12 +54,6 @@ class _Terms(NamedTuple):
     code: str
     threads: int | None
     topic: str
-
-
-class _Unfit(NamedTuple):
-    """A worker that may not work: it came later than the check of all."""
-
-    why: str
 
 
 def require_dask() -> Any:
@@ -199,26 +183,26 @@ def _require_fit(client: Any) -> None:
             raise InputError(f"worker {address} {why}")
 
 
-def _on_worker(work: Work, task: Task, terms: _Terms) -> Finished | Failed | _Unfit:
+def _on_worker(work: Work, task: Task, terms: _Terms) -> Event:
     """A task on a worker. A TnnError is an answer; anything else Dask tries again."""
     from distributed import get_worker
 
     worker, told = get_worker(), 0.0
     if why := unfit(worker_facts(worker), terms.code):
-        return _Unfit(f"worker {worker.address} {why}")
+        return Event("unfit", task.key, f"worker {worker.address} {why}")
     if terms.threads is not None:
         torch.set_num_threads(terms.threads)
 
-    def tell(progress: Any) -> None:
+    def tell(progress: Progress) -> None:
         nonlocal told
         if time.monotonic() - told > _TELL:
             told = time.monotonic()
-            worker.log_event(terms.topic, (task.key, progress))
+            worker.log_event(terms.topic, (task.key, *progress[:3]))
 
     try:
-        return Finished(task.key, result_of(work(task.argument), tell))
+        return Event("finished", task.key, drain(work(task.argument), tell))
     except TnnError as error:
-        return Failed(task.key, str(error), 1)
+        return Event("failed", task.key, Failed(task.key, str(error), 1))
 
 
 class _Run:
@@ -229,7 +213,7 @@ class _Run:
         self._work, self._terms = work, terms
         self._waiting: dict[str, Any] = {}
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        client.subscribe_topic(terms.topic, lambda event: self._arrived.put(Moved(*event[1])))
+        client.subscribe_topic(terms.topic, self._moved)
 
     def events(self, tasks: Iterator[Task]) -> Generator[Event, None, None]:
         workers, looked = -1, 0.0
@@ -237,7 +221,7 @@ class _Run:
             if time.monotonic() - looked > _POLL:
                 looked, before, workers = time.monotonic(), workers, self._workers()
                 if workers != before:
-                    yield Workers(workers)
+                    yield Event("workers", "", workers)
             room = max(1, _AHEAD * workers) - len(self._waiting)
             for task in islice(tasks, max(0, room)):
                 self._submit(task)
@@ -247,7 +231,12 @@ class _Run:
                 arrived = self._arrived.get(timeout=_POLL)
             except queue.Empty:
                 continue
-            yield arrived if isinstance(arrived, Moved) else self._outcome(*arrived)
+            yield arrived if arrived.kind == "moved" else self._outcome(arrived.key, arrived.value)
+
+    def _moved(self, event: tuple[Any, Any]) -> None:
+        """What a worker told: a task's name, and the plain part of its Progress."""
+        key, *told = event[1]
+        self._arrived.put(Event("moved", key, Progress(*told)))
 
     def stop(self) -> None:
         with contextlib.suppress(Exception):  # of a scheduler that is gone
@@ -255,7 +244,7 @@ class _Run:
             self._client.cancel(list(self._waiting.values()), force=True)
 
     def _workers(self) -> int:
-        lost = TrainingError("the connection to the Dask scheduler is lost: go on with --resume")
+        lost = TrainingError("the connection to the Dask scheduler is lost: resume the run")
         if self._client.status != "running":
             raise lost
         try:
@@ -274,22 +263,26 @@ class _Run:
             retries=TRIES - 1,
         )
         self._waiting[task.key] = future
-        future.add_done_callback(lambda done, key=task.key: self._arrived.put((key, done)))
+        future.add_done_callback(
+            lambda done, key=task.key: self._arrived.put(Event("done", key, done))
+        )
 
-    def _outcome(self, key: str, future: Any) -> Finished | Failed:
+    def _outcome(self, key: str, future: Any) -> Event:
         del self._waiting[key]
         try:
             found = future.result()
         except self._distributed.KilledWorker as error:
             tries = error.allowed_failures + 1
-            return Failed(key, f"its worker died {tries} times: out of memory?", tries)
+            failed = Failed(key, f"its worker died {tries} times: out of memory?", tries)
+            return Event("failed", key, failed)
         except self._distributed.CancelledError as error:
-            raise TrainingError("the Dask scheduler dropped a task: go on with --resume") from error
+            raise TrainingError("the Dask scheduler dropped a task: resume the run") from error
         except Exception as error:
             why = f"{type(error).__name__}: {_one_line(error)}"
-            return Failed(key, why, TRIES, "".join(traceback.format_exception(error)))
-        if isinstance(found, _Unfit):
-            raise InputError(found.why)
+            trace = "".join(traceback.format_exception(error))
+            return Event("failed", key, Failed(key, why, TRIES, trace))
+        if found.kind == "unfit":
+            raise InputError(found.value)
         return found
 
 

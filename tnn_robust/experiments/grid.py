@@ -30,7 +30,7 @@ _FORMAT = "tnn-robust/cell/1"  # of the digests; another when a cell's meaning c
 _LONGEST_RANGE = 10**6
 
 
-class Cell(NamedTuple):
+class GridCell(NamedTuple):
     """One training and one attack: every setting by name, and the digest that names it."""
 
     settings: dict[str, Any]
@@ -61,12 +61,12 @@ class Grid:
         sizes = {name: len(v) for name, v in self.swept.items() if name not in REPEATED}
         return max(sizes, key=lambda name: sizes[name]) if sizes else None
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[GridCell]:
         """One cell after the other, the seeds of one experiment together; none is kept."""
         texts = [[f"{name}={_json(v)}" for v in values] for name, values in self.axes.items()]
         for values, words in zip(product(*self.axes.values()), product(*texts), strict=True):
             name = hashlib.blake2b("\n".join((_FORMAT, *words)).encode(), digest_size=12)
-            yield Cell(dict(zip(self.axes, values, strict=True)), name.hexdigest())
+            yield GridCell(dict(zip(self.axes, values, strict=True)), name.hexdigest())
 
     def project(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Settings as of cells, one for every combination of these; the rest as in the first."""

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class Place(NamedTuple):
     download: bool = False
 
 
-class CellTask(NamedTuple):
+class GridTask(NamedTuple):
     """What a worker needs to run a cell. keep: where its run directory stays, None for nowhere."""
 
     settings: dict[str, Any]
@@ -103,7 +103,7 @@ def _choice(settings: dict[str, Any], attack: Attack | None) -> AttackChoice:
     return AttackChoice(names=names, eps=parse_eps(",".join(eps)) if eps else (), **asked)
 
 
-def cell_work(task: CellTask) -> Generator[Any, None, GridRecord]:
+def cell_work(task: GridTask) -> Steps[GridRecord]:
     """Train and attack; the network stays only where it is asked for."""
     yield from ()  # a cell is short: nothing is told of its inside
     with _folder(task.keep) as folder:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +21,11 @@ from tnn_robust.base.files import (
     write_bytes,
     write_json,
 )
-from tnn_robust.base.parallel import Failed, Finished, Task, Workers
+from tnn_robust.base.parallel import Failed, Task
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
-from tnn_robust.experiments.grid import MOST_CELLS, Cell, Grid
-from tnn_robust.experiments.grid_cell import CellTask, Place, cell_work, check_grid
+from tnn_robust.experiments.grid import MOST_CELLS, Grid, GridCell
+from tnn_robust.experiments.grid_cell import GridTask, Place, cell_work, check_grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.worker import code_digest
 
@@ -52,21 +52,12 @@ class GridRequest:
     resume: bool = False
 
 
-class Standing(NamedTuple):
-    """How many cells there are, are finished, and failed in this run; and the workers."""
+def grid_run(request: GridRequest) -> Steps[tuple[Failed, ...]]:
+    """Run the cells that `out` lacks; each record is on disk when it counts as done.
 
-    cells: int
-    finished: int
-    failed: int
-    workers: int
-
-
-def grid_run(request: GridRequest) -> Iterator[Standing | Failed]:
-    """Run the cells that `out` lacks: each record is on disk when its Standing is yielded.
-
-    A failed cell is yielded, written to failed.jsonl with its settings, and counts as
-    missing for the next run. Raises TnnError for what cannot be done before anything is
-    written.
+    Where a Progress has something as `found`, it is a Failed: the cell was given up, written to
+    failed.jsonl with its settings, and counts as missing for the next run. Returns them all.
+    Raises TnnError for what cannot be done before anything is written.
     """
     grid, out = request.grid, request.out
     _check(request)
@@ -74,28 +65,30 @@ def grid_run(request: GridRequest) -> Iterator[Standing | Failed]:
     finished = sum(_is_known(known, cell) for cell in grid.cells()) if len(known) else 0
     if finished == grid.count:
         _begin(request)
-        yield Standing(grid.count, finished, 0, 0)
-        return
-    failed = workers = 0
-    given: dict[str, Cell] = {}  # those in the cluster's hands
+        return ()
+    workers, failures = 0, list[Failed]()
+    given: dict[str, GridCell] = {}  # those in the cluster's hands
     with contextlib.closing(
         run_on_dask(cell_work, _tasks(request, known, given), request.cluster)
     ) as run:
         first = next(run)  # the workers are there and fit
         _begin(request)
         for event in chain([first], run):
-            if isinstance(event, Workers):
-                workers = event.number
-            elif isinstance(event, Finished):
-                text = json.dumps(event.result.to_json(), allow_nan=False)
+            failed = None
+            if event.kind == "workers":
+                workers = event.value
+            elif event.kind == "finished":
+                text = json.dumps(event.value.to_json(), allow_nan=False)
                 write_bytes(cell_path(out, event.key), text.encode())
                 del given[event.key]
                 finished += 1
-            elif isinstance(event, Failed):
-                _write_failure(out, given.pop(event.key), event)
-                failed += 1
-                yield event
-            yield Standing(grid.count, finished, failed, workers)
+            elif event.kind == "failed":
+                failed = event.value
+                _write_failure(out, given.pop(event.key), failed)
+                failures.append(failed)
+            text = f"cells on {workers} workers, {len(failures)} failed"
+            yield Progress(text, finished + len(failures), grid.count, failed)
+    return tuple(failures)
 
 
 def _begin(request: GridRequest) -> None:
@@ -108,7 +101,9 @@ def _begin(request: GridRequest) -> None:
 def _check(request: GridRequest) -> None:
     count, out = request.grid.count, request.out
     if count > MOST_CELLS and not request.yes:
-        raise InputError(f"a grid of {count} cells, more than {MOST_CELLS}: give --yes to run it")
+        raise InputError(
+            f"a grid of {count} cells, more than {MOST_CELLS}: say yes to run it", field="yes"
+        )
     require_dask()
     if request.cluster.scheduler is None:
         resolve_device(request.place.device)
@@ -117,7 +112,7 @@ def _check(request: GridRequest) -> None:
     else:
         claim_directory(out, overwrite=True)
         if out.is_dir() and any(out.iterdir()):
-            raise InputError(f"{out} exists: choose another --out or go on in it with --resume")
+            raise InputError(f"{out} exists: choose another or resume it", field="resume")
     require_writable(out / HEADER)
     check_grid(request.grid, request.place)
 
@@ -125,7 +120,7 @@ def _check(request: GridRequest) -> None:
 def _require_sweep(out: Path) -> None:
     path = out / HEADER
     if not path.is_file():
-        raise InputError(f"nothing to resume at {path}: run it without --resume")
+        raise InputError(f"nothing to resume at {path}", field="resume")
     if not isinstance(found := _read(path), dict) or found.get("kind") != _KIND:
         raise CheckpointError(f"{path} is not of tnn-sweep")
 
@@ -138,7 +133,7 @@ def _read(path: Path) -> object:
 
 
 def _tasks(
-    request: GridRequest, known: NDArray[np.bytes_], given: dict[str, Cell]
+    request: GridRequest, known: NDArray[np.bytes_], given: dict[str, GridCell]
 ) -> Iterator[Task]:
     """The missing cells, one at a time; those taken are put into `given`."""
     for cell in request.grid.cells():
@@ -148,10 +143,10 @@ def _tasks(
         if request.keep:
             keep = _fanned(request.out.absolute() / NETWORKS, cell.digest) / cell.digest
         given[cell.digest] = cell
-        yield Task(cell.digest, CellTask(cell.settings, request.place, keep))
+        yield Task(cell.digest, GridTask(cell.settings, request.place, keep))
 
 
-def _write_failure(out: Path, cell: Cell, failure: Failed) -> None:
+def _write_failure(out: Path, cell: GridCell, failure: Failed) -> None:
     line = {**failure._asdict(), "cell": cell.settings}
     append_line(out / FAILURES, json.dumps(line))
 
@@ -177,7 +172,7 @@ def finished_cells(out: Path) -> NDArray[np.bytes_]:
     return np.concatenate(found) if found else np.empty(0, dtype="S24")
 
 
-def _is_known(known: NDArray[np.bytes_], cell: Cell) -> bool:
+def _is_known(known: NDArray[np.bytes_], cell: GridCell) -> bool:
     digest = cell.digest.encode()
     place = int(known.searchsorted(digest))
     return place < len(known) and known[place] == digest

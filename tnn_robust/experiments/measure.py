@@ -12,6 +12,7 @@ from tnn_robust.attacks.points import frozen, verify
 from tnn_robust.attacks.structured import make_ball
 from tnn_robust.base.losses import Loss, margin_loss
 from tnn_robust.base.randomness import Streams, seed_tensor
+from tnn_robust.base.threat import Threat
 from tnn_robust.evaluation.risk import Outcomes, measure
 from tnn_robust.experiments.results import Column
 from tnn_robust.models.network import TNN
@@ -28,7 +29,7 @@ from tnn_robust.training.loop import Examples
 _ROWS = 512  # rows attacked together: more leave the cache
 
 
-class Attack(NamedTuple):
+class LinfAscent(NamedTuple):
     """An l_inf attack: `fgsm`, or `pgd` of so many steps; what it climbs; the risk's loss."""
 
     name: str
@@ -37,11 +38,11 @@ class Attack(NamedTuple):
     climbs: Loss = margin_loss
 
 
-def attacked(
+def risks_under(
     model: nn.Module,
     examples: Examples,
     seeds: Sequence[int],
-    attack: Attack,
+    attack: LinfAscent,
     loss: Loss,
     batch: int | None = None,
 ) -> dict[str, Column]:
@@ -53,7 +54,7 @@ def attacked(
     if isinstance(model, TNN) and model.count > 1:
         # One after the other: a face's product is the faster the more rows it has.
         each = [
-            attacked(one, examples.of(i), seeds[i : i + 1], attack, loss, batch)
+            risks_under(one, examples.of(i), seeds[i : i + 1], attack, loss, batch)
             for i, one in enumerate(unstack_models(model))
         ]
         return {key: [value for one in each for value in one[key]] for key in each[0]}
@@ -76,10 +77,10 @@ def attacked(
 
 
 def _outcomes(
-    model: nn.Module, x: Tensor, y: Tensor, streams: Streams, attack: Attack, loss: Loss
+    model: nn.Module, x: Tensor, y: Tensor, streams: Streams, attack: LinfAscent, loss: Loss
 ) -> Outcomes:
     ball, one_step = make_ball("linf"), attack.steps == 1
-    step = attack.eps if one_step else 2.5 * attack.eps / attack.steps
+    step = Threat("linf", attack.eps).step_size(attack.steps)
     with frozen(model):
         found = ascend(
             model,

@@ -115,7 +115,9 @@ class Plan:
         cells = self._agp(features) if self.experiment == "a1" else self._trajectories()
         for cell in cells:
             if cell.n is not None and cell.n > n_train:
-                raise InputError(f"--sizes needs at most {n_train} examples, got {cell.n}")
+                raise InputError(
+                    f"sizes need at most {n_train} examples, got {cell.n}", field="sizes"
+                )
         return [replace(cell, channels=channels) for cell in cells]
 
     def _agp(self, features: int) -> list[Cell]:

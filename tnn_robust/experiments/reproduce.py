@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,15 +11,8 @@ from typing import Any, NamedTuple
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, InputError, TrainingError
 from tnn_robust.base.files import claim_directory, require_writable, write_bytes
-from tnn_robust.base.parallel import (
-    Event,
-    Failed,
-    Finished,
-    Moved,
-    Task,
-    run_here,
-    run_in_processes,
-)
+from tnn_robust.base.parallel import Event, Failed, Task, run_here, run_in_processes
+from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
@@ -56,16 +49,6 @@ class ReproduceRequest:
         return DataSpec(spec.dataset, self.data_dir, classes=spec.classes, download=self.download)
 
 
-class Standing(NamedTuple):
-    """How much of the whole work is done, 0 to 1, and which cell moved or finished last."""
-
-    key: str
-    share: float
-    finished: int
-    cells: int
-    finished_now: bool = False
-
-
 class CellTask(NamedTuple):
     """What a process needs to run a cell."""
 
@@ -75,8 +58,8 @@ class CellTask(NamedTuple):
     device: str
 
 
-def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
-    """Run the cells that `out` lacks, yielding each record once it is on disk.
+def reproduce_run(request: ReproduceRequest) -> Steps[list[CellRecord]]:
+    """Run the cells that `out` lacks; Progress has each record as `found` once it is on disk.
 
     records.jsonl is replaced as a whole after every cell: it holds whole lines at any
     time, the first saying what was asked. Raises TnnError before anything is written for
@@ -104,21 +87,21 @@ def reproduce_run(request: ReproduceRequest) -> Iterator[Standing | CellRecord]:
     with contextlib.closing(_events(request, left, device)) as run:
         next(run)  # the engine is there
         _write(path, header, records)
-        yield counted.standing("")
+        yield counted.progress("")
         for event in run:
-            if isinstance(event, Moved):
-                yield counted.moved(event.key, event.progress)
-            elif isinstance(event, Finished):
-                records[event.key] = event.result
+            if event.kind == "moved":
+                yield counted.moved(event.key, event.value.done / event.value.total)
+            elif event.kind == "finished":
+                records[event.key] = event.value
                 _write(path, header, {key: records[key] for key in order if key in records})
                 (request.out / _state_name(event.key)).unlink(missing_ok=True)
-                yield event.result
-                yield counted.finished(event.key)
-            elif isinstance(event, Failed):
-                failures.append(event)
+                yield counted.finished(event.key, event.value)
+            elif event.kind == "failed":
+                failures.append(event.value)
     if failures:
         named = "; ".join(f"{failed.key}: {failed.why}" for failed in failures)
-        raise TrainingError(f"cells failed, --resume runs them again: {named}")
+        raise TrainingError(f"cells failed, resuming runs them again: {named}")
+    return [records[key] for key in order]
 
 
 def _events(
@@ -144,7 +127,7 @@ def read_records(out: Path) -> list[CellRecord]:
 
 def _known(path: Path, header: dict[str, Any]) -> dict[str, CellRecord]:
     if not path.is_file():
-        raise InputError(f"nothing to resume at {path}: run it without --resume")
+        raise InputError(f"nothing to resume at {path}", field="resume")
     first, *lines = _lines(path)
     for key in header:
         stored, wanted = first.get(key), json.loads(json.dumps(header[key]))
@@ -193,18 +176,18 @@ class _Counted:
         self._costs = {key: cost / whole for key, cost in costs.items()}
         self._done = {key: float(key in finished) for key in costs}
 
-    def moved(self, key: str, share: float) -> Standing:
+    def moved(self, key: str, share: float) -> Progress:
         self._done[key] = share
-        return self.standing(key)
+        return self.progress(key)
 
-    def finished(self, key: str) -> Standing:
+    def finished(self, key: str, record: CellRecord) -> Progress:
         self._done[key] = 1.0
-        return self.standing(key)._replace(finished_now=True)
+        return self.progress(key)._replace(found=record)
 
-    def standing(self, key: str) -> Standing:
-        share = sum(self._costs[key] * done for key, done in self._done.items())
+    def progress(self, key: str) -> Progress:
+        share = sum(self._costs[name] * done for name, done in self._done.items())
         whole = sum(done == 1.0 for done in self._done.values())
-        return Standing(key, share, whole, len(self._done))
+        return Progress(f"{whole}/{len(self._done)} cells  {key}", 1000 * share, 1000)
 
 
 @lru_cache(maxsize=1)
@@ -212,11 +195,6 @@ def _loaded(spec: DataSpec) -> Dataset:
     return load_dataset(spec)
 
 
-def _cell_work(task: CellTask) -> Generator[float, None, CellRecord]:
-    """A cell; yields which share of its epochs is done."""
-    data = _loaded(task.data)
-    for found in cell_run(task.cell, data, state=task.state, device=task.device):
-        if isinstance(found, CellRecord):
-            return found
-        yield min(found.epoch / max(found.epochs, 1), 0.999)
-    raise AssertionError("a cell ends with its record")
+def _cell_work(task: CellTask) -> Steps[CellRecord]:
+    """A cell, a Progress an epoch."""
+    return cell_run(task.cell, _loaded(task.data), state=task.state, device=task.device)

@@ -84,6 +84,8 @@ def save_model(model: TNN, path: str | Path) -> Path:
     It holds no data set and no training: attack it with `evaluate`, which takes the data.
     Returns the file. Raises InputError where it cannot be written.
     """
+    if not isinstance(model, TNN):
+        raise InputError(f"a checkpoint holds a TNN, got a {type(model).__name__}")
     file = Path(path)
     file = file if file.suffix == ".safetensors" else file / FILE_NAME
     save_checkpoint(file, model, Header(model.architecture, data={}, training={}, seed=0))

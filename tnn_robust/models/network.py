@@ -82,8 +82,10 @@ class TNN(nn.Module):
     recordable = True  # reads nothing back to the host: see `graphs`
     transform_matrix: Tensor
 
-    def __init__(self, transform: Transform, layers: list[TLayer], head: Tensor):
-        if not isinstance(transform, Transform):
+    def __init__(
+        self, transform: Transform, layers: Sequence[TLayer] = (), head: Tensor | None = None
+    ):
+        if not isinstance(transform, Transform) or head is None:
             raise InputError(
                 "a TNN is made of a transform, its layers and its head, got "
                 f"{type(transform).__name__} {transform!r}: TNN.for_data(data) makes a fresh one, "
@@ -135,8 +137,12 @@ class TNN(nn.Module):
 
         Raises InputError for sizes that do not fit and an unknown transform.
         """
-        if layers < 1:
-            raise InputError(f"a t-NN needs at least 1 layer, got {layers}", field="layers")
+        for size, name in ((layers, "layers"), (width, "width"), (rank, "rank")):
+            numbers = size if isinstance(size, list | tuple) else [size]
+            if size is not None and not all(isinstance(one, int) and one >= 1 for one in numbers):
+                raise InputError(f"{name} needs whole numbers from 1, got {size!r}", field=name)
+        if not all(hasattr(data, name) for name in ("d", "c", "n_classes", "train")):
+            raise InputError(f"a TNN is made for a Dataset, got a {type(data).__name__}")
         widths = layer_widths([width] if isinstance(width, int) else width, layers)
         asked = [rank] if isinstance(rank, int) else rank
         architecture = Architecture(
@@ -239,7 +245,7 @@ def _linear(weight: Tensor) -> nn.Linear:
     return linear
 
 
-def _check_chain(transform: Transform, layers: list[TLayer], head: Tensor) -> None:
+def _check_chain(transform: Transform, layers: Sequence[TLayer], head: Tensor) -> None:
     if not layers:
         raise InputError("a t-NN needs at least one t-layer, got none")
     count = head.shape[0] if head.ndim == 4 else 1

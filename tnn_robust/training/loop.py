@@ -81,8 +81,12 @@ class TrainSettings:
     def _require(self, what: str, fits: Callable[[float], bool], *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and fits(value)):
-                raise InputError(f"{name} needs {what}, got {value}")
+            kinds = (int,) if "whole" in what else (int, float)
+            number = isinstance(value, kinds) and not isinstance(value, bool)
+            if value is None and name == "norm_bound":
+                continue
+            if not (number and math.isfinite(value) and fits(value)):
+                raise InputError(f"{name} needs {what}, got {value!r}", field=name)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
