@@ -139,7 +139,7 @@ def test_unexpected_answer_is_refused(network, cache, answer, message):
 
 def test_nothing_is_fetched_unasked(network):
     calls = network(CASES["mnist"][1])
-    with pytest.raises(DataError, match="fetch it with download"):
+    with pytest.raises(DataError, match="or download"):
         load_dataset(DataSpec("mnist"))
     assert calls == []
 

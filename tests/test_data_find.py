@@ -89,23 +89,23 @@ def test_missing_files_message_says_where_and_what_to_do(places):
     with pytest.raises(DataError) as e:
         load_dataset(DataSpec("mnist", data_dir=str(places["arg"])))
     message = str(e.value)
-    for place in places.values():
-        assert str(place / "mnist") in message
-    assert all(name in message for name in FILES)
-    assert f"{places['env'] / 'mnist'} (lacks {', '.join(FILES[1:])})" in message
+    assert FILES[0] in message and "mnist or MNIST" in message
+    assert f"{places['env'] / 'mnist'} lacks" in str(e.value.args[0])
     assert "data_dir" in message and "TNN_DATA" in message and "download" in message
-    assert "\n" not in message
+    assert "\n" not in message and len(message) <= 380
+    for place in places.values():
+        assert str(place) in e.value.args[0]
 
 
 def test_missing_set_without_a_copy_does_not_offer_download():
     with pytest.raises(DataError, match="salinas-a needs the files SalinasA_corrected.mat") as e:
         load_dataset(DataSpec("salinas-a"))
-    assert "fetch it" not in str(e.value)
+    assert "download" not in str(e.value)
 
 
 def test_missing_cifar_batches_are_named(places):
     touch(places["arg"] / "cifar-10-batches-py", "test_batch")
-    with pytest.raises(DataError, match=r"\(lacks one of data_batch_1 to data_batch_5\)"):
+    with pytest.raises(DataError, match=r"arg/cifar-10-batches-py lacks one of data_batch_1 to"):
         load_dataset(DataSpec("cifar10", data_dir="arg"))
 
 
@@ -126,7 +126,7 @@ def test_missing_named_file_says_where(dataset, places, tmp_path):
     with pytest.raises(DataError, match="no file no") as e:
         load_dataset(DataSpec(dataset, data_dir=str(places["arg"])))
     for place in (tmp_path, *places.values()):
-        assert str(place / "no.") in str(e.value)
+        assert str(place) in str(e.value)
     assert "TNN_DATA" in str(e.value)
 
 
@@ -146,4 +146,4 @@ def test_a_folder_that_may_not_be_entered_is_passed_over(places, monkeypatch):
 def test_missing_absolute_file_is_looked_for_there_only(places):
     with pytest.raises(DataError) as e:
         find.find_file("/nowhere/x.npz", folder="sub", data_dir="arg")
-    assert "looked for /nowhere/x.npz;" in str(e.value)
+    assert str(e.value) == "no file /nowhere/x.npz"

@@ -34,7 +34,7 @@ def test_idx_reads_images_and_labels(tmp_path):
         ),
         (
             gzip.compress(idx_images() + b"x", mtime=0),
-            "promises 2352 values in its header, has 2353",
+            "promises 2352 values in its header, has more",
         ),
         (gzip.compress(idx_images(count=2**32 - 1), mtime=0), "promises"),
         (gzip.compress(idx_images(IMAGES[:, :14]), mtime=0), "14 x 28 images, needed 28 x 28"),

@@ -120,8 +120,8 @@ def test_truncated_and_extended_files(small):
     whole = small.read_bytes()
     for length in range(len(whole)):
         refused(small, whole[:length], "truncated")
-    refused(small, whole + b"\0", "truncated or no test")
-    refused(small, b"not a tensor file, but long enough to be one" * 9, "truncated or no test")
+    refused(small, whole + b"\0", "truncated or not a test")
+    refused(small, b"not a tensor file, but long enough to be one" * 9, "truncated or not a test")
 
 
 def test_foreign_files(small):
@@ -179,7 +179,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("target", (f"{__name__}.os.fsync", "pathlib.Path.open"))
+@pytest.mark.parametrize("target", (f"{__name__}.os.fsync", f"{__name__}.os.fdopen"))
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, writer, target):
     path = tmp_path / "file"
@@ -282,8 +282,4 @@ def test_the_library_runs_no_code_from_files():
         for path in sorted(LIBRARY.rglob("*.py"))
         if (names := sorted(set(unsafe(ast.parse(path.read_text())))))
     }
-    # CIFAR-10 is published as pickles only; its reader admits nothing but arrays.
-    assert found == {"data/cifar.py": ["pickle"]}
-    reader = (LIBRARY / "data" / "cifar.py").read_text()
-    assert "pickle.Unpickler" in reader and "def find_class" in reader
-    assert "pickle.load" not in reader
+    assert found == {}

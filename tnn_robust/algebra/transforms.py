@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tnn_robust.algebra import matrices
 from tnn_robust.base import choices
-from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.errors import DataError, InputError, unknown_choice
+from tnn_robust.base.npy import read_matrix
 
 # The largest max|M M^T - I| accepted of a matrix held in each real dtype.
 CHECKED_TOLERANCE = {
@@ -192,14 +193,11 @@ def _from_data(request: _Request) -> np.ndarray:
 def _from_file(request: _Request) -> np.ndarray:
     name, c = request.name, request.channels
     try:
-        with Path(request.argument).open("rb") as file:
-            stored = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise InputError(f"transform {name!r}: cannot read a .npy matrix: {error}") from error
+        stored = read_matrix(Path(request.argument), (c, c))
+    except DataError as error:
+        raise InputError(f"transform {name!r}: {error}") from error
     if stored.dtype.kind not in "fiu":
         raise InputError(f"transform {name!r} needs a real matrix, got {stored.dtype}")
-    if stored.shape != (c, c):
-        raise InputError(f"transform {name!r} needs a ({c}, {c}) matrix, got {stored.shape}")
     narrow = {"float32": torch.float32, "float16": torch.float16}.get(stored.dtype.name)
     matrix = stored.astype(np.float64)
     _require_orthogonal(name, matrix, CHECKED_TOLERANCE[narrow or torch.float64])

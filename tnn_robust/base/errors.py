@@ -1,19 +1,53 @@
-"""The errors the library raises on purpose.
+"""The errors the library raises on purpose, and how text of unknown origin is shown.
 
 The command line turns a `TnnError` into one line and exit code 2. Any other
 exception is a bug and keeps its traceback.
 """
 
+import re
 from collections.abc import Iterable
+
+LONGEST_LINE = 400  # of an error, with "Error: " before it and an option behind it
+_LONGEST = 380
+# What a terminal acts on or reorders text by: C0, DEL, C1, line and bidi controls, surrogates.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+
+
+def shown(text: object, longest: int = LONGEST_LINE) -> str:
+    """Text from anywhere as one line that a terminal only shows: controls are escaped.
+
+    Text beyond `longest` characters loses its middle. Applied twice it changes nothing more.
+    """
+    line = escaped(str(text))
+    if len(line) <= longest:
+        return line
+    head = 2 * longest // 3
+    return f"{line[:head]} ... {line[head + 5 - longest :]}"
+
+
+def escaped(text: str) -> str:
+    """The same, whole: control characters and escape sequences become backslash escapes."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def is_plain(text: str) -> bool:
+    """Whether `escaped` leaves a text as it is."""
+    return _CONTROL.search(text) is None
 
 
 class TnnError(Exception):
     """A request that cannot be met; the message says what was needed and what came.
 
+    Its text is one line of at most 380 characters, whatever a file put into it.
     everywhere: all processes of one run raise it alike, so that one of them may say it.
     """
 
     everywhere = True
+
+    def __str__(self) -> str:
+        return shown(super().__str__(), _LONGEST)
 
 
 class InputError(TnnError):

@@ -15,49 +15,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.reading import MIB, Room, opened, parsed_json, reading
+from tnn_robust.base.replacing import replacing
 
 # 2: checkpoints of multi-ranks without padding, or in half precision.
 FORMAT_VERSION = 2
 _METADATA_KEY = "tnn_robust"
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; put it in place on success, remove it otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_MOST_HEADER = 32 * MIB
+# What this library writes; torch cannot compute with the other dtypes of safetensors.
+_DTYPES = frozenset(
+    (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    + (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+)
 
 
 def require_writable(path: Path) -> None:
     """Raise InputError now for a file that could not be written after hours of work."""
+    require_path(path)
     place = path.absolute().parent
     while not place.exists():
         place = place.parent
     reason = None
     if path.is_dir():
         reason = "it is a directory"
+    elif path.exists() and not path.is_file():
+        reason = "it is no regular file"
     elif not place.is_dir():
         reason = f"{place} is no directory"
     elif not os.access(place, os.W_OK | os.X_OK):
@@ -66,23 +53,30 @@ def require_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {reason}")
 
 
+def require_path(path: Path) -> None:
+    """InputError for a path that no file can have: a name too long, a null byte, a loop."""
+    try:
+        path.stat()  # some of Python's own questions answer no where this one says why
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot use {path}: {why}") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one.
 
     Raises InputError where the place cannot be written (permission, full disk).
     """
-    with _replacing(path) as temporary, temporary.open("wb") as handle:
+    with replacing(path) as handle:
         handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """The same for lines that end themselves and are never all in memory."""
-    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        handle.writelines(lines)
-        handle.flush()
-        os.fsync(handle.fileno())
+    with replacing(path) as handle:
+        handle.writelines(line.encode() for line in lines)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -143,31 +137,53 @@ def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict, str
     Raises CheckpointError for a file that is missing, truncated, foreign, of
     another kind, altered, or written by a newer version.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"no {kind} at {path}")
-    try:
+    with reading(path, f"a {kind}", CheckpointError):
+        _check_size(path)
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
             # Copied to aligned memory: the file's offsets would change the last bits of products.
             names = handle.keys()
             tensors = {name: handle.get_tensor(name).clone() for name in names}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or no {kind}: {_one_line(error)}") from error
-    envelope = _envelope(path, metadata, kind)
-    if _digest(kind, envelope["header"], tensors) != envelope["digest"]:
-        raise CheckpointError(f"{path} was altered after it was written: its digest differs")
-    return tensors, json.loads(envelope["header"]), envelope["digest"]
+        for name, tensor in tensors.items():
+            if tensor.dtype not in _DTYPES:
+                raise CheckpointError(f"{path} has {name} in {tensor.dtype}, which nothing here is")
+        envelope = _envelope(path, metadata, kind)
+        if _digest(kind, envelope["header"], tensors) != envelope["digest"]:
+            raise CheckpointError(f"{path} was altered after it was written: its digest differs")
+        header = parsed_json(envelope["header"], shows=False)
+        if not isinstance(header, dict):
+            raise CheckpointError(f"{path} has no object as its header")
+        return tensors, header, envelope["digest"]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; a name that no file can have has none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _check_size(path: Path) -> None:
+    """The file as a whole and its header fit, before anything is read of them."""
+    with opened(path) as file:
+        status = os.fstat(file.fileno())
+        Room().take(status.st_size, path, packed=512 * status.st_blocks)
+        if int.from_bytes(file.read(8), "little") > _MOST_HEADER and status.st_size > _MOST_HEADER:
+            raise CheckpointError(f"{path} has a header of more than {_MOST_HEADER} bytes")
 
 
 def _envelope(path: Path, metadata: Mapping[str, str], kind: str) -> dict:
     try:
-        envelope = json.loads(metadata[_METADATA_KEY])
+        envelope = parsed_json(metadata[_METADATA_KEY], shows=False)
         version, came = int(envelope["version"]), str(envelope["kind"])
         if not isinstance(envelope["header"], str) or not isinstance(envelope["digest"], str):
             raise TypeError
         if version < 1:  # the digest does not cover it, so an altered 1 must not pass for it
             raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} is a safetensors file but not of tnn-robust") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -188,12 +204,9 @@ def _digest(kind: str, header: str, tensors: Mapping[str, Tensor]) -> str:
     return summary.hexdigest()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def claim_directory(out: Path, *, overwrite: bool) -> None:
     """Refuse a run directory that holds something, unless it may be overwritten."""
+    require_path(out)
     if out.is_file():
         raise InputError(f"{out} is a file; a run directory is needed")
     if out.is_dir() and any(out.iterdir()) and not overwrite:

@@ -4,14 +4,15 @@ b"data" is uint8 (n, 3072), 1024 red, then green, then blue values, row-major; b
 list of 0..9.
 """
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.data.raw import Arrays, one_line
+from tnn_robust.base.reading import Room, read_bytes, reading, said
+from tnn_robust.data.pickled import Made, plain_content
+from tnn_robust.data.raw import Arrays
 
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILE = "test_batch"
@@ -40,92 +41,40 @@ def read_cifar10(folder: Path) -> tuple[Arrays, tuple[str, ...]]:
 
     x uint8 (n, 1024, 3) pixels by colours, y int64 0..9. Raises DataError.
     """
-    names = present_batches(folder)
-    batches = [read_batch(folder / name) for name in names]
-    x_test, y_test = read_batch(folder / TEST_FILE)
+    names, room = present_batches(folder), Room()
+    batches = [read_batch(folder / name, room) for name in names]
+    x_test, y_test = read_batch(folder / TEST_FILE, room)
     x_train = np.concatenate([x for x, _ in batches])
     y_train = np.concatenate([y for _, y in batches])
     note = f"training batches used: {len(names)} of {len(TRAIN_FILES)} ({', '.join(names)})"
     return Arrays(x_train, y_train, x_test, y_test), (note,)
 
 
-def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_batch(path: Path, room: Room | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One batch: x uint8 (n, 1024, 3), y int64 (n,).
 
     Never runs code from the file. Raises DataError for anything but a CIFAR-10 batch.
     """
-    try:
-        with path.open("rb") as file:
-            content = _OnlyArrays(file, encoding="bytes").load()
-    except DataError as e:
-        raise DataError(f"{path} is not a CIFAR-10 batch: {e}") from e
-    # Foreign bytes lead an unpickler into almost any exception.
-    except Exception as e:
-        raise DataError(
-            f"cannot read {path}, truncated or not a CIFAR-10 batch: {one_line(e)}"
-        ) from e
-    x, y = _check(path, content)
-    return x.reshape(-1, COLOURS, PIXELS).transpose(0, 2, 1), y
+    with reading(path, "a CIFAR-10 batch"):
+        x, y = _check(path, plain_content(read_bytes(path, room)))
+        return x.reshape(-1, COLOURS, PIXELS).transpose(0, 2, 1), y
 
 
 def _check(path: Path, content: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(content, dict) or not {b"data", b"labels"} <= set(content):
         raise DataError(f"{path} is not a CIFAR-10 batch: no dict with data and labels")
     data, labels = content[b"data"], content[b"labels"]
-    if not isinstance(data, _Array):
+    if not isinstance(data, Made):
         raise DataError(f"{path}: data must be a uint8 array, got {type(data).__name__}")
     try:
-        x = data.values()
-    except (TypeError, ValueError, OverflowError) as e:
-        raise DataError(f"{path}: data must be a uint8 array: {one_line(e)}") from e
+        x = data.array()
+    except ValueError as e:
+        raise DataError(f"{path}: data must be a uint8 array: {said(e)}") from e
     if x.shape[1:] != (COLOURS * PIXELS,):
         raise DataError(f"{path}: data must be (n, {COLOURS * PIXELS}), got {x.shape}")
     if not isinstance(labels, list) or len(labels) != len(x):
         came = len(labels) if isinstance(labels, list) else type(labels).__name__
         raise DataError(f"{path} has {len(x)} images but labels: {came}")
-    if not all(isinstance(label, int) and 0 <= label <= 9 for label in labels):
+    if not all(type(label) is int and 0 <= label <= 9 for label in labels):
         raise DataError(f"{path}: labels must be whole numbers 0..9")
     return x, np.array(labels, np.int64)
-
-
-class _OnlyArrays(pickle.Unpickler):
-    """Builds records of arrays and refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise DataError(f"it asks for {module}.{name}, which is not allowed") from None
-
-
-# These stand in for numpy's own, whose __setstate__ trusts the file with raw memory.
-class _Record:
-    """What a pickle says about an object: its arguments and its state, never acted on."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Array(_Record):
-    def values(self) -> np.ndarray:
-        """The array the record describes. Raises ValueError or TypeError if it is not bytes."""
-        _version, shape, dtype, fortran, content = self.state
-        if not isinstance(dtype, _Dtype) or dtype.arguments[:1] not in ((b"u1",), ("u1",)):
-            raise ValueError("its data are not bytes")
-        flat = np.frombuffer(content, np.uint8)
-        return flat.reshape(shape, order="F" if fortran else "C")
-
-
-class _Dtype(_Record):
-    pass
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct, never to be called
-    ("numpy", "dtype"): _Dtype,
-}

@@ -1,7 +1,6 @@
 """Copies of published sets from OpenML, kept as one .npz each in the user cache."""
 
 import http.client
-import tempfile
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -9,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tnn_robust.base.errors import DataError
+from tnn_robust.base.errors import DataError, InputError
+from tnn_robust.base.reading import said
+from tnn_robust.base.replacing import replacing
 from tnn_robust.data.find import user_cache
-from tnn_robust.data.raw import Arrays, index_labels, one_line
+from tnn_robust.data.raw import Arrays, index_labels
 from tnn_robust.data.tables import LANDSAT_LABELS, load_npz
 
 
@@ -77,7 +78,7 @@ def _fetch(wanted: OpenMLSet) -> Arrays:
             )
     # OSError covers URLError and time-outs, ValueError OpenML's own errors.
     except (OSError, ValueError, EOFError, http.client.HTTPException, zlib.error) as e:
-        raise DataError(f"could not download {what}: {one_line(e)}") from e
+        raise DataError(f"could not download {what}: {said(e)}") from e
     return _to_arrays(table.data, table.target, wanted, what)
 
 
@@ -93,7 +94,7 @@ def _to_arrays(data: object, target: object, wanted: OpenMLSet, what: str) -> Ar
             x = rows.astype(np.uint8)
         labels = np.asarray(target).astype(np.float64)
     except (ValueError, TypeError) as e:
-        raise DataError(f"{what} is not a table of numbers: {one_line(e)}") from e
+        raise DataError(f"{what} is not a table of numbers: {said(e)}") from e
     if not np.array_equal(x, rows) or not np.isin(labels, wanted.labels).all():
         raise DataError(f"{what} has values outside 0..255 or labels outside {wanted.labels}")
     x = x.reshape(-1, c, d).transpose(0, 2, 1) if wanted.channels_first else x.reshape(-1, d, c)
@@ -102,19 +103,11 @@ def _to_arrays(data: object, target: object, wanted: OpenMLSet, what: str) -> Ar
 
 
 def _store(path: Path, arrays: Arrays) -> None:
-    """Write under another name first, so that a broken write leaves no half file behind."""
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            temporary = Path(file.name)
+        with replacing(path) as file:
             np.savez_compressed(file, **arrays._asdict())
-        temporary.replace(path)
-    except OSError as e:
-        raise DataError(f"could not store the download as {path}: {one_line(e)}") from e
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    except InputError as e:
+        raise DataError(f"could not store the download: {e}") from e
 
 
 def _load(path: Path, wanted: OpenMLSet) -> Arrays:

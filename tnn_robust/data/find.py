@@ -4,19 +4,28 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from tnn_robust.base.errors import DataError
+from tnn_robust.base.errors import DataError, InputError
+from tnn_robust.base.reading import said
 
 
 def user_cache() -> Path:
     """$XDG_CACHE_HOME/tnn-robust, else ~/.cache/tnn-robust; it need not exist."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "tnn-robust"
+    return (Path(base) if base else expanded("~/.cache")) / "tnn-robust"
+
+
+def expanded(name: str) -> Path:
+    """A path whose ~ or ~USER is a home; InputError where there is none."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name} names no home directory: {said(error)}") from error
 
 
 def roots(data_dir: str | None) -> list[Path]:
     """The folders to search, best first, whether or not they exist."""
     named = [data_dir, os.environ.get("TNN_DATA")]
-    return [Path(name).expanduser() for name in named if name] + [user_cache()]
+    return [expanded(name) for name in named if name] + [user_cache()]
 
 
 def candidate_folders(
@@ -58,48 +67,48 @@ def find_file(path: str, *, folder: str | None, data_dir: str | None) -> Path:
 
     Raises DataError with every place that was tried.
     """
-    given = Path(path).expanduser()
-    places = [given]
+    given = expanded(path)
+    folders = [Path()]
     if not given.is_absolute():
         for root in roots(data_dir):
-            places += [root / folder / given] if folder else []
-            places.append(root / given)
-    for place in places:
-        if _is_file(place):
-            return place
-    tried = ", ".join(str(place.absolute()) for place in places)
-    raise DataError(
-        f"no file {path}: looked for {tried}; give its path, or put it below data_dir or "
-        "the folder named by the environment variable TNN_DATA"
-    )
+            folders += [root / folder, root] if folder else [root]
+    for place in folders:
+        if _is_file(place / given):
+            return place / given
+    if given.is_absolute():
+        raise DataError(f"no file {path}")
+    below = f" or their {folder}" if folder else ""
+    tried = ", ".join(str(place.absolute()) for place in (Path(), *roots(data_dir)))
+    raise DataError(f"no file {path} in {tried}{below}: name its folder as data_dir or TNN_DATA")
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a folder that may not be entered: look elsewhere
+    except (OSError, ValueError):  # a folder that may not be entered: look elsewhere
         return False
 
 
 def missing_files(
     name: str,
     files: Sequence[str],
-    candidates: Sequence[Path],
+    folders: Sequence[str],
     *,
+    data_dir: str | None,
     any_of: Sequence[str] = (),
     can_download: bool,
 ) -> DataError:
     """The error for a known set whose files are nowhere; it says where and what to do."""
-    needed = [*files, _one_of(any_of)] if any_of else list(files)
-    tried = []
-    for folder in candidates:
+    wanted = [*files, _one_of(any_of)] if any_of else list(files)
+    partly = ""
+    for folder in candidate_folders(folders, data_dir=data_dir):
         lacks = _lacks(folder, files, any_of)
-        # A folder with some of the files is where the user meant them to be.
-        partly = f" (lacks {', '.join(lacks)})" if len(lacks) < len(needed) else ""
-        tried.append(f"{folder.absolute()}{partly}")
-    download = ", or fetch it with download" if can_download else ""
+        if len(lacks) < len(wanted):  # this is where the user meant them to be
+            partly = f" ({folder.absolute()} lacks {', '.join(lacks)})"
+            break
+    more = f" and {len(wanted) - 1} more" if len(wanted) > 1 else ""
+    tried = ", ".join(str(root.absolute()) for root in roots(data_dir))
     return DataError(
-        f"{name} needs the files {', '.join(needed)}: looked in {', '.join(tried)}; put them "
-        f"there, or name their folder with data_dir or the environment variable "
-        f"TNN_DATA{download}"
+        f"{name} needs the files {wanted[0]}{more} in {' or '.join(folders)} of {tried}{partly}: "
+        f"name their folder as data_dir or TNN_DATA{', or download' if can_download else ''}"
     )

@@ -8,11 +8,12 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from tnn_robust.base.errors import DataError
+from tnn_robust.base.reading import Room, read_bytes, reading
 
 HEADER = 128
 MATRIX, COMPRESSED = 14, 15
@@ -22,6 +23,7 @@ NUMBERS = {
 }  # fmt: skip
 NUMERIC_CLASSES = range(6, 16)  # double, single, int8 .. uint64; below: cells, structs, text
 COMPLEX = 0x0800
+MOST_VARIABLES, MOST_AXES, LONGEST_NAME = 1000, 32, 1000
 
 
 def read_mat(path: Path) -> dict[str, np.ndarray]:
@@ -30,12 +32,11 @@ def read_mat(path: Path) -> dict[str, np.ndarray]:
     Cells, structures, text, sparse and complex variables are passed over. Raises DataError
     for truncated, damaged and foreign files, and for v7.3, which is HDF5.
     """
-    try:
-        content = path.read_bytes()
+    with reading(path, "a MATLAB v5 file"):
+        room = Room()
+        content = read_bytes(path, room)
         order = _byte_order(content)
-        return dict(_variables(memoryview(content)[HEADER:], order))
-    except (OSError, ValueError, struct.error, zlib.error) as e:
-        raise DataError(f"cannot read {path} as a MATLAB v5 file: {e}") from e
+        return dict(_variables(memoryview(content)[HEADER:], order, room, path))
 
 
 def _byte_order(content: bytes) -> str:
@@ -51,13 +52,29 @@ def _byte_order(content: bytes) -> str:
     return order
 
 
-def _variables(body: memoryview, order: str) -> Iterator[tuple[str, np.ndarray]]:
-    for kind, payload in _elements(body, order, aligned=False):
+def _variables(
+    body: memoryview, order: str, room: Room, path: Path
+) -> Iterator[tuple[str, np.ndarray]]:
+    for number, (kind, payload) in enumerate(_elements(body, order, aligned=False)):
+        if number >= MOST_VARIABLES:
+            raise ValueError(f"it has more than {MOST_VARIABLES} variables")
         if kind == COMPRESSED:
-            unpacked = memoryview(zlib.decompress(payload))
+            unpacked = _unpacked(payload, order, room, path)
             kind, payload = next(_elements(unpacked, order, aligned=False), (0, payload[:0]))
         if kind == MATRIX and (variable := _matrix(payload, order)):
             yield variable
+
+
+def _unpacked(payload: memoryview, order: str, room: Room, path: Path) -> memoryview:
+    """The one element that a compressed one holds; its tag says how long it is."""
+    unpack = zlib.decompressobj()
+    tag = unpack.decompress(payload, 8)
+    _, size = struct.unpack(order + "II", tag)
+    room.take(size, path, packed=len(payload))
+    content = tag + unpack.decompress(unpack.unconsumed_tail, size + 1)
+    if len(content) != 8 + size:
+        raise ValueError(f"a variable of {size} bytes unpacks to more or fewer")
+    return memoryview(content)
 
 
 def _elements(
@@ -87,9 +104,11 @@ def _matrix(payload: memoryview, order: str) -> tuple[str, np.ndarray] | None:
     (word,) = struct.unpack_from(order + "I", flags)
     if word & 0xFF not in NUMERIC_CLASSES or word & COMPLEX:
         return None
-    parts = list(elements)
+    parts = list(islice(elements, 4))
     if len(parts) != 3 or parts[0][0] != INT32 or parts[2][0] not in NUMBERS:
         raise ValueError("a variable is not made of shape, name and numbers")
+    if len(parts[0][1]) > 4 * MOST_AXES or len(parts[1][1]) > LONGEST_NAME:
+        raise ValueError(f"a variable has more than {MOST_AXES} axes or an endless name")
     shape = [int(n) for n in np.frombuffer(parts[0][1], order + "i4")]
     values = np.frombuffer(parts[2][1], order + NUMBERS[parts[2][0]])
     if min(shape, default=-1) < 0 or math.prod(shape) != values.size:

@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tnn_robust.base.errors import DataError, is_plain
+
+LONGEST_NAME = 1000  # characters of a class
+
 
 class Arrays(NamedTuple):
     """Two parts as read: x (n, d, c) of any real dtype, y (n,) int64 class indices."""
@@ -32,12 +36,17 @@ class Raw:
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """DataError for names of a file that a terminal would act on or that fill a page."""
+        for name in self.classes:
+            if not is_plain(name):
+                raise DataError(f"a class has control characters in its name: {name!r}")
+            if len(name) > LONGEST_NAME:
+                raise DataError(
+                    f"a class has a name of {len(name)} characters, at most {LONGEST_NAME} fit"
+                )
+
 
 def index_labels(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Places of `labels` in the sorted array `values`, int64; every label must be there."""
     return np.searchsorted(values, labels).astype(np.int64)
-
-
-def one_line(error: Exception) -> str:
-    """The message of another library's error on one line, its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -129,16 +129,30 @@ def _published(
         return read(folder)
     copy = openml_copy(spec.dataset, download=spec.download)
     if copy is None:
-        raise find.missing_files(spec.dataset, files, candidates, any_of=any_of, can_download=True)
+        raise find.missing_files(
+            spec.dataset,
+            files,
+            folders,
+            data_dir=spec.data_dir,
+            any_of=any_of,
+            can_download=True,
+        )
     return copy
 
 
 def load_salinas_a(spec: DataSpec, _files: Sequence[str]) -> Raw:
     """Salinas-A (AVIRIS, NASA/JPL), 204 bands."""
-    folders = find.candidate_folders(("hyperspectral",), data_dir=spec.data_dir)
-    folder = find.find_folder(folders, cube.SALINAS_A_FILES)
+    folders = ("hyperspectral",)
+    candidates = find.candidate_folders(folders, data_dir=spec.data_dir)
+    folder = find.find_folder(candidates, cube.SALINAS_A_FILES)
     if folder is None:
-        raise find.missing_files(spec.dataset, cube.SALINAS_A_FILES, folders, can_download=False)
+        raise find.missing_files(
+            spec.dataset,
+            cube.SALINAS_A_FILES,
+            folders,
+            data_dir=spec.data_dir,
+            can_download=False,
+        )
     cube_path, map_path = (folder / name for name in cube.SALINAS_A_FILES)
     scene = cube.read_scene(cube_path, map_path)
     if scene.cube.shape != cube.SALINAS_A_SHAPE:

@@ -1,17 +1,19 @@
 """Text and numpy tables: Statlog Landsat (UCI 1993) and a user's own npz."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.data.raw import Arrays, index_labels, one_line
+from tnn_robust.base.npy import read_arrays
+from tnn_robust.base.reading import MIB, read_text, reading
+from tnn_robust.data.raw import LONGEST_NAME, Arrays, index_labels
 
 LANDSAT_FILES = ("sat.trn", "sat.tst")
 LANDSAT_ROWS = (4435, 2000)
 LANDSAT_LABELS = (1, 2, 3, 4, 5, 7)  # the set has no example of class 6
 PIXELS, BANDS = 9, 4
+LANDSAT_MOST = 16 * MIB
 NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -42,15 +44,14 @@ def landsat_arrays(
 
 
 def _read_integers(path: Path, *, columns: int) -> np.ndarray:
-    try:
-        lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
-        rows = [line for line in lines if line]
+    with reading(path, "a table of whole numbers"):
+        text = read_text(path, encoding="ascii", most=LANDSAT_MOST)
+        rows = [row for line in text.splitlines() if (row := line.split())]
         widths = {len(row) for row in rows}
-        if widths == {columns}:
-            return np.array(rows).astype(np.int64)
-    except (OSError, ValueError, OverflowError) as e:
-        raise DataError(f"{path} is not a table of whole numbers: {e}") from e
-    raise DataError(f"{path} needs {columns} numbers a line, got {sorted(widths) or 'no line'}")
+        if widths != {columns}:
+            came = sorted(widths)[:9] or "no line"
+            raise DataError(f"{path} needs {columns} numbers a line, got {came}")
+        return np.array([[int(word) for word in row] for row in rows], np.int64)
 
 
 def read_npz(path: Path) -> tuple[Arrays, tuple[str, ...]]:
@@ -71,19 +72,7 @@ def read_npz(path: Path) -> tuple[Arrays, tuple[str, ...]]:
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """The four arrays of an .npz file, no pickle allowed. Raises DataError."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is not an .npz file, or it is truncated")
-    try:
-        # Opened here, because np.load leaves a damaged file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if lacks := [key for key in NPZ_KEYS if key not in archive.files]:
-                raise DataError(f"{path} lacks {', '.join(lacks)}; it has {archive.files}")
-            return {key: archive[key] for key in NPZ_KEYS}
-    except DataError:
-        raise
-    # Foreign bytes lead the zip and npy readers into almost any exception.
-    except Exception as e:
-        raise DataError(f"cannot read {path} as .npz without pickle: {one_line(e)}") from e
+    return read_arrays(path, NPZ_KEYS)
 
 
 def _examples(x: np.ndarray, what: str) -> np.ndarray:
@@ -97,5 +86,7 @@ def _npz_labels(y: np.ndarray, what: str) -> np.ndarray:
         raise DataError(
             f"{what} must be whole numbers or strings of shape (n,), got {y.dtype} {y.shape}"
         )
+    if y.dtype.kind == "U" and y.dtype.itemsize > 4 * LONGEST_NAME:
+        raise DataError(f"{what} has names of {y.dtype}, at most {LONGEST_NAME} characters")
     # One integer type, because numpy joins int64 and uint64 to float64.
     return y if y.dtype.kind == "U" else y.astype(np.int64)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tnn_robust.base.errors import DataError
+from tnn_robust.base.reading import Room, read_text, reading, said
 from tnn_robust.data.raw import Arrays
 
 Sample = list[np.ndarray]
@@ -40,10 +41,8 @@ def read_time_series(
 
 def read_ts(path: Path) -> tuple[list[Sample], list[str], list[str]]:
     """Samples (one array of steps a channel), their labels, and the header's class names."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as e:
-        raise DataError(f"cannot read {path} as text: {e}") from e
+    with reading(path, "text"):
+        lines = read_text(path, encoding="utf-8-sig").splitlines()
     kept = [(i, line.strip()) for i, line in enumerate(lines, 1)]
     kept = [(i, line) for i, line in kept if line and not line.startswith("#")]
     n_header = next((k for k, (_, line) in enumerate(kept) if line.lower() == "@data"), None)
@@ -92,7 +91,7 @@ def _parse_sample(line: str, *, where: str) -> tuple[Sample, str]:
         try:
             sample.append(np.array([float(token) for token in tokens]))
         except ValueError as e:
-            raise DataError(f"{where}: {e}") from e
+            raise DataError(f"{where}: {said(e)}") from e
     return sample, label
 
 
@@ -105,6 +104,8 @@ def _class_order(parts: list[tuple[list[Sample], list[str], list[str]]]) -> tupl
 def stack(samples: list[Sample], *, source: Path, resample: int | None) -> np.ndarray:
     """float64 (n, steps, sensors). Raises DataError for unequal lengths without `resample`."""
     if resample is not None:
+        room = Room()
+        room.take(8 * resample * sum(map(len, samples)), f"{source} resampled to {resample} steps")
         samples = [[resample_series(series, resample) for series in s] for s in samples]
     lengths = {len(series) for sample in samples for series in sample}
     if len(lengths) > 1:
