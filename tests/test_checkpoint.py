@@ -112,7 +112,7 @@ def test_truncated_files(saved):
     size = int.from_bytes(whole[:8], "little")
     for length in (0, 1, 7, 8, 9, size, size + 7, size + 8, size + 9, len(whole) - 1):
         saved.write_bytes(whole[:length])
-        refused(saved, "is truncated or no checkpoint")
+        refused(saved, "truncated or not a checkpoint")
 
 
 def test_foreign_files(saved, tmp_path):
@@ -120,7 +120,7 @@ def test_foreign_files(saved, tmp_path):
     save_file({"weight": torch.ones(2)}, saved)
     refused(saved, "is a safetensors file but not of tnn-robust")
     torch.save({"weight": torch.ones(2)}, saved)
-    refused(saved, "is truncated or no checkpoint")
+    refused(saved, "truncated or not a checkpoint")
     write_tensors(saved, {"a": torch.ones(2)}, kind="adversarial-examples", header={})
     refused(saved, "holds a adversarial-examples, a checkpoint is needed")
 

@@ -104,7 +104,7 @@ REFUSED = {
     "infinite": ("lr = inf", "lr", "inf"),
     "nested": ("seed = [[1, 2]]", "seed"),
     "date": ("n_train = 2026-01-01", "n_train"),
-    "TOML": ("seed = [1", "no TOML"),
+    "TOML": ("seed = [1", "not TOML"),
     "none": ('epochs = "none"', "epochs", "none"),
     "eps": ("eps = -0.1", "eps", "-0.1"),
     "too many": ('seed = "0:2000"\nsplit_seed = "0:2000"', str(2000**2), "--yes"),
@@ -148,7 +148,7 @@ def test_other_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     spec, out = tmp_path / "spec.toml", tmp_path / "out"
     refused(run_cli("sweep", spec, "--out", out), "cannot read", str(spec))
     spec.write_bytes(b"\xff\xfe")
-    refused(run_cli("sweep", spec, "--out", out), "no TOML", str(spec))
+    refused(run_cli("sweep", spec, "--out", out), "not TOML", str(spec))
     spec.write_text("seed = 0")
     refused(run_cli("sweep", spec, "--out", out, "--resume"), "nothing to resume")
     refused(run_cli("sweep", spec, "--out", out, "--workers", 0), "--workers")

@@ -119,6 +119,8 @@ def parse_eps(text: str) -> tuple[Eps, ...]:
             found.append(Eps(pieces[0], float(_fraction(pieces[0]))))
         elif len(pieces) == 3:
             found += _range(item, *(_fraction(piece) for piece in pieces))
+            if len(found) > _MAX_RANGE:
+                raise InputError(f"eps takes at most {_MAX_RANGE} values")
         else:
             raise InputError(f"eps needs a number, a list or START:STOP:STEP, got {item!r}")
     return tuple(found)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tnn_robust.base.errors import DataError
+from tnn_robust.base.reading import Room
 from tnn_robust.data.matlab import read_mat
 
 SALINAS_A_FILES = ("SalinasA_corrected.mat", "SalinasA_gt.mat")
@@ -58,6 +59,8 @@ def cut_patches(cube: np.ndarray, rows: np.ndarray, columns: np.ndarray, k: int)
 
     Every window must lie in the scene; k is odd.
     """
+    size = len(rows) * k * k * cube.shape[2] * cube.itemsize
+    Room().take(size, f"{len(rows)} patches of {k} x {k} pixels and {cube.shape[2]} bands")
     windows = sliding_window_view(cube, (k, k), axis=(0, 1))
     patches = windows[rows - k // 2, columns - k // 2]  # (n, bands, k, k)
     return patches.transpose(0, 2, 3, 1).reshape(len(rows), k * k, cube.shape[2])

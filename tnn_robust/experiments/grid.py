@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tnn_robust.base.choices import LARGEST_SEED
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.reading import read_text, reading, require_sound
 from tnn_robust.base.threat import parse_eps
 
 MOST_CELLS = 10**6  # unless the user says yes to more
@@ -27,7 +28,8 @@ REPEATED = ("seed", "split_seed", f"{EVALUATE}.seed")
 NONE = "none"  # the option is not given
 OF_PGD = ("steps", "step_size")
 _FORMAT = "tnn-robust/cell/1"  # of the digests; another when a cell's meaning changes
-_LONGEST_RANGE = 10**6
+_LONGEST_RANGE = 10**6  # values of one setting, counted before they are made
+_LONGEST_SPEC = 2**20  # bytes
 
 
 class GridCell(NamedTuple):
@@ -84,17 +86,21 @@ def _json(value: Any) -> str:
 
 
 class _Kind(NamedTuple):
-    """How one value is read, and a text with a colon as a range (None: it is no range)."""
+    """How one value is read, and a text with a colon as a range (None: it is no range).
+
+    listed: whether every value of a range is a list of one.
+    """
 
     needs: str
     read: Callable[[Any], Any]
-    span: Callable[[str], list[Any]] | None = None
+    span: Callable[[str], Sequence[Any]] | None = None
+    listed: bool = False
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, str):
-        return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > LARGEST_SEED:
         raise ValueError
     return value
 
@@ -145,32 +151,43 @@ def _eps(value: Any) -> str:
     return one
 
 
-def _whole_span(text: str) -> list[Any]:
+def _whole_span(text: str) -> range:
+    """The range itself: it is counted before its numbers are made."""
     bounds = [int(item) for item in text.split(":")]
     found = range(*bounds) if len(bounds) in (2, 3) else range(0)
     if not 0 < len(found) <= _LONGEST_RANGE:
         raise ValueError
-    return list(found)
+    for end in (found[0], found[-1]):
+        _whole(end)
+    return found
+
+
+def _seed_span(text: str) -> range:
+    found = _whole_span(text)
+    for end in (found[0], found[-1]):
+        _seed(end)
+    return found
 
 
 WHOLE = _Kind("whole numbers or START:STOP[:STEP]", _whole, _whole_span)
 SEED = _Kind(
     f"whole numbers from 0 to {LARGEST_SEED} or START:STOP[:STEP]",
     _seed,
-    lambda text: [_seed(n) for n in _whole_span(text)],
+    _seed_span,
 )
 SPLIT_SEED = _Kind(f'"{SAME_SEED}" or {SEED.needs}', _split_seed, SEED.span)
 WHOLES = _Kind(
     'whole numbers, "N,N,..." with one a layer or START:STOP[:STEP]',
     _wholes,
-    lambda text: [[n] for n in _whole_span(text)],
+    _whole_span,
+    listed=True,
 )
 NUMBER = _Kind("numbers", _number)
 TEXT = _Kind("texts", _text)
 NAMES = _Kind('texts "A,B,..."', _names)
 FLAG = _Kind("true or false", _flag)
 EPS = _Kind("sizes such as 0.1, 8/255 or 0:0.3:0.1", _eps, _eps_list)
-EPS_LIST = _Kind(EPS.needs, _eps_list, lambda text: [[eps] for eps in _eps_list(text)])
+EPS_LIST = _Kind(EPS.needs, _eps_list, _eps_list, listed=True)
 
 
 class Setting(NamedTuple):
@@ -242,16 +259,10 @@ def read_spec(path: Path) -> Grid:
     Raises InputError for a file that cannot be read, for unknown keys, a list without
     values or with one twice, and for values that the key does not take.
     """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # of TOML and of UTF-8
-        raise InputError(f"{path} is no TOML: {' '.join(str(error).split())}") from error
-    try:
+    with reading(path, "TOML", InputError):
+        found = tomllib.loads(read_text(path, most=_LONGEST_SPEC))
+        require_sound(found)
         return make_grid(found)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def make_grid(spec: dict[str, Any]) -> Grid:
@@ -266,8 +277,12 @@ def make_grid(spec: dict[str, Any]) -> Grid:
         raise InputError(f"unknown key {unknown[0]}: choose from {', '.join(SETTINGS)}")
     if not given:
         raise InputError("an empty grid: nothing is set")
+    pieces = {name: _pieces(name, SETTINGS[name].kind, value) for name, value in given.items()}
+    count = sum(len(piece.values) for found in pieces.values() for piece in found)
+    if count > _LONGEST_RANGE:
+        raise InputError(f"the spec has {count} values, at most {_LONGEST_RANGE} are taken")
     axes = {
-        name: _values(name, setting.kind, given[name]) if name in given else (setting.default,)
+        name: _values(name, pieces[name]) if name in given else (setting.default,)
         for name, setting in SETTINGS.items()
     }
     for name in OF_PGD:
@@ -282,13 +297,24 @@ def _check_taken(name: str, values: tuple[Any, ...], attacks: tuple[str, ...]) -
         raise InputError(f"{name} is of attack pgd alone, got {name} with attack {others[0]}")
 
 
-def _values(name: str, kind: _Kind, given: Any) -> tuple[Any, ...]:
+class _Piece(NamedTuple):
+    """Some values of a setting, a range not yet spelled out; listed: each in a list of its own."""
+
+    values: Sequence[Any]
+    listed: bool = False
+
+
+def _pieces(name: str, kind: _Kind, given: Any) -> list[_Piece]:
     items = given if isinstance(given, list) else [given]
     if not items:
         raise InputError(f"an empty grid: {name} has no values")
+    return [_read(name, kind, item) for item in items]
+
+
+def _values(name: str, pieces: list[_Piece]) -> tuple[Any, ...]:
     found: list[Any] = []
-    for item in items:
-        found += _read(name, kind, item)
+    for values, listed in pieces:
+        found += [[one] for one in values] if listed else values
     seen = set()
     for value in found:
         if (text := _json(value)) in seen:
@@ -297,16 +323,16 @@ def _values(name: str, kind: _Kind, given: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _read(name: str, kind: _Kind, item: Any) -> list[Any]:
+def _read(name: str, kind: _Kind, item: Any) -> _Piece:
     # Training's "none" is an attack of its own: on clean examples.
     if item == NONE and name != "attack":
         if SETTINGS[name].default is None:
-            return [None]
+            return _Piece([None])
         raise InputError(f'{name} needs {kind.needs}, got "{NONE}"')
     try:
         if kind.span is not None and isinstance(item, str) and ":" in item:
-            return kind.span(item)
-        return [kind.read(item)]
+            return _Piece(kind.span(item), kind.listed)
+        return _Piece([kind.read(item)])
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name} needs {kind.needs}, got {item!r}") from error
     except InputError as error:

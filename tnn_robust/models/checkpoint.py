@@ -11,9 +11,11 @@ import torch
 from tnn_robust import __version__
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import FORMAT_VERSION, container, read_tensors, write_tensors
+from tnn_robust.base.reading import reading, require_sound, said
 from tnn_robust.models.network import TNN, Architecture, model_from_tensors
 from tnn_robust.models.storage import expanded, is_plain, stored_tensors
 
+_TYPES = {dict: "an object", int: "a whole number"}
 KIND = "checkpoint"
 FILE_NAME = "model.safetensors"
 
@@ -50,10 +52,21 @@ class Header:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Header":
         try:
+            require_sound(value)
             found = {f.name: value[f.name] for f in fields(cls)}
-            return cls(**{**found, "architecture": Architecture.from_json(found["architecture"])})
-        except (KeyError, TypeError, InputError) as error:
-            raise CheckpointError(f"the checkpoint's header is incomplete: {error}") from error
+            made = cls(**{**found, "architecture": Architecture.from_json(found["architecture"])})
+            made._check()
+            return made
+        except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+            raise CheckpointError(f"the checkpoint's header is incomplete: {said(error)}") from error
+
+    def _check(self) -> None:
+        """TypeError for fields of another type than stated."""
+        for name, kind in (("data", dict), ("training", dict), ("versions", dict), ("seed", int)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} needs to be {_TYPES[kind]}")
+        if not isinstance(self.compression, dict | None):
+            raise TypeError(f"compression needs to be {_TYPES[dict]} or null")
 
 
 class Checkpoint(NamedTuple):
@@ -118,9 +131,10 @@ def load_checkpoint(run: Path, device: str | torch.device = "cpu") -> Checkpoint
     """
     path = checkpoint_path(run)
     tensors, raw, digest = read_tensors(path, kind=KIND)
-    header = Header.from_json(raw)
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path} holds NaN or infinite values in {name}")
-    model = model_from_tensors(header.architecture, expanded(tensors))
+    with reading(path, "a checkpoint", CheckpointError):
+        header = Header.from_json(raw)
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{path} holds NaN or infinite values in {name}")
+        model = model_from_tensors(header.architecture, expanded(tensors))
     return Checkpoint(model.to(device), header, digest, path)

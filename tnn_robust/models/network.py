@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform, make_transform, transform_from_matrix
 from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.reading import Room
 from tnn_robust.models.functional import t_network
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer, TProductLinear, layer_flops
+
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,20 @@ class Architecture:
             raise InputError(
                 f"a t-NN needs one width and one rank a layer, got {self.widths} and {self.ranks}"
             )
+        if len(self.widths) > MOST_LAYERS:
+            raise InputError(f"a t-NN takes up to {MOST_LAYERS} layers, got {len(self.widths)}")
         if min(self.features, self.channels, self.scores, *self.widths) < 1:
             raise InputError(f"a t-NN needs sizes of at least 1, got {self}")
+
+    @property
+    def numbers(self) -> int:
+        """Entries of the weights in the data's own domain, whatever their dtype."""
+        before = (self.features, *self.widths)
+        each = (
+            a * b if rank is None else rank * (a + b)
+            for a, b, rank in zip(before, self.widths, self.ranks, strict=False)
+        )
+        return self.channels * (sum(each) + self.scores * self.widths[-1] + self.channels)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "widths": list(self.widths), "ranks": list(self.ranks)}
@@ -45,13 +60,23 @@ class Architecture:
             if not isinstance(value["transform"], str):
                 raise TypeError
             lists = {"widths": tuple(value["widths"]), "ranks": tuple(value["ranks"])}
+            sizes = (value["features"], value["channels"], value["scores"], *lists["widths"])
+            ranks = (rank for rank in lists["ranks"] if rank is not None)
+            if not all(type(size) is int for size in (*sizes, *ranks)):
+                raise TypeError
             return cls(**{**value, **lists})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not an architecture: {value}") from error
 
 
+def _require_layers(layers: int) -> None:
+    if not 1 <= layers <= MOST_LAYERS:
+        raise InputError(f"a t-NN takes 1 to {MOST_LAYERS} layers, got {layers}", field="layers")
+
+
 def layer_widths(widths: Sequence[int], layers: int) -> tuple[int, ...]:
     """d_1 .. d_L from one width for all layers, or one a layer."""
+    _require_layers(layers)
     if len(widths) not in (1, layers):
         needed = f"1 value or {layers}, one a layer"
         raise InputError(f"width needs {needed}, got {len(widths)}", field="width")
@@ -60,6 +85,7 @@ def layer_widths(widths: Sequence[int], layers: int) -> tuple[int, ...]:
 
 def ranks_of_layers(ranks: Sequence[int] | None, layers: int) -> tuple[int | None, ...]:
     """Tubal ranks of L layers from None for dense ones, one for all, or one a layer."""
+    _require_layers(layers)
     if ranks is None:
         return (None,) * layers
     if len(ranks) not in (1, layers):
@@ -305,6 +331,7 @@ def new_model(
     dtype: torch.dtype = torch.float32,
 ) -> TNN:
     """A fresh network; `data` (n, d, c) is only read by the `data` transform."""
+    Room().take(dtype.itemsize * architecture.numbers, f"a network of {architecture}")
     transform = make_transform(
         architecture.transform, architecture.channels, data=data, dtype=dtype
     )

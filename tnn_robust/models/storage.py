@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.reading import Room
 from tnn_robust.models.layers import rank_mask
 from tnn_robust.models.network import TNN, model_tensors
 
@@ -74,12 +75,19 @@ def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unpacked(name: str, rows: Tensor, ranks: Tensor) -> Tensor:
     """(k, r, d) with zeros beyond each rank, from rows (sum r_k, d)."""
     whole = ranks.dtype == torch.int32 and ranks.ndim == 1 and ranks.numel() > 0
-    if not whole or int(ranks.min()) < 0 or rows.shape[:-1] != (int(ranks.sum()),):
+    if (
+        not whole
+        or int(ranks.min()) < 0
+        or rows.ndim != 2
+        or len(rows) != int(ranks.sum())
+    ):
         raise CheckpointError(
             f"the ranks of {name} do not fit its shape {tuple(rows.shape)}: "
             "the tensors do not make the network"
         )
     r = int(ranks.max())
+    size = len(ranks) * r * rows.shape[1] * rows.element_size()
+    Room().take(size, f"a layer of {len(ranks)} faces", packed=rows.nbytes + ranks.nbytes)
     padded = rows.new_zeros(len(ranks), r, rows.shape[1])
     padded[rank_mask(ranks, r)] = rows
     return padded
