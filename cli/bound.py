@@ -66,7 +66,7 @@ def _trajectory(run: Path, figure: Path | None, json_file: Path | None) -> None:
         if path is not None:
             require_writable(path)
     records = read_trajectory(run)
-    _render.show_chart(trajectory_lines(records))
+    _render.show_chart(trajectory_lines(records, ascii_only=not _render.encodable("▁█")))
     if figure is not None:
         trajectory_figure(records, figure)
     if json_file is not None:

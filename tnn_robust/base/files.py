@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,25 +189,3 @@ def _digest(kind: str, header: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def claim_directory(out: Path, *, overwrite: bool) -> None:
-    """Refuse a run directory that holds something, unless it may be overwritten."""
-    if out.is_file():
-        raise InputError(f"{out} is a file; a run directory is needed")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(
-            f"{out} exists: choose another directory or overwrite it", field="overwrite"
-        )
-
-
-@contextlib.contextmanager
-def removed_on_error(out: Path) -> Iterator[None]:
-    """Remove `out` if the block inside created it and then failed: nothing half-written."""
-    existed = out.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
