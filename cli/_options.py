@@ -36,6 +36,8 @@ class Command(cloup.Command):
     shared = False
 
     def main(self, *args: Any, **settings: Any) -> Any:
+        if sys.stdout is None:  # closed by whoever started the command
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # what it cannot encode is shown as \\u2588
                 stream.reconfigure(errors="backslashreplace")
@@ -238,6 +240,9 @@ OUT = click.Path(path_type=Path)
 SEED = click.IntRange(min=0, max=LARGEST_SEED)
 SEEDS = _Parsed("S[,S...]", _seeds)
 
+overwriting = click.option(
+    "--overwrite", is_flag=True, help="Also write result files over files of your own."
+)
 data_set = options(
     click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
     click.option("--classes", type=NAMES, help="Use these, in this order, e.g. 3,7."),

@@ -116,3 +116,59 @@ def test_of_many_at_once_one_gets_the_directory(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sum(lock is not None for lock in got) == 1
+
+
+ATTACK = ("--attack", "fgsm", "--eps", "0.1", "--n", "20", "--no-checks")
+
+
+@pytest.mark.parametrize(
+    ("shell", "code"), [("| head -c 1 >/dev/null", 141), (">/dev/full", 2), (">&-", None)]
+)
+def test_a_result_is_on_disk_however_the_output_ends(digits_run, tmp_path, shell, code) -> None:
+    files = ("--json", tmp_path / "r.json", "--save-adv", tmp_path / "p.safetensors")
+    words = " ".join(map(str, (digits_run, *ATTACK, *files)))
+    python = f"{sys.executable} -c 'from tnn_robust_cli.attack import main; main()' {words}"
+    line = f"set -o pipefail; {python} {shell}"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True)
+    assert code is None or done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+    assert json.loads((tmp_path / "r.json").read_text())["kind"] == "attack-report"
+    assert (tmp_path / "p.safetensors").is_file()
+
+
+def test_words_that_the_output_cannot_encode_are_shown_all_the_same(digits_run, tmp_path) -> None:
+    options = (digits_run, "--attack", "fgsm", "--curve", "--eps", "0,0.1", "--n", "20")
+    words = list(map(str, options))
+    code = "from tnn_robust_cli.attack import main; main()"
+    where = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    out = tmp_path / "r\N{LATIN SMALL LETTER E WITH ACUTE}.json"
+    command = [sys.executable, "-c", code, *words, "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, env=where)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and b"#" in done.stdout and out.is_file()
+
+
+def test_another_attack_leaves_an_unfinished_one_alone(digits_run, tmp_path, monkeypatch) -> None:
+    from shutil import copytree
+
+    from attack_runs import journal_of
+
+    from tnn_robust.evaluation.journal import Journal
+
+    run = copytree(digits_run, tmp_path / "run")
+    suite = (run, "--suite", "quick", "--eps", "0.1", "--n", "20", "--no-checks")
+    add = Journal.add
+
+    def interrupted(self, entries) -> None:
+        add(self, entries)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "add", interrupted)
+        result = run_cli("attack", *suite)
+    assert result.exit_code == 130 and "go on with --resume" in result.stderr
+    before = journal_of(run).read_bytes()
+    succeeded(run_cli("attack", run, *ATTACK))
+    assert journal_of(run).read_bytes() == before
+    succeeded(run_cli("attack", *suite, "--resume"))
+    assert not journal_of(run).exists()

@@ -176,7 +176,7 @@ def test_resuming_with_other_settings_names_the_difference(tmp_path):
         assert text in str(caught.value)
     other = request(tmp_path, resume=True)
     other = replace(other, data=replace(other.data, n_train=100))
-    with pytest.raises(InputError, match=r"was trained with data = .*120.*, got .*100"):
+    with pytest.raises(InputError, match=r"data.n_train was 120, is 100"):
         list(train_run(other))
     assert epochs_done(tmp_path) == 1
 

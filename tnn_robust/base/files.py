@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tnn_robust.base.choices import FIGURE, RANK_TABLE
 from tnn_robust.base.errors import CheckpointError, InputError
 
 # 2: checkpoints of multi-ranks without padding, or in half precision.
@@ -63,6 +65,47 @@ def require_writable(path: Path) -> None:
         reason = f"no permission in {place}"
     if reason:
         raise InputError(f"cannot write {path}: {reason}")
+
+
+WRITER = "tnn-robust"  # the program that a picture names as its own
+_RANK_TABLE_START = b"size,kind,tubal_ranks"
+_START = 4096  # bytes in which a result says what it is
+# What a run directory holds, which no result of a command may replace.
+_OF_A_RUN = {"model.safetensors", "training.safetensors", "records.jsonl", "sweep.jsonl"}
+
+
+def require_result_file(path: Path, *kinds: str, overwrite: bool) -> None:
+    """Raise InputError for a place that cannot be written, or holds something of the user's.
+
+    kinds: of the results of one command, this one's first. An earlier one of these is replaced,
+    any other file with `overwrite` alone, and the files of a run never.
+    """
+    require_writable(path)
+    if not path.exists():
+        return
+    if path.name in _OF_A_RUN or path.suffix == ".jsonl":
+        raise InputError(f"{path} is of a run: choose another file")
+    if not overwrite and _result_kind(path) not in kinds:
+        raise InputError(
+            f"{path} exists and is no {kinds[0]} of an earlier command: choose another file or "
+            "overwrite it",
+            field="overwrite",
+        )
+
+
+def _result_kind(path: Path) -> str | None:
+    """What an earlier command wrote at a path, by the first bytes; None for anything else."""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(_START)
+    except OSError:
+        return None
+    if path.suffix == ".csv":
+        return RANK_TABLE if start.startswith(_RANK_TABLE_START) else None
+    if path.suffix in (".png", ".svg"):
+        return FIGURE if WRITER.encode() in start else None
+    found = re.search(rb'"kind\\?": *\\?"([a-z-]+)\\?"', start)
+    return found.group(1).decode() if found else None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
