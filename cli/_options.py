@@ -37,7 +37,7 @@ class Command(cloup.Command):
 
     def main(self, *args: Any, **settings: Any) -> Any:
         if sys.stdout is None:  # closed by whoever started the command
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # what it cannot encode is shown as \\u2588
                 stream.reconfigure(errors="backslashreplace")

@@ -24,7 +24,7 @@ from tnn_robust.compression.repair import RepairSettings
 from tnn_robust.compression.report import stored_itemsize
 from tnn_robust.compression.rule_ranks import FileSize, chosen_ranks, metric_svds
 from tnn_robust.compression.rules import BUDGETS, TRAINED, Rule
-from tnn_robust.compression.source import Source, source_of
+from tnn_robust.compression.source import ToCompress, source_of
 from tnn_robust.compression.training_methods import require_trainable
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.rows import check_attacks
@@ -87,7 +87,7 @@ class Original:
     """
 
     checkpoint: Checkpoint
-    source: Source
+    source: ToCompress
     subject: Subject
     data: dict[str, Any]
     attacks: tuple[Attack, ...]

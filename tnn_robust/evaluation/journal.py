@@ -21,7 +21,7 @@ from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
 PREFIX, SUFFIX = "attack-", ".progress.jsonl"
 
 
-class Entry(NamedTuple):
+class FinishedBlock(NamedTuple):
     """A finished block: its outcomes, the passes it took, and how many examples at a time."""
 
     outcomes: Outcomes
@@ -78,12 +78,12 @@ class Journal:
             if resume:
                 raise
 
-    def of(self, attack: int, part: str) -> dict[int, Entry]:
+    def of(self, attack: int, part: str) -> dict[int, FinishedBlock]:
         """The finished blocks of one attack on one part, by their first row."""
         known = self._ledger.known.items()
         return {k[2]: entry for k, (_, entry) in known if k[:2] == (attack, part)}
 
-    def add(self, entries: Sequence[tuple[Key, Entry]]) -> None:
+    def add(self, entries: Sequence[tuple[Key, FinishedBlock]]) -> None:
         """Put finished blocks on disk; they survive the death of the process.
 
         A disk that is full costs the record and not the report.
@@ -127,11 +127,11 @@ def _explain(folder: Path, path: Path, header: dict[str, Any]) -> None:
     raise InputError(f"nothing to resume at {path}", field="resume")
 
 
-def _key(record: tuple[Key, Entry]) -> Key:
+def _key(record: tuple[Key, FinishedBlock]) -> Key:
     return record[0]
 
 
-def _encode(record: tuple[Key, Entry]) -> dict[str, Any]:
+def _encode(record: tuple[Key, FinishedBlock]) -> dict[str, Any]:
     (attack, part, start), entry = record
     columns = {name: column.tolist() for name, column in entry.outcomes._asdict().items()}
     work = {name: getattr(entry, name) for name in _WORK}
@@ -141,7 +141,7 @@ def _encode(record: tuple[Key, Entry]) -> dict[str, Any]:
 _KINDS = {torch.bool: list[bool], torch.int64: list[int], torch.float64: list[float]}
 
 
-def _decode(value: dict[str, Any]) -> tuple[Key, Entry]:
+def _decode(value: dict[str, Any]) -> tuple[Key, FinishedBlock]:
     try:
         place = tuple(decoded(t, value[k], k) for k, t in _PLACE.items())
         work = [decoded(int, value[name], name) for name in _WORK]
@@ -153,7 +153,7 @@ def _decode(value: dict[str, Any]) -> tuple[Key, Entry]:
         raise CheckpointError(f"a block lacks {error}") from error
     if min(work) < 0 or place[2] < 0 or len({len(column) for column in columns.values()}) > 1:
         raise CheckpointError("a block needs columns of one length and counts of at least 0")
-    return place, Entry(Outcomes(**columns), *work)
+    return place, FinishedBlock(Outcomes(**columns), *work)
 
 
 _PLACE = {"attack": int, "part": str, "start": int}
