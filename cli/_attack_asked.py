@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tnn_robust.attacks.choice import AttackChoice
+from tnn_robust.base.choices import FIGURE
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.spec import DataSpec
 
@@ -41,6 +42,7 @@ class Asked:
     data_dir: str | None
     download: bool
     resume: bool = False
+    overwrite: bool = False
     compare: bool = False
     curve: bool = False
     minimal: bool = False
@@ -59,9 +61,11 @@ class Asked:
         return "curve" if self.ranged else "report"
 
     @property
-    def files(self) -> list[Path]:
-        """All that is to be written."""
-        return [one for one in (self.json_file, self.save_adv, self.figure) if one is not None]
+    def files(self) -> dict[Path, tuple[str, ...]]:
+        """All that is to be written, and which of this command's results each may replace."""
+        kinds = ((_JSON[self.mode], *_JSON.values()), ("adversarial-examples",), (FIGURE,))
+        files = (self.json_file, self.save_adv, self.figure)
+        return {file: kind for file, kind in zip(files, kinds, strict=True) if file is not None}
 
     def load(self, network: Network | None = None) -> "tuple[Subject, Dataset]":
         """The network, by default the only one, with its data."""
@@ -95,6 +99,13 @@ class Asked:
         )
 
 
+_JSON = {
+    "report": "attack-report",
+    "verify": "attack-report",
+    "compare": "comparison-report",
+    "curve": "eps-curve",
+    "minimal": "minimal-report",
+}
 # Options that are of some of the reports alone.
 _OF = {
     "save_adv": ("report",),

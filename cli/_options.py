@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from tnn_robust.base.launch import launched
 from tnn_robust.base.threat import Eps, parse_eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 
-INTERRUPTED = 130
+INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the number of the signal, as shells have it
 _MOST_SEEDS = 1000
 _TIME_TO_SPEAK = 10  # seconds
 
@@ -32,6 +34,14 @@ class Command(cloup.Command):
     """
 
     shared = False
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        if sys.stdout is None:  # closed by whoever started the command
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what it cannot encode is shown as \\u2588
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -46,7 +56,9 @@ class Command(cloup.Command):
             with _first_speaks():
                 if not self.shared:
                     refuse_processes(str(self.name))
-                return super().invoke(ctx)
+                found = super().invoke(ctx)
+                sys.stdout.flush()
+                return found
         except TnnError as error:
             option = _option_of(ctx.command, getattr(error, "field", None))
             _complain(f"Error: {error}{option}", everywhere=error.everywhere)
@@ -54,6 +66,22 @@ class Command(cloup.Command):
         except KeyboardInterrupt:
             _complain("Interrupted.")
             ctx.exit(INTERRUPTED)
+        except BrokenPipeError:  # of `| head`: what was asked for in files is written by now
+            _discard_output()
+            ctx.exit(PIPE_CLOSED)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            _discard_output()
+            _complain(f"Error: cannot write to standard output: {error.strerror}")
+            ctx.exit(2)
+
+
+def _discard_output() -> None:
+    """Let nothing that is still to be printed fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def _option_of(command: click.Command, field: str | None) -> str:
@@ -84,11 +112,13 @@ def _complain(text: str, *, everywhere: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def going_on(out: Path, what: str) -> Iterator[None]:
-    """Ctrl-C says what is kept, and how to go on."""
+def going_on(out: Path | None, what: str) -> Iterator[None]:
+    """Ctrl-C says what is kept, and how to go on; out: None where nothing is."""
     try:
         yield
     except KeyboardInterrupt:
+        if out is None:
+            raise
         click.echo(f"Interrupted. {out} holds {what}; go on with --resume.", err=True)
         raise SystemExit(INTERRUPTED) from None
 
@@ -210,6 +240,9 @@ OUT = click.Path(path_type=Path)
 SEED = click.IntRange(min=0, max=LARGEST_SEED)
 SEEDS = _Parsed("S[,S...]", _seeds)
 
+overwriting = click.option(
+    "--overwrite", is_flag=True, help="Also write result files over files of your own."
+)
 data_set = options(
     click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
     click.option("--classes", type=NAMES, help="Use these, in this order, e.g. 3,7."),

@@ -5,7 +5,8 @@ from typing import Any
 
 from tnn_robust_cli import _render
 
-from tnn_robust.base.files import require_writable
+from tnn_robust.base.choices import FIGURE, RANK_TABLE
+from tnn_robust.base.files import require_result_file
 from tnn_robust.compression.original import CompressRequest
 from tnn_robust.compression.rank_sweep import make_sizes, rank_sweep
 from tnn_robust.reporting.figures import require_figure
@@ -31,9 +32,10 @@ def sweep_sizes(
     sizes = make_sizes(text, **asked)
     if figure is not None:
         require_figure(figure)
-    for path in (json_file, csv_file, figure):
+    kinds = {"sweep-report": json_file, RANK_TABLE: csv_file, FIGURE: figure}
+    for kind, path in kinds.items():
         if path is not None:
-            require_writable(path)
+            require_result_file(path, kind, overwrite=request.overwrite)
     report = _render.follow(rank_sweep(request, sizes, parents=parents, resume=resume))
     if csv_file is not None:
         write_csv(report, csv_file)

@@ -27,11 +27,27 @@ T = TypeVar("T")
 _WIDEST = 120  # wider lines are hard to read, however wide the terminal is
 
 
+class _Console(Console):
+    """One that leaves a closed pipe to the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+def encodable(text: str) -> bool:
+    """Whether standard output has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def console(width: int | None = None) -> Console:
     """Standard output; `width` fixes it, a file or pipe gets 80 columns."""
     # Under NO_COLOR rich would still send bold.
     colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    found = Console(width=width, highlight=False, color_system=colours)
+    found = _Console(width=width, highlight=False, color_system=colours)
     if width is None:
         found.width = min(found.width, _WIDEST) if found.is_terminal else 80
     return found

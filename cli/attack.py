@@ -27,6 +27,7 @@ _REPORT = shared.heading(
     click.option("--resume", is_flag=True, help="Go on with an interrupted report."),
     click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there."),
     click.option("--json", "json_file", type=shared.OUT, help="Write the report there too."),
+    shared.overwriting,
 )
 _COMPARE = shared.heading(
     "Comparison",
@@ -62,6 +63,7 @@ def main(
     minimal: bool,
     stacked: bool,
     resume: bool,
+    overwrite: bool,
     seeds: tuple[int, ...],
     suite: str | None,
     checks: bool,
@@ -95,6 +97,7 @@ def main(
         data_dir=data_dir,
         download=download,
         resume=resume,
+        overwrite=overwrite,
         compare=compare,
         curve=curve,
         minimal=minimal,
@@ -108,10 +111,10 @@ def main(
     if asked.mode in ("verify", "curve", "minimal") or stacked:
         shared.refuse_processes("--stacked" if stacked else f"--{asked.mode}")
 
-    from tnn_robust.base.files import require_writable
+    from tnn_robust.base.files import require_result_file
 
-    for path in asked.files:
-        require_writable(path)
+    for path, kinds in asked.files.items():
+        require_result_file(path, *kinds, overwrite=asked.overwrite)
     _RUN[asked.mode](asked)
 
 

@@ -28,5 +28,5 @@ def curve(asked: Asked) -> None:
     if asked.json_file is not None:
         write_json(asked.json_file, found.to_json())
     _render.show_tables([curve_table(found)])
-    _render.show_chart(curve_lines(found))
+    _render.show_chart(curve_lines(found, ascii_only=not _render.encodable("█▒│")))
     _render.show_lines(["", *network_notes(found.model), f"The curve: {found.verdict}."])

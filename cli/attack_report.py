@@ -1,9 +1,9 @@
 """tnn-attack RUN: the adversarial gap report of one network."""
 
+from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
 
-from tnn_robust.base.progress import drain
 from tnn_robust.base.team import joined
 from tnn_robust.evaluation.report import evaluate_steps
 from tnn_robust.evaluation.verify import save_points
@@ -16,24 +16,22 @@ def run(asked: Asked) -> None:
         with team.agreeing():
             subject, dataset = asked.load()
             attacks = asked.attacks_on(subject)
-        with _render.progress_bar() as bar:
-            found = drain(
-                evaluate_steps(
-                    subject,
-                    dataset,
-                    attacks,
-                    suite=asked.suite,
-                    seeds=asked.seeds,
-                    n=asked.n,
-                    batch_size=asked.batch_size,
-                    checks=asked.checks,
-                    keep_points=asked.save_adv is not None,
-                    journal=True,
-                    resume=asked.resume,
-                    team=team,
-                ),
-                bar.tell,
-            )
+        steps = evaluate_steps(
+            subject,
+            dataset,
+            attacks,
+            suite=asked.suite,
+            seeds=asked.seeds,
+            n=asked.n,
+            batch_size=asked.batch_size,
+            checks=asked.checks,
+            keep_points=asked.save_adv is not None,
+            journal=True,
+            resume=asked.resume,
+            team=team,
+        )
+        with shared.going_on(subject.folder, "what is finished"):
+            found = _render.follow(steps)
         del subject, dataset
         report = found.report
         try:
@@ -43,3 +41,4 @@ def run(asked: Asked) -> None:
             file = asked.json_file if team.first else None
             lines = attack_notes(report)
             _render.deliver(report.to_json(), file, attack_tables(report), lines)
+        found.finish()

@@ -6,6 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
+from tnn_robust.base.choices import FIGURE
 from tnn_robust.base.errors import InputError
 
 
@@ -23,7 +24,14 @@ from tnn_robust.base.errors import InputError
 @click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
 @click.option("--figure", type=shared.OUT, help="Of the trajectory: a .png or .svg file.")
 @click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
-def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given: Any) -> None:
+@shared.overwriting
+def main(
+    json_file: Path | None,
+    trajectory: bool,
+    figure: Path | None,
+    overwrite: bool,
+    **given: Any,
+) -> None:
     """Evaluate the paper's theorems on the network of a run directory and its data.
 
     Prints constants, premises, every bound in two forms ("paper shape" with its
@@ -35,18 +43,18 @@ def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given:
     if figure is not None and (not trajectory or figure.suffix not in (".png", ".svg")):
         raise InputError(f"--figure is a .png or .svg file of --trajectory, got {figure}")
     if trajectory:
-        _trajectory(given["run"], figure, json_file)
+        _trajectory(given["run"], figure, json_file, overwrite)
         return
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_writable
+    from tnn_robust.base.files import require_result_file
     from tnn_robust.evaluation.bounds import EXAMPLES, attacks_for_bounds, bound_steps
     from tnn_robust.evaluation.subject import load_subject
     from tnn_robust.reporting.bounds import bound_notes, bound_tables
 
     if json_file is not None:
-        require_writable(json_file)
+        require_result_file(json_file, "bound-report", "trajectory", overwrite=overwrite)
     place = {name: given.pop(name) for name in ("device", "data_dir", "download")}
     subject, dataset = load_subject(given.pop("run"), **place)
     attacks = attacks_for_bounds(choice, subject.trained)
@@ -55,23 +63,23 @@ def main(json_file: Path | None, trajectory: bool, figure: Path | None, **given:
     _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
 
 
-def _trajectory(run: Path, figure: Path | None, json_file: Path | None) -> None:
+def _trajectory(run: Path, figure: Path | None, json_file: Path | None, overwrite: bool) -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_writable, write_json
+    from tnn_robust.base.files import require_result_file, write_json
     from tnn_robust.reporting.trajectory import trajectory_figure, trajectory_lines
     from tnn_robust.training.trajectory import read_trajectory
 
-    for path in (figure, json_file):
+    for path, kind in ((figure, FIGURE), (json_file, "trajectory")):
         if path is not None:
-            require_writable(path)
+            require_result_file(path, kind, overwrite=overwrite)
     records = read_trajectory(run)
-    _render.show_chart(trajectory_lines(records))
     if figure is not None:
         trajectory_figure(records, figure)
     if json_file is not None:
         found = [record.to_json() for record in records]
         write_json(json_file, {"kind": "trajectory", "records": found})
+    _render.show_chart(trajectory_lines(records, ascii_only=not _render.encodable("▁█")))
 
 
 if __name__ == "__main__":

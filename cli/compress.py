@@ -155,7 +155,7 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     """Compress, write what was asked for, and print. asked: the fields of a rule."""
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_writable
+    from tnn_robust.base.files import require_result_file
     from tnn_robust.compression.compress_run import compress_run
     from tnn_robust.compression.rules import make_rule
     from tnn_robust.reporting.compression import compression_tables
@@ -165,7 +165,9 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     if not without:
         request = replace(request, rule=make_rule(**asked))
     if json_file is not None:
-        require_writable(json_file)
+        require_result_file(
+            json_file, "compression-report", "sweep-report", overwrite=request.overwrite
+        )
     report = _render.follow(compress_run(request))
     lines = [report.note] if report.note else []
     lines.append(f"Saved in {request.out}.")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.progress import Steps, drain
+from tnn_robust.evaluation.journal import unfinished
 from tnn_robust.evaluation.report import Evaluated, chosen_attacks, evaluate_steps
 from tnn_robust.evaluation.subject import load_subject
 
@@ -23,7 +24,9 @@ def attack_steps(run: Path, choice: AttackChoice, **settings) -> Steps[Evaluated
 
 def attack_run(run: Path, choice: AttackChoice, **settings) -> Evaluated:
     """All of it."""
-    return drain(attack_steps(run, choice, **settings))
+    found = drain(attack_steps(run, choice, **settings))
+    found.finish()
+    return found
 
 
 def whole(steps: Steps) -> list:
@@ -31,3 +34,15 @@ def whole(steps: Steps) -> list:
     seen: list = []
     seen.append(drain(steps, seen.append))
     return seen
+
+
+def journal_of(run: Path) -> Path:
+    """The record of the one interrupted evaluation of a run; a file that is not there for none."""
+    (found,) = unfinished(run) or [run / "no.progress.jsonl"]
+    return found
+
+
+def lines_of(run: Path) -> int:
+    """How many lines its record has, 0 without one."""
+    path = journal_of(run)
+    return path.read_bytes().count(b"\n") if path.is_file() else 0

@@ -191,3 +191,12 @@ def test_every_package_of_the_library_is_installed() -> None:
     listed = {line.strip() for line in config.splitlines() if line.strip().startswith("tnn_robust")}
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in LIBRARY.rglob("__init__.py")}
     assert found <= listed
+
+
+def test_no_name_is_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for path in (*LIBRARY.rglob("*.py"), *CLI.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -5,13 +5,13 @@ from shutil import copytree
 
 import pytest
 import torch
+from attack_runs import journal_of
 from conftest import run_cli
 from torch import nn
 
 from tnn_robust.attacks import suite
 from tnn_robust.attacks.apgd import APGD, APGDT
 from tnn_robust.attacks.square import Square
-from tnn_robust.evaluation.journal import FILE_NAME
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.models import blocks
 from tnn_robust.models.blocks import compute_block
@@ -89,13 +89,12 @@ def test_nor_on_that_of_a_run_it_goes_on_from(tmp_path, digits_run, monkeypatch)
     def torn(self, entries):
         calls.append(len(entries))
         if len(calls) > 4:
-            self._file.close()
             raise KeyboardInterrupt
         add(self, entries)
 
     monkeypatch.setattr(Journal, "add", torn)
     assert run_cli("attack", run, *SUITE, "--batch-size", 64).exit_code != 0
     monkeypatch.setattr(Journal, "add", add)
-    kept = (run / FILE_NAME).read_bytes().count(b"\n") - 1
+    kept = journal_of(run).read_bytes().count(b"\n") - 1
     assert kept == sum(calls[:4]) and max(calls) == 2  # 64 is two blocks of 32
     assert report(run, tmp_path, *SUITE, "--batch-size", 7, "--resume") == whole

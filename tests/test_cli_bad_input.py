@@ -53,7 +53,7 @@ BAD_TRAINING = {
     "seed": (("--seed", 10**30), "--seed", str(10**30)),
     "file matrix": (("--transform", "file:none.npy"), "none.npy"),
     "option of other data": (("--patch", 3), "patch", "salinas-a", "digits"),
-    "resume of nothing": (("--resume",), "training.safetensors"),
+    "resume of nothing": (("--resume",), "nothing to resume", "--resume"),
     "no values on it": (("--device", "meta"), "'meta'", "try cpu (--device)"),
 }
 

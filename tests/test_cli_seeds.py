@@ -177,5 +177,5 @@ def test_a_set_is_not_written_over_anything_nor_resumed_from_nothing(tmp_path):
     (tmp_path / "mine").write_text("precious")
     refused(run_cli("train", *BASE, "--seeds", "0:2", "--out", tmp_path), "exists: choose another")
     missing = run_cli("train", *BASE, "--seeds", "0:2", "--resume", "--out", tmp_path / "absent")
-    refused(missing, "no training-state at", "seed-0")
+    refused(missing, "nothing to resume at", "absent", "--resume")
     assert content(tmp_path) == {"mine": b"precious"}

@@ -14,7 +14,14 @@ from safetensors.torch import save_file
 
 import tnn_robust
 from tnn_robust.base.errors import CheckpointError, InputError
-from tnn_robust.base.files import append_line, read_tensors, write_bytes, write_json, write_tensors
+from tnn_robust.base.files import (
+    append_line,
+    read_tensors,
+    require_result_file,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 
 LIBRARY = Path(tnn_robust.__file__).parent
 
@@ -283,3 +290,22 @@ def test_the_library_runs_no_code_from_files():
         if (names := sorted(set(unsafe(ast.parse(path.read_text())))))
     }
     assert found == {}
+
+
+def test_a_result_replaces_its_like_and_nothing_else_unasked(tmp_path) -> None:
+    own = tmp_path / "report.json"
+    write_json(own, {"schema": "tnn-robust/attack-report/1", "kind": "attack-report"})
+    require_result_file(own, "attack-report", overwrite=False)
+    points = tmp_path / "points.safetensors"
+    write_tensors(points, {"x": torch.zeros(3)}, kind="adversarial-examples", header={})
+    require_result_file(points, "adversarial-examples", overwrite=False)
+    thesis = tmp_path / "thesis.json"
+    thesis.write_text('{"title": "kind"}')
+    for path, kind in ((own, "bound-report"), (thesis, "attack-report"), (points, "checkpoint")):
+        with pytest.raises(InputError, match=f"exists and is no {kind}"):
+            require_result_file(path, kind, overwrite=False)
+        require_result_file(path, kind, overwrite=True)
+    for name in ("model.safetensors", "training.safetensors", "metrics.jsonl"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(InputError, match="is of a run"):
+            require_result_file(tmp_path / name, "attack-report", overwrite=True)

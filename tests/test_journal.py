@@ -10,11 +10,11 @@ from pathlib import Path
 from shutil import copyfile, copytree
 
 import pytest
+from attack_runs import journal_of, lines_of
 from cli_checks import refused
 from conftest import run_cli, train_digits
 
 from tnn_robust.evaluation import report as attack_module
-from tnn_robust.evaluation.journal import FILE_NAME
 from tnn_robust.models import blocks
 from tnn_robust.models.checkpoint import FILE_NAME as CHECKPOINT
 
@@ -45,15 +45,10 @@ def start(run: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def lines(run: Path) -> int:
-    path = run / FILE_NAME
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
-
-
 def kill_after(run: Path, count: int, *options: str) -> None:
     """Start an attack and kill it without warning once its record has `count` lines."""
     process = start(run, *options)
-    while process.poll() is None and lines(run) < count:
+    while process.poll() is None and lines_of(run) < count:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -67,7 +62,7 @@ def check_resumed(run: Path, whole: Path, counts: tuple[int, ...], folder: Path)
     result = run_cli("attack", run, *OPTIONS, "--resume", "--json", again)
     assert result.exit_code == 0, result.stderr
     assert report(again) == report(whole)
-    assert not (run / FILE_NAME).exists()
+    assert not journal_of(run).exists()
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +92,7 @@ def test_killed_at_any_moment(whole, tmp_path, seed) -> None:
 def test_a_torn_line_is_dropped_and_an_altered_one_refused(whole, tmp_path) -> None:
     run, path = whole
     kill_after(run, 10)
-    journal = run / FILE_NAME
+    journal = journal_of(run)
     intact = journal.read_bytes()
     journal.write_bytes(intact[:-9])
     again = tmp_path / "again.json"
@@ -114,11 +109,11 @@ def test_a_record_of_another_run_is_refused_naming_the_difference(
 ) -> None:
     run = own(digits_run, tmp_path)
     kill_after(run, 5)
-    before = (run / FILE_NAME).read_bytes()
+    before = journal_of(run).read_bytes()
 
     def refuses(*options: object, says: str) -> None:
         result = run_cli("attack", run, *OPTIONS, *options, "--resume")
-        refused(result, f"{run / FILE_NAME} is of another run: {says}")
+        refused(result, f"{journal_of(run)} is of another run: {says}")
 
     for option, value, difference in (
         ("--seed", 1, "seed.0 was 0, is 1"),
@@ -134,7 +129,7 @@ def test_a_record_of_another_run_is_refused_naming_the_difference(
     other = train_digits(tmp_path / "other", "--epochs", 1, "--seed", 9)
     copyfile(other / CHECKPOINT, run / CHECKPOINT)
     refuses(says="checkpoint was ")
-    assert (run / FILE_NAME).read_bytes() == before, "a refusal keeps the record"
+    assert journal_of(run).read_bytes() == before, "a refusal keeps the record"
 
 
 def test_nothing_to_resume_is_an_error(digits_run, tmp_path) -> None:

@@ -4,6 +4,7 @@ from shutil import copytree
 
 import pytest
 import torch
+from attack_runs import journal_of
 from cli_checks import load_json, succeeded, without
 from conftest import loaded, run_cli
 
@@ -12,7 +13,7 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.attack_part import attack_part
-from tnn_robust.evaluation.journal import FILE_NAME, Journal
+from tnn_robust.evaluation.journal import Journal
 from tnn_robust.evaluation.risk import join
 from tnn_robust.evaluation.rows import make_check
 from tnn_robust.models.network import TNN
@@ -112,7 +113,7 @@ def test_a_resumed_report_still_names_it(digits_run, memory, tmp_path, monkeypat
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Journal, "add", interrupted)
-    assert run_cli("attack", run, *ATTACK).exit_code == 130 and (run / FILE_NAME).is_file()
+    assert run_cli("attack", run, *ATTACK).exit_code == 130 and journal_of(run).is_file()
     memory(1000)  # the blocks left have all the room they need
     succeeded(run_cli("attack", run, *ATTACK, "--resume", "--json", tmp_path / "r.json"))
     report, whole = (load_json(tmp_path / name) for name in ("r.json", "whole.json"))

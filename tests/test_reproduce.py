@@ -243,8 +243,11 @@ def test_resuming_repeats_no_finished_cell(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="epochs was 1, is 2"):
         list(reproduce_run(other))
     path = tmp_path / "parts" / "records.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    whole_file = path.read_bytes()
+    path.write_bytes(whole_file[:-20])  # torn by a crash: that cell is run again
+    assert len([p for p in reproduce_run(again) if p.found is not None]) == 1
+    path.write_bytes(whole_file.replace(b'"seconds": ', b'"seconds": 1', 1))
+    with pytest.raises(CheckpointError, match="line 2 fails its checksum"):
         list(reproduce_run(again))
 
 
@@ -273,8 +276,7 @@ def test_the_command_writes_records_tables_figures_and_verdicts(tmp_path: Path, 
     flat = " ".join(printed.split())
     for verdict in found["verdicts"]:
         assert f"{verdict['text']}: {verdict['verdict'].upper()}." in flat
-    lines = files["records.jsonl"].decode().splitlines()
-    assert all(isinstance(json.loads(line), dict) for line in lines)
+    lines = [line.partition(" ")[2] for line in files["records.jsonl"].decode().splitlines()]
     records = read_records(out)
     assert [CellRecord.from_json(json.loads(line)) for line in lines[1:]] == records
 

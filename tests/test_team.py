@@ -11,6 +11,7 @@ from shutil import copytree
 
 import pytest
 import torch
+from attack_runs import journal_of, lines_of
 from cli_checks import load_json, refused, without
 from conftest import run_cli
 from hypothesis import given, settings
@@ -20,7 +21,6 @@ from tnn_robust_cli import _options
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.team import Team
-from tnn_robust.evaluation.journal import FILE_NAME as JOURNAL
 from tnn_robust.models import blocks
 from tnn_robust.models.checkpoint import load_checkpoint
 
@@ -105,7 +105,7 @@ def test_two_processes_train_and_attack_as_one(tmp_path) -> None:
     alone("attack", one, *TWO, "--json", tmp_path / "one.json")
     reports = [without(load_json(tmp_path / name), "seconds") for name in ("one.json", "two.json")]
     assert json.dumps(reports[0]) == json.dumps(reports[1])
-    assert not (one / JOURNAL).exists()
+    assert not journal_of(one).exists()
 
 
 @pytest.mark.slow
@@ -177,12 +177,11 @@ def child(parent: int, rank: int) -> int:
 def test_a_killed_attack_goes_on_with_another_number_of_processes(digits_run, tmp_path) -> None:
     run = copytree(digits_run, tmp_path / "run")
     alone("attack", run, *SUITE, "--json", tmp_path / "whole.json")
-    attack, journal = ("attack", run, *SUITE, "--batch-size", 1), run / JOURNAL
+    attack = ("attack", run, *SUITE, "--batch-size", 1)
     process = start(2, attack)
-    while process.poll() is None and not (
-        journal.is_file() and journal.read_bytes().count(b"\n") > 4
-    ):
+    while process.poll() is None and lines_of(run) <= 4:
         time.sleep(0.002)
+    journal = journal_of(run)
     process.kill()  # torchrun alone: its processes are left behind
     for rank in (0, 1):
         os.kill(child(process.pid, rank), signal.SIGKILL)

@@ -17,7 +17,7 @@ from tnn_robust.base.errors import AttackError
 from tnn_robust.base.losses import Loss
 
 
-class Rule(NamedTuple):
+class BoundaryRule(NamedTuple):
     """How the radius moves: its start on the way to the boundary, and the ball or its sphere.
 
     estimate: until first fooled, the radius is the current norm plus the linear
@@ -29,8 +29,8 @@ class Rule(NamedTuple):
 
 
 METHODS = {
-    "ddn": Rule(estimate=False, on_sphere=True),
-    "fmn": Rule(estimate=True, on_sphere=False),
+    "ddn": BoundaryRule(estimate=False, on_sphere=True),
+    "fmn": BoundaryRule(estimate=True, on_sphere=False),
 }
 
 
@@ -59,7 +59,7 @@ def _towards(label: Tensor) -> Loss:
 
 
 def approach(
-    model: Model, x: Tensor, y: Tensor, ball: Ball, rule: Rule, steps: int, loss: Loss
+    model: Model, x: Tensor, y: Tensor, ball: Ball, rule: BoundaryRule, steps: int, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """The nearest iterate of loss >= 0 and its norm (n,); x and infinite where there is none."""
     z = best_x = x

@@ -41,9 +41,12 @@ def suite_attacks(name: str, threat: Threat, *, scores: int, entries: int) -> tu
     return tuple(_members(threat, scores, 1.0 if name == "standard" else 0.2))
 
 
-def is_sequential(name: str) -> bool:
-    """Whether each attack runs only on the points that still stand: in one ball alone."""
-    return name != "paper"
+def is_sequential(name: str | None) -> bool:
+    """Whether each attack runs only on the points that still stand: in one ball alone.
+
+    None is of attacks that are no suite.
+    """
+    return name not in (None, "paper")
 
 
 def _members(threat: Threat, scores: int, share: float) -> Iterator[Attack]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from tnn_robust.base.errors import InputError, unknown_choice
 
 
-class Entry(NamedTuple):
+class ZooEntry(NamedTuple):
     """How to call one of its classes.
 
     norms: what it is bounded in, the first by default; arguments: which of our
@@ -22,25 +22,25 @@ class Entry(NamedTuple):
 _ITERATED = ("steps", "alpha")
 _AUTO = ("norm", "seed")
 # Attacks bounded by eps that accept 1 x d x c images; minimal-norm ones have no ball to report on.
-ZOO: dict[str, Entry] = {
-    "FGSM": Entry(("linf",), ()),
-    "BIM": Entry(("linf",), _ITERATED),
-    "PGD": Entry(("linf",), (*_ITERATED, "random_start")),
-    "EOTPGD": Entry(("linf",), (*_ITERATED, "random_start")),
-    "MIFGSM": Entry(("linf",), _ITERATED),
-    "NIFGSM": Entry(("linf",), _ITERATED),
-    "VMIFGSM": Entry(("linf",), _ITERATED),
-    "Jitter": Entry(("linf",), (*_ITERATED, "random_start")),
-    "PGDL2": Entry(("l2",), (*_ITERATED, "random_start")),
-    "APGD": Entry(("linf", "l2"), (*_AUTO, "steps", "n_restarts")),
-    "Square": Entry(("linf", "l2"), (*_AUTO, "n_restarts"), tiles_in_l2=True),
+ZOO: dict[str, ZooEntry] = {
+    "FGSM": ZooEntry(("linf",), ()),
+    "BIM": ZooEntry(("linf",), _ITERATED),
+    "PGD": ZooEntry(("linf",), (*_ITERATED, "random_start")),
+    "EOTPGD": ZooEntry(("linf",), (*_ITERATED, "random_start")),
+    "MIFGSM": ZooEntry(("linf",), _ITERATED),
+    "NIFGSM": ZooEntry(("linf",), _ITERATED),
+    "VMIFGSM": ZooEntry(("linf",), _ITERATED),
+    "Jitter": ZooEntry(("linf",), (*_ITERATED, "random_start")),
+    "PGDL2": ZooEntry(("l2",), (*_ITERATED, "random_start")),
+    "APGD": ZooEntry(("linf", "l2"), (*_AUTO, "steps", "n_restarts")),
+    "Square": ZooEntry(("linf", "l2"), (*_AUTO, "n_restarts"), tiles_in_l2=True),
     # Their DLR losses read the third and fourth largest score.
-    "APGDT": Entry(("linf", "l2"), (*_AUTO, "steps", "n_restarts", "n_classes"), 4),
-    "AutoAttack": Entry(("linf", "l2"), (*_AUTO, "n_classes"), 4, tiles_in_l2=True),
+    "APGDT": ZooEntry(("linf", "l2"), (*_AUTO, "steps", "n_restarts", "n_classes"), 4),
+    "AutoAttack": ZooEntry(("linf", "l2"), (*_AUTO, "n_classes"), 4, tiles_in_l2=True),
 }
 
 
-def zoo_entry(name: str) -> Entry:
+def zoo_entry(name: str) -> ZooEntry:
     if name not in ZOO:
         raise unknown_choice("torchattacks attack", name, ZOO)
     return ZOO[name]

@@ -5,12 +5,11 @@ container: a safetensors file whose metadata holds a versioned JSON header and
 the SHA-256 digest of header and tensors. Nothing here unpickles.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from tnn_robust.base.choices import FIGURE, RANK_TABLE
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.reading import MIB, Room, opened, parsed_json, reading
 from tnn_robust.base.replacing import replacing
@@ -62,6 +62,47 @@ def require_path(path: Path) -> None:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot use {path}: {why}") from error
+
+
+WRITER = "tnn-robust"  # the program that a picture names as its own
+_RANK_TABLE_START = b"size,kind,tubal_ranks"
+_START = 4096  # bytes in which a result says what it is
+# What a run directory holds, which no result of a command may replace.
+_OF_A_RUN = {"model.safetensors", "training.safetensors", "records.jsonl", "sweep.jsonl"}
+
+
+def require_result_file(path: Path, *kinds: str, overwrite: bool) -> None:
+    """Raise InputError for a place that cannot be written, or holds something of the user's.
+
+    kinds: of the results of one command, this one's first. An earlier one of these is replaced,
+    any other file with `overwrite` alone, and the files of a run never.
+    """
+    require_writable(path)
+    if not path.exists():
+        return
+    if path.name in _OF_A_RUN or path.suffix == ".jsonl":
+        raise InputError(f"{path} is of a run: choose another file")
+    if not overwrite and _result_kind(path) not in kinds:
+        raise InputError(
+            f"{path} exists and is no {kinds[0]} of an earlier command: choose another file or "
+            "overwrite it",
+            field="overwrite",
+        )
+
+
+def _result_kind(path: Path) -> str | None:
+    """What an earlier command wrote at a path, by the first bytes; None for anything else."""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(_START)
+    except OSError:
+        return None
+    if path.suffix == ".csv":
+        return RANK_TABLE if start.startswith(_RANK_TABLE_START) else None
+    if path.suffix in (".png", ".svg"):
+        return FIGURE if WRITER.encode() in start else None
+    found = re.search(rb'"kind\\?": *\\?"([a-z-]+)\\?"', start)
+    return found.group(1).decode() if found else None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -202,26 +243,3 @@ def _digest(kind: str, header: str, tensors: Mapping[str, Tensor]) -> str:
         summary.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         summary.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return summary.hexdigest()
-
-
-def claim_directory(out: Path, *, overwrite: bool) -> None:
-    """Refuse a run directory that holds something, unless it may be overwritten."""
-    require_path(out)
-    if out.is_file():
-        raise InputError(f"{out} is a file; a run directory is needed")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(
-            f"{out} exists: choose another directory or overwrite it", field="overwrite"
-        )
-
-
-@contextlib.contextmanager
-def removed_on_error(out: Path) -> Iterator[None]:
-    """Remove `out` if the block inside created it and then failed: nothing half-written."""
-    existed = out.exists()
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            shutil.rmtree(out, ignore_errors=True)
-        raise

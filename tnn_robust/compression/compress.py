@@ -13,7 +13,7 @@ from tnn_robust.compression.repair import RepairSettings, repair
 from tnn_robust.compression.results import LayerRecord
 from tnn_robust.compression.rule_ranks import FileSize, chosen_ranks, metric_svds
 from tnn_robust.compression.rules import TRAINED, Rule, make_rule
-from tnn_robust.compression.source import Source
+from tnn_robust.compression.source import ToCompress
 from tnn_robust.compression.training_methods import require_trainable, train_compressed
 from tnn_robust.compression.truncate import (
     densify,
@@ -158,7 +158,7 @@ def compress(
     asked = RepairSettings(finetune, lr, distill, conditioning, lc or LCSchedule(), theta)
     require_trainable(model, rule, asked)
     settings = training or TrainSettings()
-    source = Source(model, data, settings, attack, settings.loss, seed)
+    source = ToCompress(model, data, settings, attack, settings.loss, seed)
     svds = layer_svds(model)
     if rule.method in TRAINED or finetune:
         _ = source.data
@@ -183,7 +183,7 @@ def _described(original: TNN, cut: Cut, rule: Rule) -> Compressed:
 
 
 def compress_steps(
-    source: Source,
+    source: ToCompress,
     svds: Sequence[LayerSVD] | None,
     rule: Rule | None,
     asked: RepairSettings,

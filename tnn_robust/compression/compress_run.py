@@ -1,6 +1,6 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
-from tnn_robust.base.files import claim_directory
+from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.progress import Steps
 from tnn_robust.compression.original import CompressRequest, Original, build, read_original
 from tnn_robust.compression.report import compression_report
@@ -18,11 +18,11 @@ def compress_run(request: CompressRequest) -> Steps[CompressionReport]:
     the comparison is of the network read back from it. Raises TnnError for what
     cannot be done, before anything is written.
     """
-    claim_directory(request.out, overwrite=request.overwrite)
-    original = read_original(request)
-    target, found = yield from build(original, request)
-    before = yield from attacked_alike(original.subject, original, request)
-    after = yield from attacked_alike(subject_of(target), original, request)
+    with claim_directory(request.out, "compression", overwrite=request.overwrite):
+        original = read_original(request)
+        target, found = yield from build(original, request)
+        before = yield from attacked_alike(original.subject, original, request)
+        after = yield from attacked_alike(subject_of(target), original, request)
     return compression_report(
         original.checkpoint,
         target,

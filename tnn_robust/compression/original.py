@@ -12,7 +12,6 @@ from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.base import choices
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
-from tnn_robust.base.files import removed_on_error
 from tnn_robust.base.progress import Steps
 from tnn_robust.compression.compress import (
     Cut,
@@ -25,7 +24,7 @@ from tnn_robust.compression.repair import RepairSettings
 from tnn_robust.compression.report import stored_itemsize
 from tnn_robust.compression.rule_ranks import FileSize, chosen_ranks, metric_svds
 from tnn_robust.compression.rules import BUDGETS, TRAINED, Rule
-from tnn_robust.compression.source import Source, source_of
+from tnn_robust.compression.source import ToCompress, source_of
 from tnn_robust.compression.training_methods import require_trainable
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.rows import check_attacks
@@ -88,7 +87,7 @@ class Original:
     """
 
     checkpoint: Checkpoint
-    source: Source
+    source: ToCompress
     subject: Subject
     data: dict[str, Any]
     attacks: tuple[Attack, ...]
@@ -205,8 +204,7 @@ def _header(original: Original, request: CompressRequest, ranks: Sequence[int]) 
 
 def _save(model: TNN, header: Header, request: CompressRequest) -> Checkpoint:
     """Write the network and read it back: the report is of what is in the file."""
-    with removed_on_error(request.out):
-        save_checkpoint(request.out / FILE_NAME, model, header, request.storage)
+    save_checkpoint(request.out / FILE_NAME, model, header, request.storage)
     # Of a run overwritten; resuming it would undo the compression.
     for stale in (STATE, METRICS):
         (request.out / stale).unlink(missing_ok=True)

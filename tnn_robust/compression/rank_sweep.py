@@ -1,15 +1,13 @@
 """The rank sweep of tnn-compress: one t-SVD, many sizes, one table of robustness against size."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.choices import PARENTS
 from tnn_robust.base.errors import InputError, unknown_choice
-from tnn_robust.base.files import claim_directory, write_bytes
-from tnn_robust.base.ledger import checked_line, checked_lines, require_same
+from tnn_robust.base.ledger import Ledger
+from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.progress import Steps
 from tnn_robust.base.threat import parse_eps
 from tnn_robust.compression.original import (
@@ -39,6 +37,7 @@ _SIZE = {
     "dynamic": "params",
 }
 _MOST = 1000  # rows of one sweep
+_Rows = Ledger[tuple[str, str], SweepRow]
 
 
 def make_sizes(text: str, *, method: str | None = None, **asked: Any) -> dict[str, Rule]:
@@ -99,17 +98,33 @@ def rank_sweep(
     for kind in parents:
         if kind not in PARENTS:
             raise unknown_choice("parent", kind, PARENTS, field="parent")
-    if not resume:
-        claim_directory(request.out, overwrite=request.overwrite)
+    with claim_directory(
+        request.out, "rank sweep", overwrite=request.overwrite, resume=resume, until=FILE_NAME
+    ) as lock:
+        again = resume and not lock.abandoned
+        return (yield from _sweep(request, sizes, parents, resume=again))
+
+
+def _sweep(
+    request: CompressRequest, sizes: dict[str, Rule], parents: Sequence[str], *, resume: bool
+) -> Steps[SweepReport]:
     rule = next(iter(sizes.values()))
     original = read_original(replace(request, rule=rule), retrains="trained" in parents)
     for text, one in sizes.items():  # what cannot be had is refused before the first row
         require_size(original, at_size(request, text, one))
     header = _header(original, request, sizes, parents)
-    known = _Rows(request.out / FILE_NAME, header, resume=resume)
+    known = _Rows(
+        request.out / FILE_NAME,
+        header,
+        encode=SweepRow.to_json,
+        decode=SweepRow.from_json,
+        key=lambda row: (row.size, row.kind),
+        resume=resume,
+    )
+    known.rewrite()
     yield from _missing_rows(original, request, sizes, parents, known)
     wanted = [("", "original"), *_wanted(sizes, parents)]
-    return _report(original, request, rule, [known.rows[one] for one in wanted])
+    return _report(original, request, rule, [known.known[one] for one in wanted])
 
 
 def at_size(request: CompressRequest, text: str, rule: Rule) -> CompressRequest:
@@ -127,26 +142,27 @@ def _missing_rows(
     request: CompressRequest,
     sizes: dict[str, Rule],
     parents: Sequence[str],
-    known: "_Rows",
+    known: _Rows,
 ) -> Steps[None]:
     """Make the rows that are not known yet."""
-    missing = [one for one in _wanted(sizes, parents) if one not in known.rows]
-    if not missing and ("", "original") in known.rows:
+    missing = [one for one in _wanted(sizes, parents) if one not in known.known]
+    if not missing and ("", "original") in known.known:
         return
     judge, makers = Judge(original, request), Parents(original, request)
     # Also for a resumed sweep: the points of the original are in no file.
     size = original.checkpoint.path.stat().st_size
     whole = Candidate("", "original", original.subject, original.model, size)
     row = yield from judge.row(whole)
-    known.add(row)
+    if ("", "original") not in known.known:
+        known.add([row])
     for text, kind in missing:
         if kind == "t-SVD":
             one = yield from _compressed(original, at_size(request, text, sizes[text]), text)
         else:
-            like = known.rows[text, "t-SVD"]
+            like = known.known[text, "t-SVD"]
             one = yield from makers.make(kind, sizes[text], text, like)
         row = yield from judge.row(one)
-        known.add(row)
+        known.add([row])
 
 
 def _compressed(original: Original, request: CompressRequest, text: str) -> Steps[Candidate]:
@@ -189,25 +205,3 @@ def _header(
         "device": str(original.subject.device),
         "versions": versions(),
     }
-
-
-class _Rows:
-    """The finished rows of a sweep, on disk: a header, then a checked line a row."""
-
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool):
-        self._path, self._header = path, header
-        self.rows: dict[tuple[str, str], SweepRow] = {}
-        lines = checked_lines(path) if resume else []
-        if resume and not lines:
-            raise InputError(f"nothing to resume at {path}: start it anew", field="resume")
-        if lines:
-            require_same(path, lines[0], json.loads(json.dumps(header)))
-        for line in lines[1:]:
-            row = SweepRow.from_json(line)
-            self.rows[row.size, row.kind] = row
-
-    def add(self, row: SweepRow) -> None:
-        """Write all rows so far, whole or not at all; one that is there is kept as it is."""
-        self.rows.setdefault((row.size, row.kind), row)
-        values = [self._header, *(one.to_json() for one in self.rows.values())]
-        write_bytes(self._path, "".join(checked_line(value) for value in values).encode())

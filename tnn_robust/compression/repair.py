@@ -7,7 +7,7 @@ from torch import nn
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.progress import Steps, T, retold
-from tnn_robust.compression.source import Source
+from tnn_robust.compression.source import ToCompress
 from tnn_robust.data.dataset import subset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.learning_compression import LCSchedule
@@ -53,7 +53,7 @@ class RepairSettings:
 
 def repair(
     model: TNN,
-    source: Source,
+    source: ToCompress,
     asked: RepairSettings,
     *,
     teacher: nn.Module | None = None,
@@ -80,7 +80,7 @@ def repair(
     return model
 
 
-def train_anew(model: TNN, source: Source, epochs: int) -> Steps[Any]:
+def train_anew(model: TNN, source: ToCompress, epochs: int) -> Steps[Any]:
     """The run's own training on a fresh network, in place."""
     settings, common = training_setup(source, RepairSettings(), epochs)
     steps = fit(model, **common, settings=settings, optimizer=make_optimizer(model, settings))
@@ -88,7 +88,7 @@ def train_anew(model: TNN, source: Source, epochs: int) -> Steps[Any]:
 
 
 def training_setup(
-    source: Source, asked: RepairSettings, epochs: int
+    source: ToCompress, asked: RepairSettings, epochs: int
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """The network's own settings, and what every training here takes besides."""
     settings, device = source.settings, source.model.head.device

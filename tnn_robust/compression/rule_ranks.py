@@ -19,7 +19,7 @@ from tnn_robust.compression.metrics import (
 )
 from tnn_robust.compression.rank_selection import MultiRanks
 from tnn_robust.compression.rules import Rule, budget_of, choose_ranks
-from tnn_robust.compression.source import Source
+from tnn_robust.compression.source import ToCompress
 from tnn_robust.compression.truncate import truncated
 from tnn_robust.data.dataset import subset
 from tnn_robust.data.parts import Part
@@ -43,7 +43,7 @@ class FileSize(NamedTuple):
 
 
 def metric_svds(
-    source: Source,
+    source: ToCompress,
     svds: Sequence[LayerSVD],
     rule: Rule,
     *,
@@ -82,7 +82,7 @@ def needs_examples(rule: Rule) -> bool:
     return rule.whiten or rule.method == "sensitivity"
 
 
-def measured_on(source: Source, seed: int) -> tuple[Part, Tensor]:
+def measured_on(source: ToCompress, seed: int) -> tuple[Part, Tensor]:
     """The training examples that a metric is measured on, and their indices."""
     head = source.model.head
     return subset(source.data.train, _EXAMPLES, seed, head.device, head.dtype)

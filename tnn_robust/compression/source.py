@@ -15,7 +15,7 @@ _TOLD = ("epochs", "batch_size", "lr", "optimizer", "loss")  # by every run
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ToCompress:
     """A network to compress, from a run or in memory.
 
     dataset: None where nothing is measured or trained; training: how to train on, None where
@@ -45,13 +45,13 @@ class Source:
         return self.training
 
 
-def source_of(checkpoint: Checkpoint, *, trains: bool) -> Source:
+def source_of(checkpoint: Checkpoint, *, trains: bool) -> ToCompress:
     """The network of a run, without its data.
 
     trains: whether it will be trained on, so that the run must say how. Raises
     CheckpointError where it does not.
     """
-    return Source(
+    return ToCompress(
         model=checkpoint.model,
         training=settings_of(checkpoint) if trains else None,
         attack=trained_against(checkpoint),

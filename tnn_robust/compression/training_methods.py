@@ -12,7 +12,7 @@ from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
 from tnn_robust.compression.rank_selection import MultiRanks, penalty_ranks
 from tnn_robust.compression.repair import RepairSettings, told, training_setup
 from tnn_robust.compression.rules import Rule
-from tnn_robust.compression.source import Source
+from tnn_robust.compression.source import ToCompress
 from tnn_robust.compression.truncate import densify, truncated
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.training.learning_compression import lc_fit
@@ -37,7 +37,7 @@ def require_trainable(model: TNN, rule: Rule, asked: RepairSettings) -> None:
 
 
 def train_compressed(
-    source: Source, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
+    source: ToCompress, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
 ) -> Trained:
     """The network, as factors, of a method that trains; and a sentence on how it went.
 
@@ -51,7 +51,7 @@ def train_compressed(
 
 
 def _learning_compression(
-    source: Source, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
+    source: ToCompress, rule: Rule, asked: RepairSettings, ranks_of: RanksOf
 ) -> Trained:
     found: list[TNN] = []
 
@@ -81,7 +81,7 @@ def _learning_compression(
     return found[0], f"Learning-compression: {words}."
 
 
-def _dynamic(source: Source, asked: RepairSettings, ranks_of: RanksOf) -> Trained:
+def _dynamic(source: ToCompress, asked: RepairSettings, ranks_of: RanksOf) -> Trained:
     svds = layer_svds(source.model)
     ranks = ranks_of(svds)
     model = truncated(source.model, svds, ranks)
@@ -93,7 +93,7 @@ def _dynamic(source: Source, asked: RepairSettings, ranks_of: RanksOf) -> Traine
     return made, f"Rank-adaptive training: {asked.epochs} epochs, ranks moved at every step."
 
 
-def _plateau(source: Source, asked: RepairSettings) -> Trained:
+def _plateau(source: ToCompress, asked: RepairSettings) -> Trained:
     """The run's training anew: dense until its stable ranks settle, as factors from there on."""
     epochs = source.settings.epochs
     settings, common = training_setup(source, asked, epochs)

@@ -17,7 +17,7 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.base.team import Team
 from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.agp import NO_WORK, Work
-from tnn_robust.evaluation.journal import Entry, Journal, Key
+from tnn_robust.evaluation.journal import FinishedBlock, Journal, Key
 from tnn_robust.evaluation.risk import (
     OUTCOME_DTYPES,
     Check,
@@ -166,7 +166,7 @@ def attack_target(job: Job, attack: Attack, number: int, target: Target) -> Step
 
 
 def _result(
-    rows: Tensor, entries: Sequence[Entry], points: Tensor | None, so_far: Result | None
+    rows: Tensor, entries: Sequence[FinishedBlock], points: Tensor | None, so_far: Result | None
 ) -> Result:
     """The blocks of one attack on `rows`, put together and into what came before."""
     found = join([entry.outcomes for entry in entries])
@@ -190,18 +190,18 @@ class _Keeper:
     def __init__(self, job: Job, number: int, part: str):
         self._job, self._place = job, (number, part)
         self.counted = Counted(job.subject.model)
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, FinishedBlock] = {}
         self.points: dict[int, Tensor] = {}
         self.examples = 0
         self._before = (0, 0)
-        self._unwritten: list[tuple[Key, Entry]] = []
+        self._unwritten: list[tuple[Key, FinishedBlock]] = []
 
     def keep(self, block: Block, *, last: bool) -> bool:
         """Take a block; whether that was the moment to write those so far on record."""
         now = (self.counted.forwards, self.counted.backwards)
         passes = (now[0] - self._before[0], now[1] - self._before[1])
         self._before = now
-        entry = Entry(block.outcomes, *passes, block.together)
+        entry = FinishedBlock(block.outcomes, *passes, block.together)
         self.entries[block.start] = entry
         if self._job.keep_points:
             self.points[block.start] = block.x_adv
@@ -221,7 +221,7 @@ class _Keeper:
             return
         columns = Outcomes(**{name: torch.zeros(n, dtype=d) for name, d in OUTCOME_DTYPES.items()})
         points = like.new_zeros((n if job.keep_points else 0, *like.shape[1:]))
-        work = torch.zeros(len(todo), len(Entry._fields) - 1, dtype=torch.int64)
+        work = torch.zeros(len(todo), len(FinishedBlock._fields) - 1, dtype=torch.int64)
         for start, entry in self.entries.items():
             rows = slice(start, start + len(entry.outcomes.loss))
             for column, part in zip(columns, entry.outcomes, strict=True):
@@ -232,5 +232,7 @@ class _Keeper:
         job.team.fill([*columns, points, work])
         for start, passes in zip(todo, work.tolist(), strict=True):
             rows = slice(start, start + job.block)
-            self.entries[start] = Entry(Outcomes(*(column[rows] for column in columns)), *passes)
+            self.entries[start] = FinishedBlock(
+                Outcomes(*(column[rows] for column in columns)), *passes
+            )
             self.points[start] = points[rows]

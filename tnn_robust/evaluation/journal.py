@@ -1,28 +1,27 @@
-"""An append-only record of finished blocks, from which an interrupted attack goes on.
+"""The record of finished blocks, from which an interrupted attack goes on.
 
-One JSON line a block, each with a checksum; the first says what is attacked
-and how. A report is a function of these lines, so a resumed one is the same.
+A report is a function of these blocks, so a resumed one is the same.
 """
 
-import errno
+import hashlib
 import json
-import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from tnn_robust.base.errors import InputError
-from tnn_robust.base.ledger import checked_line, checked_lines, require_same
+from tnn_robust.base.codec import decoded
+from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.ledger import Ledger, checked_lines, require_same
+from tnn_robust.base.locks import Busy, lock_file
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
 
-FILE_NAME = "attack.progress.jsonl"
+PREFIX, SUFFIX = "attack-", ".progress.jsonl"
 
 
-class Entry(NamedTuple):
+class FinishedBlock(NamedTuple):
     """A finished block: its outcomes, the passes it took, and how many examples at a time."""
 
     outcomes: Outcomes
@@ -36,53 +35,55 @@ Key = tuple[int, str, int]  # number of the attack, part, first row of the block
 
 
 class Journal:
-    """The blocks of one attack run, on disk as they are finished.
+    """The blocks of one evaluation, on disk as they are finished, in a file of their settings.
 
-    header: everything the outcomes depend on, JSON-safe. With `resume` the
-    blocks of an earlier run are taken over: InputError names what differs if its
-    header is another; a torn last line is dropped and its block done again. The
-    processes of a team write to one file, which the first begins and removes.
+    folder: of the network; header: everything the outcomes depend on, JSON-safe. With
+    `resume` the blocks of an interrupted evaluation are taken over: InputError names what
+    differs from the unfinished ones there. Another evaluation of the same settings that is
+    still running is an InputError too. The processes of a team write to one file, which the
+    first begins and removes.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool, team: Team = ALONE):
-        self._path, self._first = path, team.first
-        self.known: dict[Key, Entry] = {}
-        # Two runs may write to one file at once: a line says which it is of.
-        self._run = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-        self._kept = False
-        with team.agreeing():
-            whole = self._read(header) if resume else []
+    def __init__(self, folder: Path, header: dict[str, Any], *, resume: bool, team: Team = ALONE):
+        path, self._first, self._kept = _file(folder, header), team.first, False
+        self._lock = lock_file(path)
         with team.agreeing():
             if team.first:
-                self._begin(whole or [header], resume)
+                self._take(resume)
+        with team.agreeing():
+            if resume and not path.is_file():
+                _explain(folder, path, header)
+            self._ledger = Ledger(
+                path, header, encode=_encode, decode=_decode, key=_key, resume=resume
+            )
+        with team.agreeing():
+            if team.first:
+                self._begin(resume)
         self._kept = bool(team.total(torch.tensor(int(self._kept))))
 
-    def _read(self, header: dict[str, Any]) -> list[dict[str, Any]]:
-        """Take over what an earlier run has done; the lines of this run's file."""
-        whole = checked_lines(self._path)
-        if not whole:
-            raise InputError(f"nothing to resume at {self._path}", field="resume")
-        require_same(self._path, whole[0], json.loads(json.dumps(header)))
-        own = [line for line in whole[1:] if line["run"] == self._run]
-        for line in own:
-            attack, part, start, entry = _decode(line)
-            self.known[attack, part, start] = entry
-        return [whole[0], *own]
-
-    def _begin(self, lines: list[dict[str, Any]], resume: bool) -> None:
-        """What was torn goes, the rest is written again as it stood."""
+    def _take(self, resume: bool) -> None:
         try:
-            self._path.write_text("".join(map(checked_line, lines)), encoding="utf-8")
-            self._kept = True
-        except OSError as error:
+            self._lock.acquire()
+        except Busy:
+            raise
+        except InputError:  # no room for a lock: none for a record either
             if resume:
-                raise InputError(f"cannot write {self._path}: {error.strerror or error}") from error
+                raise
 
-    def of(self, attack: int, part: str) -> dict[int, Entry]:
+    def _begin(self, resume: bool) -> None:
+        try:
+            self._ledger.rewrite()
+            self._kept = True
+        except InputError:
+            if resume:
+                raise
+
+    def of(self, attack: int, part: str) -> dict[int, FinishedBlock]:
         """The finished blocks of one attack on one part, by their first row."""
-        return {k[2]: entry for k, entry in self.known.items() if k[:2] == (attack, part)}
+        known = self._ledger.known.items()
+        return {k[2]: entry for k, (_, entry) in known if k[:2] == (attack, part)}
 
-    def add(self, entries: Sequence[tuple[Key, Entry]]) -> None:
+    def add(self, entries: Sequence[tuple[Key, FinishedBlock]]) -> None:
         """Put finished blocks on disk; they survive the death of the process.
 
         A disk that is full costs the record and not the report.
@@ -90,37 +91,69 @@ class Journal:
         if not self._kept:
             return
         try:
-            lines = []
-            for (attack, part, start), entry in entries:
-                columns = {name: c.tolist() for name, c in entry.outcomes._asdict().items()}
-                work = {name: getattr(entry, name) for name in _WORK}
-                place = {"run": self._run, "attack": attack, "part": part, "start": start}
-                lines.append(checked_line({**place, **work, **columns}))
-            _append(self._path, "".join(lines))
-        except OSError:
+            self._ledger.add(entries)
+        except InputError:
             self.finish()
 
     def finish(self) -> None:
-        """Remove the record of a run that has its report."""
-        if not self._kept:
-            return
+        """Remove the record of an evaluation whose report is safe."""
+        if self._kept and self._first:
+            self._ledger.finish()
         self._kept = False
-        if self._first:
-            self._path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let others go on with what is kept."""
+        self._lock.release()
 
 
-def _append(path: Path, text: str) -> None:
-    """To the end of a file that is there: one that another run removed is not begun anew."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    # One write, unbuffered: the lines of several processes do not mix.
-    with os.fdopen(descriptor, "ab", buffering=0) as file:
-        content = text.encode()
-        if file.write(content) < len(content):
-            raise OSError(errno.ENOSPC, "no space for the record")
-        os.fsync(descriptor)
+def _file(folder: Path, header: dict[str, Any]) -> Path:
+    """A name for the settings, so that no other evaluation touches the record."""
+    settings = {key: value for key, value in header.items() if key != "versions"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return folder / f"{PREFIX}{digest[:8]}{SUFFIX}"
 
 
-def _decode(value: dict[str, Any]) -> tuple[int, str, int, Entry]:
-    columns = {name: torch.tensor(value[name], dtype=d) for name, d in OUTCOME_DTYPES.items()}
-    entry = Entry(Outcomes(**columns), *(value[name] for name in _WORK))
-    return value["attack"], value["part"], value["start"], entry
+def unfinished(folder: Path) -> list[Path]:
+    """The records of interrupted evaluations in a network's folder."""
+    return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
+
+
+def _explain(folder: Path, path: Path, header: dict[str, Any]) -> None:
+    """InputError for settings of which nothing is unfinished, naming what differs."""
+    for other in unfinished(folder):
+        if found := checked_lines(other):
+            require_same(other, found[0], json.loads(json.dumps(header)))
+    raise InputError(f"nothing to resume at {path}", field="resume")
+
+
+def _key(record: tuple[Key, FinishedBlock]) -> Key:
+    return record[0]
+
+
+def _encode(record: tuple[Key, FinishedBlock]) -> dict[str, Any]:
+    (attack, part, start), entry = record
+    columns = {name: column.tolist() for name, column in entry.outcomes._asdict().items()}
+    work = {name: getattr(entry, name) for name in _WORK}
+    return {"attack": attack, "part": part, "start": start, **work, **columns}
+
+
+_KINDS = {torch.bool: list[bool], torch.int64: list[int], torch.float64: list[float]}
+
+
+def _decode(value: dict[str, Any]) -> tuple[Key, FinishedBlock]:
+    try:
+        place = tuple(decoded(t, value[k], k) for k, t in _PLACE.items())
+        work = [decoded(int, value[name], name) for name in _WORK]
+        columns = {
+            name: torch.tensor(decoded(_KINDS[d], value[name], name), dtype=d)
+            for name, d in OUTCOME_DTYPES.items()
+        }
+    except KeyError as error:
+        raise CheckpointError(f"a block lacks {error}") from error
+    if min(work) < 0 or place[2] < 0 or len({len(column) for column in columns.values()}) > 1:
+        raise CheckpointError("a block needs columns of one length and counts of at least 0")
+    return place, FinishedBlock(Outcomes(**columns), *work)
+
+
+_PLACE = {"attack": int, "part": str, "start": int}

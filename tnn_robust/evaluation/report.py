@@ -1,8 +1,9 @@
 """The adversarial gap report: a network and its data under attacks, measured and checked."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,6 @@ from tnn_robust.evaluation.agp import Attacked, worst_case
 from tnn_robust.evaluation.attack_part import Job, Target, attack_target
 from tnn_robust.evaluation.attack_seeds import merge_seeds
 from tnn_robust.evaluation.checks import report_checks
-from tnn_robust.evaluation.journal import FILE_NAME as JOURNAL_NAME
 from tnn_robust.evaluation.journal import Journal
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.rows import Points, attacked, check_attacks, make_report, points_of
@@ -41,13 +41,19 @@ class Evaluated(NamedTuple):
     """A report and what is behind it.
 
     attacks: that were run; found: their outcomes, example by example, the worst over seeds;
-    points: [attack][part], where they were asked for.
+    points: [attack][part], where they were asked for; journal: the record on disk, if any.
     """
 
     report: AttackReport
     attacks: tuple[Attack, ...]
     found: tuple[Attacked, ...]
     points: list[dict[str, Points]]
+    journal: Journal | None = None
+
+    def finish(self) -> None:
+        """Remove the record: the report is where it was wanted."""
+        if self.journal is not None:
+            self.journal.finish()
 
     @property
     def standing(self) -> Tensor:
@@ -120,7 +126,9 @@ def evaluate(
         journal=out is not None,
         resume=resume,
     )
-    return drain(steps, progress).report
+    found = drain(steps, progress)
+    found.finish()
+    return found.report
 
 
 def chosen_attacks(
@@ -173,8 +181,8 @@ def evaluate_steps(
 
     suite: its name, where the attacks are one; batch_size: examples between two records of
     progress, rounded up to whole blocks of `compute_block`, so that no digit depends on it;
-    journal: keep a record of finished blocks in the subject's folder, removed with the
-    result; resume: go on from one; team: processes that share the blocks, each of which
+    journal: keep a record of finished blocks in the subject's folder, removed by the result's
+    `finish`; resume: go on from one; team: processes that share the blocks, each of which
     gets the whole result; beside: whose attacks find its points.
     """
     with team.agreeing():
@@ -197,7 +205,38 @@ def evaluate_steps(
         together=block,
         perturb_of=own if beside is None else beside.perturb_of,
     )
-    sequential = suite is not None and is_sequential(suite)
+    with _let_go_on_error(job.journal):
+        runs, points = yield from _seed_by_seed(job, parts, attacks, suite, seeds)
+        merged = merge_seeds(seeds, runs, sequential=is_sequential(suite))
+        done: list[Check] = []
+        if checks:
+            yield Progress("masking checks, test", 0, 1)
+            with team.agreeing(), matmul_precision(FULL):
+                done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
+        about = _with_notes(subject.info, job, beside)
+        report = make_report(merged, about, info, seeds[0], suite, done)
+    return Evaluated(report, attacks, tuple(merged), points, job.journal)
+
+
+@contextlib.contextmanager
+def _let_go_on_error(journal: Journal | None) -> Iterator[None]:
+    """What is on record when the work is cut off can be gone on with at once."""
+    try:
+        yield
+    except BaseException:
+        if journal is not None:
+            journal.release()
+        raise
+
+
+def _seed_by_seed(
+    job: Job,
+    parts: dict[str, Target],
+    attacks: tuple[Attack, ...],
+    suite: str | None,
+    seeds: tuple[int, ...],
+) -> Steps[tuple[list[list[Attacked]], list[dict[str, Points]]]]:
+    """Every attack on both parts under every seed, and the points where those are kept."""
     runs: list[list[Attacked]] = []
     points: list[dict[str, Points]] = []
     for turn, seed in enumerate(seeds):
@@ -208,22 +247,12 @@ def evaluate_steps(
             for part, target in targets.items():
                 results[part] = yield from attack_target(job, attack, place, target)
             found.append(attacked(attack, results, time.perf_counter() - started))
-            if keep_points:
+            if job.keep_points:
                 points.append({p: points_of(results[p], *targets[p][1:3]) for p in PARTS})
-            if sequential:
+            if is_sequential(suite):
                 targets = {p: targets[p]._replace(so_far=results[p]) for p in PARTS}
         runs.append(found)
-    merged = merge_seeds(seeds, runs, sequential=sequential)
-    done: list[Check] = []
-    if checks:
-        yield Progress("masking checks, test", 0, 1)
-        with team.agreeing(), matmul_precision(FULL):
-            done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
-    about = _with_notes(subject.info, job, beside)
-    report = make_report(merged, about, info, seeds[0], suite, done)
-    if job.journal is not None:
-        job.journal.finish()
-    return Evaluated(report, attacks, tuple(merged), points)
+    return runs, points
 
 
 def _checked(
@@ -295,7 +324,7 @@ def _journal(
     # Somebody else's run can be attacked without writing to it, but not resumed.
     if not wanted or not (resume or os.access(folder, os.W_OK)):
         return None
-    return Journal(folder / JOURNAL_NAME, header, resume=resume, team=team)
+    return Journal(folder, header, resume=resume, team=team)
 
 
 def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:

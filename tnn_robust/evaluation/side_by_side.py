@@ -40,7 +40,7 @@ def groups_of(
 
     Raises InputError for networks or attacks that cannot be stacked.
     """
-    if suite is not None and is_sequential(suite):
+    if is_sequential(suite):
         raise InputError(f"stacked attacks take every example: suite {suite} leaves the fallen out")
     for subject in subjects:
         if not isinstance(subject.model, TNN):

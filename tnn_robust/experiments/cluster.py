@@ -45,7 +45,10 @@ class Cluster:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"a cluster needs at least 1 worker, got {self.workers}")
         if self.scheduler is not None and self.workers is not None:
-            raise InputError("a number of workers is of the embedded cluster, not of a scheduler")
+            raise InputError(
+                "a number of workers is of the embedded cluster, not of a scheduler",
+                field="scheduler",
+            )
 
 
 class _Terms(NamedTuple):

@@ -16,11 +16,11 @@ from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import (
     append_line,
-    claim_directory,
     require_writable,
     write_bytes,
     write_json,
 )
+from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.parallel import Failed, Task
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
@@ -59,8 +59,19 @@ def grid_run(request: GridRequest) -> Steps[tuple[Failed, ...]]:
     failed.jsonl with its settings, and counts as missing for the next run. Returns them all.
     Raises TnnError for what cannot be done before anything is written.
     """
-    grid, out = request.grid, request.out
     _check(request)
+    with claim_directory(
+        request.out, "sweep", resume=request.resume, until=HEADER, offers="resume"
+    ) as lock:
+        if request.resume and not lock.abandoned:
+            _require_sweep(request.out)
+        require_writable(request.out / HEADER)
+        check_grid(request.grid, request.place)
+        return (yield from _missing_cells(request))
+
+
+def _missing_cells(request: GridRequest) -> Steps[tuple[Failed, ...]]:
+    grid, out = request.grid, request.out
     known = finished_cells(out)
     finished = sum(_is_known(known, cell) for cell in grid.cells()) if len(known) else 0
     if finished == grid.count:
@@ -99,7 +110,7 @@ def _begin(request: GridRequest) -> None:
 
 
 def _check(request: GridRequest) -> None:
-    count, out = request.grid.count, request.out
+    count = request.grid.count
     if count > MOST_CELLS and not request.yes:
         raise InputError(
             f"a grid of {count} cells, more than {MOST_CELLS}: say yes to run it", field="yes"
@@ -107,14 +118,6 @@ def _check(request: GridRequest) -> None:
     require_dask()
     if request.cluster.scheduler is None:
         resolve_device(request.place.device)
-    if request.resume:
-        _require_sweep(out)
-    else:
-        claim_directory(out, overwrite=True)
-        if out.is_dir() and any(out.iterdir()):
-            raise InputError(f"{out} exists: choose another or resume it", field="resume")
-    require_writable(out / HEADER)
-    check_grid(request.grid, request.place)
 
 
 def _require_sweep(out: Path) -> None:

@@ -1,7 +1,6 @@
 """tnn-reproduce: the paper's experiments, cell by cell on an engine, resumable."""
 
 import contextlib
-import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tnn_robust.base.devices import resolve_device
-from tnn_robust.base.errors import CheckpointError, InputError, TrainingError
-from tnn_robust.base.files import claim_directory, require_writable, write_bytes
+from tnn_robust.base.errors import CheckpointError, TrainingError
+from tnn_robust.base.files import require_writable
+from tnn_robust.base.ledger import Ledger, checked_lines, records_of
+from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.parallel import Event, Failed, Task, run_here, run_in_processes
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.data.catalogue import load_dataset
@@ -61,39 +62,43 @@ class CellTask(NamedTuple):
 def reproduce_run(request: ReproduceRequest) -> Steps[list[CellRecord]]:
     """Run the cells that `out` lacks; Progress has each record as `found` once it is on disk.
 
-    records.jsonl is replaced as a whole after every cell: it holds whole lines at any
-    time, the first saying what was asked. Raises TnnError before anything is written for
-    what cannot be done, and for a resumed run that asks for something else.
+    records.jsonl is a `Ledger`, at the end in the order of the plan. Raises TnnError, before
+    anything is written, for what cannot be done and for a resumed run that asks for something
+    else.
     """
     device = str(resolve_device(request.device))
     if request.cluster is not None:
         require_dask()
-    if not request.resume:
-        claim_directory(request.out, overwrite=request.overwrite)
+    overwrite, resume = request.overwrite, request.resume
+    with claim_directory(
+        request.out, "reproduction", overwrite=overwrite, resume=resume, until=RECORDS
+    ) as lock:
+        return (yield from _missing_cells(request, device, resume and not lock.abandoned))
+
+
+def _missing_cells(request: ReproduceRequest, device: str, resume: bool) -> Steps[list[CellRecord]]:
     path = request.out / RECORDS
     require_writable(path)
     dataset = _loaded(request.data)
     cells = request.plan.cells(dataset.d, dataset.c, len(dataset.train.y))
     header = {"kind": _KIND, "plan": request.plan.to_json(), "data_digest": dataset.digest}
-    known = _known(path, header) if request.resume else {}
-    records = {cell.key: known[cell.key] for cell in cells if cell.key in known}
-    left = [cell for cell in cells if cell.key not in records]
+    records = _records(path, header, resume)
+    left = [cell for cell in cells if cell.key not in records.known]
     order = [cell.key for cell in cells]  # processes finish in another one
     costs = dict(zip(order, relative_costs(cells, len(dataset.train.y), dataset.c), strict=True))
     if request.jobs > 1 or request.cluster is not None:  # the longest last would keep one busy
         left.sort(key=lambda cell: costs[cell.key], reverse=True)
-    counted = _Counted(costs, set(records))
+    counted = _Counted(costs, set(records.known))
     failures: list[Failed] = []
     with contextlib.closing(_events(request, left, device)) as run:
         next(run)  # the engine is there
-        _write(path, header, records)
+        records.rewrite()
         yield counted.progress("")
         for event in run:
             if event.kind == "moved":
                 yield counted.moved(event.key, event.value.done / event.value.total)
             elif event.kind == "finished":
-                records[event.key] = event.value
-                _write(path, header, {key: records[key] for key in order if key in records})
+                records.add([event.value])
                 (request.out / _state_name(event.key)).unlink(missing_ok=True)
                 yield counted.finished(event.key, event.value)
             elif event.kind == "failed":
@@ -101,7 +106,8 @@ def reproduce_run(request: ReproduceRequest) -> Steps[list[CellRecord]]:
     if failures:
         named = "; ".join(f"{failed.key}: {failed.why}" for failed in failures)
         raise TrainingError(f"cells failed, resuming runs them again: {named}")
-    return [records[key] for key in order]
+    records.rewrite(order)
+    return list(records.known.values())
 
 
 def _events(
@@ -119,53 +125,33 @@ def _events(
     return run_in_processes(_cell_work, tasks, request.jobs)
 
 
+def _records(path: Path, header: dict[str, Any], resume: bool) -> Ledger[str, CellRecord]:
+    return Ledger(
+        path,
+        header,
+        encode=CellRecord.to_json,
+        decode=CellRecord.from_json,
+        key=_key,
+        resume=resume,
+    )
+
+
 def read_records(out: Path) -> list[CellRecord]:
-    """The records of a reproduction, in the order of its plan as far as it is run."""
-    lines = _lines(out / RECORDS)
-    return [CellRecord.from_json(line) for line in lines[1:]]
+    """The records of a reproduction, in the order of its plan once it is run."""
+    lines = checked_lines(path := out / RECORDS)
+    if not lines or lines[0].get("kind") != _KIND:
+        raise CheckpointError(f"{path} holds no records of a reproduction")
+    return list(records_of(path, lines, CellRecord.from_json, _key).values())
 
 
-def _known(path: Path, header: dict[str, Any]) -> dict[str, CellRecord]:
-    if not path.is_file():
-        raise InputError(f"nothing to resume at {path}", field="resume")
-    first, *lines = _lines(path)
-    for key in header:
-        stored, wanted = first.get(key), json.loads(json.dumps(header[key]))
-        if stored == wanted:
-            continue
-        if isinstance(wanted, dict) and isinstance(stored, dict):
-            key = next(name for name in wanted if stored.get(name) != wanted[name])
-            stored, wanted = stored.get(key), wanted[key]
-        raise InputError(f"{path} is of another run: {key} was {stored}, is {wanted}")
-    found = [CellRecord.from_json(line) for line in lines]
-    return {_key(record.cell): record for record in found}
-
-
-def _key(cell: dict[str, Any]) -> str:
+def _key(record: CellRecord) -> str:
+    cell = record.cell
     return cell["arm"] if cell["n"] is None else f"{cell['arm']}, N = {cell['n']}"
 
 
 def _state_name(key: str) -> str:
     plain = "".join(letter if letter.isalnum() else "-" for letter in key)
     return f"unfinished-{plain}.safetensors"
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not lines or not all(isinstance(line, dict) for line in lines):
-        raise CheckpointError(f"{path} holds no records")
-    if lines[0].get("kind") != _KIND:
-        raise CheckpointError(f"{path} is not of tnn-reproduce")
-    return lines
-
-
-def _write(path: Path, header: dict[str, Any], records: dict[str, CellRecord]) -> None:
-    lines = [header, *(record.to_json() for record in records.values())]
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    write_bytes(path, text.encode())
 
 
 class _Counted:

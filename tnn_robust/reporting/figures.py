@@ -8,7 +8,7 @@ from typing import Any
 from tnn_robust.base.codec import Interval
 from tnn_robust.base.drawing import BLUE, GREY, ORANGE, band, line
 from tnn_robust.base.errors import InputError
-from tnn_robust.base.files import write_bytes
+from tnn_robust.base.files import WRITER, write_bytes
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.reporting.tables import Table
 
@@ -60,8 +60,8 @@ def save_figure(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
-        unstamped: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-        figure.savefig(content, format=kind, dpi=dpi, metadata=unstamped)
+        about = {"Creator": WRITER, "Date": None} if kind == "svg" else {"Software": WRITER}
+        figure.savefig(content, format=kind, dpi=dpi, metadata=about)
     write_bytes(path, content.getvalue())
 
 

@@ -51,7 +51,7 @@ class Form(Protocol):
     def __call__(self, sample: Sample, *, explicit: bool) -> Bound: ...
 
 
-class Cut(NamedTuple):
+class EnergyCut(NamedTuple):
     """Ranks that keep a share of the energy, the largest F-norm dropped, and the decay fit."""
 
     record: CutRecord
@@ -60,7 +60,7 @@ class Cut(NamedTuple):
     decay: Decay
 
 
-class Entry(NamedTuple):
+class PlannedRow(NamedTuple):
     """A row before its numbers: how each sample's bound is computed."""
 
     name: str
@@ -82,7 +82,7 @@ def samples(facts: BoundFacts) -> tuple[Sample, Sample]:
 
 def cut_network(
     facts: BoundFacts, net: HypothesisClass, found: Sequence[Spectrum], energy: float
-) -> Cut:
+) -> EnergyCut:
     """Where the approximate theorems cut. Raises InputError for energy outside (0, 1]."""
     tubal = [one.tubal_cut(energy) for one in found]
     multi = [one.multi_cut(energy) for one in found]
@@ -97,14 +97,14 @@ def cut_network(
         alpha=decay.alpha,
         chosen_ranks=corollary_22_ranks(net, samples(facts)[1], decay) if decay.alpha > 0 else (),
     )
-    return Cut(record, [ranks for ranks, _ in tubal], [ranks for ranks, _ in multi], decay)
+    return EnergyCut(record, [ranks for ranks, _ in tubal], [ranks for ranks, _ in multi], decay)
 
 
 def bound_rows(
     facts: BoundFacts,
     net: HypothesisClass,
     found: Sequence[Spectrum],
-    cut: Cut,
+    cut: EnergyCut,
     premises: Sequence[Premise],
 ) -> tuple[BoundRow, ...]:
     """Lemma 7, Theorems 9, 11, 19, 21 and Corollary 22, standard ones first."""
@@ -128,11 +128,11 @@ def bound_rows(
     )
 
 
-def _exact(net: HypothesisClass, found: Sequence[Spectrum]) -> Iterator[Entry]:
-    yield Entry("Lemma 7", "(9)", "dense", partial(lemma_7, net), False)
+def _exact(net: HypothesisClass, found: Sequence[Spectrum]) -> Iterator[PlannedRow]:
+    yield PlannedRow("Lemma 7", "(9)", "dense", partial(lemma_7, net), False)
     ranks = {"tubal": own_ranks(found, multi=False), "multi": own_ranks(found, multi=True)}
     for adversarial in (False, True):
-        yield Entry(
+        yield PlannedRow(
             "Theorem 9",
             "(10)",
             "dense",
@@ -141,7 +141,7 @@ def _exact(net: HypothesisClass, found: Sequence[Spectrum]) -> Iterator[Entry]:
             net.dimension,
         )
         for version, own in ranks.items():
-            yield Entry(
+            yield PlannedRow(
                 "Theorem 11",
                 "(12)",
                 version,
@@ -151,13 +151,13 @@ def _exact(net: HypothesisClass, found: Sequence[Spectrum]) -> Iterator[Entry]:
             )
 
 
-def _approximate(net: HypothesisClass, cut: Cut, sample: Sample) -> Iterator[Entry]:
+def _approximate(net: HypothesisClass, cut: EnergyCut, sample: Sample) -> Iterator[PlannedRow]:
     cuts = {
         "tubal": (cut.tubal, cut.record.delta),
         "multi": (cut.multi, cut.record.multi_delta),
     }
     for version, (ranks, delta) in cuts.items():
-        yield Entry(
+        yield PlannedRow(
             "Theorem 19",
             "(18)",
             version,
@@ -169,7 +169,7 @@ def _approximate(net: HypothesisClass, cut: Cut, sample: Sample) -> Iterator[Ent
     if not cut.decay.alpha > 0:  # no decay at all: Assumption 20 has nothing to say
         return
     for version, (ranks, _) in cuts.items():
-        yield Entry(
+        yield PlannedRow(
             "Theorem 21",
             "(19)",
             version,
@@ -179,7 +179,7 @@ def _approximate(net: HypothesisClass, cut: Cut, sample: Sample) -> Iterator[Ent
             log_r_hat=r_hat_21(net, sample, ranks, cut.decay),
         )
     chosen = net.tubal(cut.record.chosen_ranks)
-    yield Entry(
+    yield PlannedRow(
         "Corollary 22",
         "(20)",
         "tubal",
@@ -190,7 +190,7 @@ def _approximate(net: HypothesisClass, cut: Cut, sample: Sample) -> Iterator[Ent
     )
 
 
-def _form(entry: Entry, sample: Sample, facts: BoundFacts, *, explicit: bool) -> BoundForm:
+def _form(entry: PlannedRow, sample: Sample, facts: BoundFacts, *, explicit: bool) -> BoundForm:
     """The explicit forms all hold with 1 - 2e^-t: they rest on Theorem 11."""
     t = facts.t4 if entry.failures == 4 and not explicit else facts.t
     at = Sample(sample.n, sample.reach, sample.loss, t)

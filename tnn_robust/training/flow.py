@@ -1,5 +1,6 @@
 """A run directory trained by gradient flow instead of batches."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,12 +10,11 @@ from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.files import (
     append_line,
-    claim_directory,
     read_tensors,
-    removed_on_error,
     write_tensors,
 )
 from tnn_robust.base.ledger import keep_lines
+from tnn_robust.base.locks import released_on_error, removed_on_error
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import subset
@@ -31,8 +31,10 @@ from tnn_robust.training.run import (
     STATE,
     TrainRequest,
     TrainRun,
+    claim_run,
     make_architecture,
-    require_same,
+    never_began,
+    require_same_run,
     training_perturb,
 )
 from tnn_robust.training.trajectory_results import FlowRecord
@@ -53,10 +55,20 @@ def open_flow(request: TrainRequest) -> tuple[TrainRun, FlowState]:
     if not isinstance(settings, FlowSettings):
         raise InputError("gradient flow needs FlowSettings")
     _require_scale_invariant(request)
-    device = resolve_device(request.device)
-    if not request.resume:
-        claim_directory(request.out, overwrite=request.overwrite)
-    dataset = load_dataset(request.data)
+    device, lock = resolve_device(request.device), claim_run(request)
+    with released_on_error(lock):
+        run, state = _opened(
+            request, device, again=request.resume and not never_began(request, lock)
+        )
+    run.lock = lock
+    return run, state
+
+
+def _opened(
+    request: TrainRequest, device: torch.device, *, again: bool
+) -> tuple[TrainRun, FlowState]:
+    settings, dataset = request.settings, load_dataset(request.data)
+    assert isinstance(settings, FlowSettings)
     architecture = make_architecture(request, dataset)
     run = TrainRun(
         model=new_model(architecture, request.seed, data=dataset.train.x, dtype=torch.float64),
@@ -70,10 +82,10 @@ def open_flow(request: TrainRequest) -> tuple[TrainRun, FlowState]:
         track=request.track,
     )
     state = FlowState(step_size=settings.lr)
-    if request.resume:
+    if again:
         path = request.out / STATE
         tensors, header, _ = read_tensors(path, kind=_STATE_KIND)
-        require_same(header, run, path, _FREE)
+        require_same_run(header, run, path, _FREE)
         stored: dict[str, Any] = header["state"]
         run.model, state = model_from_tensors(architecture, tensors), FlowState(**stored)
         run.done = state.step
@@ -88,10 +100,15 @@ def flow_steps(run: TrainRun, state: FlowState) -> Steps[FlowRecord | None]:
     model.safetensors, the state to resume from and a line of metrics.jsonl are written every
     100 steps and at the end. Every Progress has its step's FlowRecord as `found`.
     """
+    with run.lock or contextlib.nullcontext():
+        return (yield from _flow(run, state))
+
+
+def _flow(run: TrainRun, state: FlowState) -> Steps[FlowRecord | None]:
     settings, out, last = run.settings, run.out, None
     assert isinstance(settings, FlowSettings) and out is not None
     (x, y), _ = subset(run.dataset.train, None, run.seed, run.device, torch.float64)
-    with removed_on_error(out):
+    with removed_on_error(run.lock, out):
         if state.step == 0:
             _save(run, state)
         keep_lines(out / METRICS, "step", state.step)

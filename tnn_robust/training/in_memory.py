@@ -1,5 +1,6 @@
 """Training a network in memory: the public call."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +9,14 @@ from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError, unknown_choice
-from tnn_robust.base.files import claim_directory
+from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.progress import Tell, drain
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.results import EpochRecord
-from tnn_robust.training.run import TrainRun, identity_of, resumed, train_steps
+from tnn_robust.training.run import STATE, TrainRun, identity_of, resumed, train_steps
 
 _STEPS = 10  # of PGD in training
 
@@ -95,15 +96,18 @@ def train(
         identity=identity_of(model, data, settings, attack, seed),
         out=place,
     )
-    if resume:
-        resumed(run)
-    elif place is not None:
-        claim_directory(place, overwrite=overwrite)
+    if place is not None:
+        run.lock = claim_directory(
+            place, "training", overwrite=overwrite, resume=resume, until=STATE
+        )
     was_training = model.training
-    try:
-        epochs_done = drain(train_steps(run), progress)
-    finally:
-        model.train(was_training)
+    with run.lock or contextlib.nullcontext():
+        if resume and run.lock is not None and not run.lock.abandoned:
+            resumed(run)
+        try:
+            epochs_done = drain(train_steps(run), progress)
+        finally:
+            model.train(was_training)
     return Training(epochs_done)
 
 

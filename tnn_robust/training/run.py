@@ -1,5 +1,6 @@
 """A run directory: a network in training, its checkpoint, its metrics, and the state to resume."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -18,12 +19,11 @@ from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import (
     append_line,
-    claim_directory,
     read_tensors,
-    removed_on_error,
     write_tensors,
 )
-from tnn_robust.base.ledger import keep_lines
+from tnn_robust.base.ledger import keep_lines, require_same
+from tnn_robust.base.locks import Lock, claim_directory, released_on_error, removed_on_error
 from tnn_robust.base.progress import Steps
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.data.catalogue import load_dataset
@@ -104,7 +104,8 @@ class TrainRun:
 
     out: None for nowhere; identity: all that decides the weights; state: of the optimiser;
     done: epochs, or steps of a flow; writes: False where another process of the team does;
-    track: as of `TrainRequest`, tracked: training examples that the tracker looks at.
+    track: as of `TrainRequest`, tracked: training examples that the tracker looks at; lock: of
+    `out`, given back when the training is over.
     """
 
     model: TNN
@@ -119,6 +120,7 @@ class TrainRun:
     done: int = 0
     writes: bool = True
     track: int | None = None
+    lock: Lock | None = None
 
     @property
     def tracked(self) -> int:
@@ -211,31 +213,46 @@ def open_run(request: TrainRequest, team: Team = ALONE) -> TrainRun:
 
     Raises TnnError for what cannot be done.
     """
-    device, dataset = place_and_data(request, team)
-    return run_of(request, dataset, device, team)
+    device, lock = resolve_device(request.device), claim_run(request, team)
+    with released_on_error(lock):
+        run = run_of(request, training_data(request, team), device, team)
+        run.lock = lock
+        if request.resume and not never_began(request, lock):
+            resumed(run)
+    return run
 
 
-def place_and_data(request: TrainRequest, team: Team) -> tuple[torch.device, Dataset]:
-    """Where to train and on what; a new run's directory is claimed.
+def claim_run(request: TrainRequest, team: Team = ALONE, until: str = STATE) -> Lock | None:
+    """The right to write the run's directory; None for a process that does not write."""
+    if not team.first:
+        return None
+    overwrite, resume = request.overwrite, request.resume
+    return claim_directory(request.out, "training", overwrite=overwrite, resume=resume, until=until)
+
+
+def never_began(request: TrainRequest, lock: Lock | None) -> bool:
+    """Whether the run to resume was killed before its first state: it starts anew."""
+    return lock.abandoned if lock is not None else not (request.out / STATE).exists()
+
+
+def training_data(request: TrainRequest, team: Team) -> Dataset:
+    """What to train on.
 
     Raises InputError where a process would never have an example to train on.
     """
-    device = resolve_device(request.device)
-    if not request.resume:
-        claim_directory(request.out, overwrite=request.overwrite)
     dataset = load_dataset(request.data)
     team.require_at_least_one(len(dataset.train.y), "training examples")
     if isinstance(request.settings, TrainSettings):
         team.require_at_least_one(request.settings.batch_size, "examples in a batch")
-    return device, dataset
+    return dataset
 
 
 def run_of(
     request: TrainRequest, dataset: Dataset, device: torch.device, team: Team = ALONE
 ) -> TrainRun:
-    """The run of a request on these data."""
+    """The run of a request on these data, at its start."""
     architecture = make_architecture(request, dataset)
-    run = TrainRun(
+    return TrainRun(
         model=new_model(architecture, request.seed, data=dataset.train.x),
         dataset=dataset,
         settings=request.settings,
@@ -247,7 +264,6 @@ def run_of(
         writes=team.first,
         track=request.track,
     )
-    return resumed(run) if request.resume else run
 
 
 def resumed(run: TrainRun) -> TrainRun:
@@ -256,7 +272,7 @@ def resumed(run: TrainRun) -> TrainRun:
     path = run.out / STATE
     tensors, header, _ = read_tensors(path, kind=STATE_KIND)
     # More epochs than at first is what resuming is for.
-    require_same(header, run, path, ("epochs",))
+    require_same_run(header, run, path, ("epochs",))
     weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
     saved = model_from_tensors(run.model.architecture, weights)
     run.model.load_state_dict(saved.state_dict())
@@ -273,6 +289,11 @@ def train_steps(run: TrainRun, team: Team = ALONE) -> Steps[tuple[EpochRecord, .
     interruption or a NaN leaves those of the last good epoch. Of a team the first
     process writes; the others need the data and, to resume, the directory.
     """
+    with run.lock or contextlib.nullcontext():
+        return (yield from _train(run, team))
+
+
+def _train(run: TrainRun, team: Team) -> Steps[tuple[EpochRecord, ...]]:
     settings = run.settings
     if not isinstance(settings, TrainSettings):
         raise InputError("training in batches needs TrainSettings: gradient flow has its own way")
@@ -281,7 +302,7 @@ def train_steps(run: TrainRun, team: Team = ALONE) -> Steps[tuple[EpochRecord, .
         optimizer = make_optimizer(run.model, settings)
         restore_optimizer(optimizer, run.state)
     watch: Callable[[int], None] | None = None
-    with _whole(run.out), team.agreeing():
+    with removed_on_error(run.lock, run.out or Path()), team.agreeing():
         run.prepare()
         watch = run.recorder()
     data, place = run.dataset, (run.device, run.model.head.dtype)
@@ -309,11 +330,6 @@ def train_steps(run: TrainRun, team: Team = ALONE) -> Steps[tuple[EpochRecord, .
     return tuple(found)
 
 
-def _whole(out: Path | None) -> Any:
-    """Nothing half-written where the first files of a directory cannot be."""
-    return removed_on_error(out or Path())
-
-
 def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
     """The network's shape for these data: one score for two classes, else one a class."""
     return Architecture(
@@ -326,11 +342,12 @@ def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
     )
 
 
-def require_same(header: dict[str, Any], run: TrainRun, path: Path, free: tuple[str, ...]) -> None:
+def require_same_run(
+    header: dict[str, Any], run: TrainRun, path: Path, free: tuple[str, ...]
+) -> None:
     """Refuse to resume with other settings than those stored, save the `free`, or other data."""
-    for key, value in run.identity.items():
-        stored = header["request"].get(key, _SINCE.get(key))
-        if key not in free and stored != json.loads(json.dumps(value)):
-            raise InputError(f"{path} was trained with {key} = {stored}, got {value}")
+    wanted = {key: value for key, value in run.identity.items() if key not in free}
+    stored = {key: header["request"].get(key, _SINCE.get(key)) for key in wanted}
+    require_same(path, stored, json.loads(json.dumps(wanted)))
     if header["data_digest"] != run.dataset.digest:
         raise CheckpointError(f"{path} was trained on other data of the same name")

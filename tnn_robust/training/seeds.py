@@ -1,13 +1,15 @@
 """Several networks of one request, trained side by side, a run directory each."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, TrainingError
-from tnn_robust.base.files import removed_on_error
+from tnn_robust.base.locks import Lock, released_on_error, removed_on_error
 from tnn_robust.base.progress import Steps
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.data.dataset import subset
@@ -26,8 +28,11 @@ from tnn_robust.training.run import (
     STATE,
     TrainRequest,
     TrainRun,
-    place_and_data,
+    claim_run,
+    never_began,
+    resumed,
     run_of,
+    training_data,
     training_perturb,
 )
 
@@ -41,8 +46,16 @@ def open_seeds(request: TrainRequest, seeds: Sequence[int], team: Team = ALONE) 
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"training needs at least one seed, each once, got {list(seeds)}")
     with team.agreeing():
-        device, dataset = place_and_data(request, team)
-        return [run_of(each, dataset, device, team) for each in _requests(request, seeds)]
+        device = resolve_device(request.device)
+        each = [replace(request, seed=seed, out=request.out / f"seed-{seed}") for seed in seeds]
+        lock = claim_run(request, team, until=f"seed-{seeds[0]}/{STATE}")
+        with released_on_error(lock):
+            dataset = training_data(request, team)
+            runs = [run_of(one, dataset, device, team) for one in each]
+            for run in _to_resume(request, each, runs, lock):
+                resumed(run)
+            runs[0].lock = lock
+    return runs
 
 
 def train_seeds(
@@ -54,9 +67,14 @@ def train_seeds(
     behind up to the others first. Raises TrainingError at the end where a network diverged
     or died: its directory holds its last good epoch, the others are whole.
     """
+    with runs[0].lock or contextlib.nullcontext():
+        return (yield from _train_all(out, runs, team))
+
+
+def _train_all(out: Path, runs: Sequence[TrainRun], team: Team) -> Steps[tuple[StackedEpoch, ...]]:
     count, settings = len(runs), runs[0].settings
     assert isinstance(settings, TrainSettings)
-    with removed_on_error(out), team.agreeing():
+    with removed_on_error(runs[0].lock, out), team.agreeing():
         for run in runs:
             run.prepare()
     failures: dict[int, str] = {}
@@ -80,12 +98,17 @@ def train_seeds(
     return tuple(found)
 
 
-def _requests(request: TrainRequest, seeds: Sequence[int]) -> list[TrainRequest]:
-    each = [replace(request, seed=seed, out=request.out / f"seed-{seed}") for seed in seeds]
-    there = [(one.out / STATE).is_file() for one in each]
-    if not request.resume or not any(there):
-        return each
-    return [replace(one, resume=found) for one, found in zip(each, there, strict=True)]
+def _to_resume(
+    request: TrainRequest,
+    each: Sequence[TrainRequest],
+    runs: Sequence[TrainRun],
+    lock: Lock | None,
+) -> list[TrainRun]:
+    """The runs that have a state; all of them where none has, which is an error of `resumed`."""
+    if not request.resume or never_began(each[0], lock):
+        return []
+    there = [run for one, run in zip(each, runs, strict=True) if (one.out / STATE).is_file()]
+    return there or list(runs)
 
 
 def _behind(runs: Sequence[TrainRun], epochs: int) -> list[TrainRun]:
