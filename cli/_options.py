@@ -261,8 +261,18 @@ data_place = options(
     click.option("--download", is_flag=True, help="Fetch missing data from OpenML, where it is."),
 )
 
-scheduler = click.option(
-    "--scheduler", metavar="tcp://HOST:PORT", help="Of a running Dask cluster."
+scheduler = options(
+    click.option("--scheduler", metavar="tls://HOST:PORT", help="Of a running Dask cluster."),
+    click.option(
+        "--tls",
+        type=click.Path(path_type=Path),
+        help="Folder with its ca.pem, cert.pem, key.pem.  [default: Dask's configuration]",
+    ),
+    click.option(
+        "--insecure-cluster",
+        is_flag=True,
+        help="Use a scheduler without TLS: whoever reaches it can run code.",
+    ),
 )
 
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")
