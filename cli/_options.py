@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from tnn_robust.base.threat import Eps, parse_eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the number of the signal, as shells have it
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _MOST_SEEDS = 1000
 _TIME_TO_SPEAK = 10  # seconds
 
@@ -52,8 +55,9 @@ class Command(cloup.Command):
             ctx.exit(2)
 
     def invoke(self, ctx: click.Context) -> Any:
+        ending: list[int] = []
         try:
-            with _first_speaks():
+            with _as_interrupts(ending), _first_speaks():
                 if not self.shared:
                     refuse_processes(str(self.name))
                 found = super().invoke(ctx)
@@ -65,7 +69,11 @@ class Command(cloup.Command):
             ctx.exit(2)
         except KeyboardInterrupt:
             _complain("Interrupted.")
-            ctx.exit(INTERRUPTED)
+            ctx.exit(128 + ending[0] if ending else INTERRUPTED)
+        except SystemExit as error:
+            if ending and error.code == INTERRUPTED:
+                raise SystemExit(128 + ending[0]) from error
+            raise
         except BrokenPipeError:  # of `| head`: what was asked for in files is written by now
             _discard_output()
             ctx.exit(PIPE_CLOSED)
@@ -75,6 +83,31 @@ class Command(cloup.Command):
             _discard_output()
             _complain(f"Error: cannot write to standard output: {error.strerror}")
             ctx.exit(2)
+
+
+@contextlib.contextmanager
+def _as_interrupts(ending: list[int]) -> Iterator[None]:
+    """A request to end is as Ctrl-C, once; `ending` gets its number."""
+
+    def interrupt(number: int, _: object) -> None:
+        for one in _ENDING:
+            signal.signal(one, signal.SIG_IGN)
+        ending.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no handler can be set
+        return
+    # One that is ignored stays so, as under nohup.
+    taken = {one: signal.getsignal(one) for one in _ENDING}
+    taken = {one: before for one, before in taken.items() if before == signal.SIG_DFL}
+    for one in taken:
+        signal.signal(one, interrupt)
+    try:
+        yield
+    finally:
+        for one, before in taken.items():
+            signal.signal(one, before)
 
 
 def _discard_output() -> None:
@@ -261,8 +294,18 @@ data_place = options(
     click.option("--download", is_flag=True, help="Fetch missing data from OpenML, where it is."),
 )
 
-scheduler = click.option(
-    "--scheduler", metavar="tcp://HOST:PORT", help="Of a running Dask cluster."
+scheduler = options(
+    click.option("--scheduler", metavar="tls://HOST:PORT", help="Of a running Dask cluster."),
+    click.option(
+        "--tls",
+        type=click.Path(path_type=Path),
+        help="Folder with its ca.pem, cert.pem, key.pem.  [default: Dask's configuration]",
+    ),
+    click.option(
+        "--insecure-cluster",
+        is_flag=True,
+        help="Use a scheduler without TLS: whoever reaches it can run code.",
+    ),
 )
 
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")

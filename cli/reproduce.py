@@ -78,6 +78,7 @@ def _request(out: Path, given: dict[str, Any]) -> "ReproduceRequest":
     if corrected and (published or given["departures"]):
         raise InputError("--corrected excludes --as-published and --with")
     engine, jobs, scheduler = (given.pop(name) for name in ("engine", "jobs", "scheduler"))
+    tls, insecure = given.pop("tls"), given.pop("insecure_cluster")
     if engine not in ENGINES:
         raise unknown_choice("engine", engine, ENGINES)
     if scheduler is not None and engine != "dask":
@@ -87,7 +88,7 @@ def _request(out: Path, given: dict[str, Any]) -> "ReproduceRequest":
     from tnn_robust.experiments.cluster import Cluster
     from tnn_robust.experiments.reproduce import ReproduceRequest
 
-    cluster = Cluster(scheduler, jobs) if engine == "dask" else None
+    cluster = Cluster(scheduler, jobs, tls=tls, insecure=insecure) if engine == "dask" else None
     return ReproduceRequest(plan=plan, out=out, jobs=jobs or 1, cluster=cluster, **given)
 
 

@@ -45,7 +45,12 @@ def main(spec: Path, out: Path, **given: Any) -> None:
     request = GridRequest(
         grid=grid,
         out=out,
-        cluster=Cluster(given.pop("scheduler"), given.pop("workers")),
+        cluster=Cluster(
+            given.pop("scheduler"),
+            given.pop("workers"),
+            tls=given.pop("tls"),
+            insecure=given.pop("insecure_cluster"),
+        ),
         place=Place(*(given.pop(name) for name in Place._fields)),
         **given,
     )

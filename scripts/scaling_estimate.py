@@ -22,7 +22,7 @@ import torch
 
 from tnn_robust.base.files import write_bytes
 from tnn_robust.base.parallel import Task
-from tnn_robust.experiments.cluster import Cluster, embedded, run_on_dask
+from tnn_robust.experiments.cluster import Cluster, run_on_dask
 from tnn_robust.experiments.grid import make_grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.grid_run import HEADER, cell_path, finished_cells
@@ -60,12 +60,11 @@ class Round(NamedTuple):
 
 
 def empty_cells(record: GridRecord) -> Round:
-    with embedded(EMBEDDED) as local:
-        tasks = (Task(str(i), record) for i in range(EMPTY))
-        marks = []
-        for event in run_on_dask(nothing, tasks, Cluster(local.scheduler_address)):
-            if event.kind == "finished":
-                marks.append((time.process_time(), time.perf_counter()))
+    tasks = (Task(str(i), record) for i in range(EMPTY))
+    marks = []
+    for event in run_on_dask(nothing, tasks, Cluster(workers=EMBEDDED)):
+        if event.kind == "finished":
+            marks.append((time.process_time(), time.perf_counter()))
     first = len(marks) // 5  # before that caches are cold
     count = len(marks) - 1 - first
     (cpu, wall), (cpu_end, wall_end) = marks[first], marks[-1]

@@ -3,12 +3,16 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from data_files import write_ts
+
+if TYPE_CHECKING:
+    from tnn_robust.experiments.cluster import Cluster
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -68,12 +72,19 @@ def binary_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scheduler() -> Iterator[str]:
-    """The address of a Dask scheduler with two workers, which tests may kill."""
-    from tnn_robust.experiments.cluster import embedded
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    """A running Dask scheduler with two workers, which tests may kill."""
+    from tnn_robust.experiments.cluster import Cluster, embedded
+    from tnn_robust.experiments.tls import make_certificates
 
-    with embedded(2) as local:
-        yield local.scheduler_address
+    make_certificates(tls := tmp_path_factory.mktemp("tls"))
+    with embedded(2, tls) as local:
+        yield Cluster(local.scheduler_address, tls=tls)
+
+
+def on_cluster(cluster: "Cluster") -> tuple[object, ...]:
+    """The options of a command that works there."""
+    return ("--scheduler", cluster.scheduler, "--tls", cluster.tls)
 
 
 def loaded(run: Path):

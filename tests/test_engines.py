@@ -24,12 +24,13 @@ from tnn_robust.base.parallel import (
 )
 from tnn_robust.experiments import cluster as cluster_module
 from tnn_robust.experiments.cluster import Cluster, embedded, run_on_dask
+from tnn_robust.experiments.tls import make_certificates
 
 
 @pytest.fixture
-def dask(scheduler: str) -> Cluster:
+def dask(scheduler: Cluster) -> Cluster:
     """Two workers, as a scheduler that somebody else runs."""
-    return Cluster(scheduler)
+    return scheduler
 
 
 def orders(folder: Path, **kinds: str) -> list[Task]:
@@ -130,11 +131,11 @@ def test_workers_of_other_code_are_refused(
     dask: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cluster_module, "code_digest", lambda: "0123")
-    with pytest.raises(InputError, match=r"worker tcp://\S+ has other code.* 0123"):
+    with pytest.raises(InputError, match=r"worker tls://\S+ has other code.* 0123"):
         list(run_on_dask(echo, [Task("a", 1)], dask))
     # One that came after the check of all.
     monkeypatch.setattr(cluster_module, "_require_fit", lambda client: None)
-    with pytest.raises(InputError, match=r"worker tcp://\S+ has other code.* 0123"):
+    with pytest.raises(InputError, match=r"worker tls://\S+ has other code.* 0123"):
         list(run_on_dask(echo, [Task("a", 1)], dask))
 
 
@@ -158,7 +159,7 @@ def test_workers_of_several_threads_are_refused() -> None:
         LocalCluster(**options, dashboard_address="127.0.0.1:0") as local,
         pytest.raises(InputError, match="has 3 threads.*--nthreads 1"),
     ):
-        list(run_on_dask(echo, [Task("a", 1)], Cluster(local.scheduler_address)))
+        list(run_on_dask(echo, [Task("a", 1)], Cluster(local.scheduler_address, insecure=True)))
 
 
 @pytest.mark.parametrize("address", ("tcp://127.0.0.1:1", "nowhere", "http://127.0.0.1:1"))
@@ -166,16 +167,31 @@ def test_a_scheduler_that_does_not_answer(address: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(cluster_module, "_CONNECT", 0.5)
     began = time.monotonic()
     with pytest.raises(InputError, match=f"no Dask scheduler answers at {address}"):
-        list(run_on_dask(echo, [Task("a", 1)], Cluster(address)))
+        list(run_on_dask(echo, [Task("a", 1)], Cluster(address, insecure=True)))
     assert time.monotonic() - began < 5
+
+
+def test_nobody_reaches_a_cluster_without_its_key(dask: Cluster, tmp_path: Path) -> None:
+    make_certificates(other := tmp_path / "other")
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (other, *other.iterdir()))
+    with pytest.raises(InputError, match="no Dask scheduler answers .* with these certificates"):
+        list(run_on_dask(echo, [Task("a", 1)], Cluster(dask.scheduler, tls=other)))
+    plain = str(dask.scheduler).replace("tls://", "tcp://")
+    with pytest.raises(InputError, match="no Dask scheduler answers"):
+        list(run_on_dask(echo, [Task("a", 1)], Cluster(plain, insecure=True)))
+    with pytest.raises(InputError, match="can run code"):
+        Cluster(plain)
+    with pytest.raises(InputError, match=r"ca.pem, cert.pem, key.pem are needed"):
+        list(run_on_dask(echo, [Task("a", 1)], Cluster(dask.scheduler, tls=tmp_path)))
 
 
 @pytest.mark.slow
 def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
-    with embedded(1) as local:
+    make_certificates(tls := tmp_path / "tls")
+    with embedded(1, tls) as local:
         tasks = orders(tmp_path, a="wait")
         with pytest.raises(TrainingError, match="scheduler is lost|dropped a task"):
-            for event in run_on_dask(obey, tasks, Cluster(local.scheduler_address)):
+            for event in run_on_dask(obey, tasks, Cluster(local.scheduler_address, tls=tls)):
                 if event.kind == "moved":
                     local.close()
 

@@ -152,7 +152,7 @@ def test_other_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     spec.write_text("seed = 0")
     refused(run_cli("sweep", spec, "--out", out, "--resume"), "nothing to resume")
     refused(run_cli("sweep", spec, "--out", out, "--workers", 0), "--workers")
-    both = ("--workers", 2, "--scheduler", "tcp://127.0.0.1:1")
+    both = ("--workers", 2, "--scheduler", "tls://127.0.0.1:1")
     refused(run_cli("sweep", spec, "--out", out, *both), "--scheduler")
     refused(run_cli("sweep", spec, "--out", spec), "is a file")
     (tmp_path / "full").mkdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_checks import content, load_json, refused, succeeded, without
-from conftest import run_cli
+from conftest import on_cluster, run_cli
 
 from tnn_robust.experiments.cluster import Cluster
 from tnn_robust.experiments.grid import make_grid, read_spec
@@ -54,11 +54,11 @@ ATTACK = ("--attack", "fgsm", "--attack", "pgd", "--steps", 3, "--n", 40)
 
 
 @pytest.fixture(scope="module")
-def swept(scheduler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def swept(scheduler: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SPEC, run through the command line; read-only."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "spec.toml").write_text(SPEC)
-    options = ("--out", folder / "out", "--scheduler", scheduler)
+    options = ("--out", folder / "out", *on_cluster(scheduler))
     printed = succeeded(run_cli("sweep", folder / "spec.toml", *options))
     assert "6 of 6 cells finished" in printed
     (folder / "printed").write_text(printed)
@@ -116,13 +116,13 @@ def test_the_directory_holds_records_a_table_and_a_figure(swept: Path) -> None:
 
 
 def test_a_finished_cell_is_never_run_again_and_a_grown_grid_runs_what_is_new(
-    swept: Path, scheduler: str, tmp_path: Path
+    swept: Path, scheduler: Cluster, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for name, text in content(swept / "out").items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(text)
-    options = ("--out", out, "--scheduler", scheduler)
+    options = ("--out", out, *on_cluster(scheduler))
     before = cells(out)
     refused(run_cli("sweep", swept / "spec.toml", *options), "exists", "--resume")
     succeeded(run_cli("sweep", swept / "spec.toml", *options, "--resume"))
@@ -136,29 +136,29 @@ def test_a_finished_cell_is_never_run_again_and_a_grown_grid_runs_what_is_new(
     assert sum(after.get(name) == text for name, text in before.items()) == 5
 
 
-def test_failed_cells_are_reported_and_the_rest_goes_on(scheduler: str, tmp_path: Path) -> None:
+def test_failed_cells_are_reported_and_the_rest_goes_on(scheduler: Cluster, tmp_path: Path) -> None:
     spec, out = tmp_path / "spec.toml", tmp_path / "out"
     text = SPEC.replace("seed = ", "lr = [1e-3, 1e30]\nseed = ").replace("0:3", "0:1")
     spec.write_text(text.replace('["none", 2]', "2"))
-    result = run_cli("sweep", spec, "--out", out, "--scheduler", scheduler)
+    result = run_cli("sweep", spec, "--out", out, *on_cluster(scheduler))
     assert result.exit_code == 1 and "1 of 2 cells finished" in result.stdout
     assert "not finite" in " ".join(result.stdout.split())
     (line,) = (json.loads(line) for line in (out / "failed.jsonl").read_text().splitlines())
     assert line["cell"]["lr"] == 1e30 and line["tries"] == 1 and "not finite" in line["why"]
     # It is missing, so the next run tries it again; the other is not.
     before = cells(out)
-    assert run_cli("sweep", spec, "--out", out, "--scheduler", scheduler, "--resume").exit_code == 1
+    assert run_cli("sweep", spec, "--out", out, *on_cluster(scheduler), "--resume").exit_code == 1
     assert cells(out) == before and len((out / "failed.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_sweep_outlives_a_killed_worker(scheduler: str, tmp_path: Path) -> None:
+def test_a_sweep_outlives_a_killed_worker(scheduler: Cluster, tmp_path: Path) -> None:
     from distributed import Client
 
     settings = {"width": 6, "layers": 2, "attack": "fgsm", "epochs": 4, "seed": "0:6"}
     grid = make_grid({**settings, "evaluate": {"attack": "fgsm", "n": 40}})
-    request = GridRequest(grid, tmp_path / "out", Cluster(scheduler), keep=True)
+    request = GridRequest(grid, tmp_path / "out", scheduler, keep=True)
     killed = 0
-    with Client(scheduler, set_as_default=False) as client:
+    with Client(scheduler.scheduler, security=scheduler.security, set_as_default=False) as client:
         for record in grid_run(request):
             assert record.found is None
             if record.done == 1 and not killed:
@@ -188,10 +188,10 @@ def test_a_torn_or_foreign_record_is_named(swept: Path, tmp_path: Path) -> None:
     assert len(list(read_cells(swept / "out", grid))) == 6
 
 
-def test_reproduce_on_dask_gives_what_one_process_gives(scheduler: str, tmp_path: Path) -> None:
+def test_reproduce_on_dask_gives_what_one_process_gives(scheduler: Cluster, tmp_path: Path) -> None:
     common = ("a1", "--scale", "smoke", "--dataset", "digits", "--epochs", 1, "--device", "cpu")
     common = (*common, "--ranks", "2,0", "--sizes", 60, "--seeds", 2)
-    dask = ("--engine", "dask", "--scheduler", scheduler)
+    dask = ("--engine", "dask", *on_cluster(scheduler))
     for name, options in (("one", ()), ("dask", dask)):
         succeeded(run_cli("reproduce", *common, *options, "--out", tmp_path / name))
 

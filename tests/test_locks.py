@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import run_cli
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.locks import NAME, Busy, claim_directory
+from tnn_robust.models.checkpoint import load_checkpoint
 
 TRAIN = ("train", "--dataset", "digits", "--width", 8, "--epochs", 1, "--batch-size", 200)
 HOLD = """
@@ -172,3 +174,24 @@ def test_another_attack_leaves_an_unfinished_one_alone(digits_run, tmp_path, mon
     assert journal_of(run).read_bytes() == before
     succeeded(run_cli("attack", *suite, "--resume"))
     assert not journal_of(run).exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_request_to_end_is_as_ctrl_c(tmp_path: Path, number: int, code: int) -> None:
+    out = tmp_path / "run"
+    words = (*TRAIN[1:], "--epochs", 5000, "--out", out)
+    entry = "from tnn_robust_cli.train import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", entry, *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (out / "metrics.jsonl").is_file():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code and "go on with --resume" in said
+    assert not (out / NAME).exists()
+    done = load_checkpoint(out).header.training["epochs_done"]
+    assert len((out / "metrics.jsonl").read_text().splitlines()) >= done

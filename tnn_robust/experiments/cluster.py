@@ -1,8 +1,4 @@
-"""Pieces of work on Dask: an embedded cluster of processes, or the workers of a scheduler.
-
-Dask moves tasks, results and exceptions by pickle, so whoever reaches a scheduler can run
-code on its workers: the embedded one listens on this machine's loopback alone.
-"""
+"""Pieces of work on Dask: an embedded cluster of processes, or the workers of a scheduler."""
 
 import asyncio
 import contextlib
@@ -14,6 +10,7 @@ import uuid
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +19,7 @@ from tnn_robust import __version__
 from tnn_robust.base.errors import InputError, MissingPackage, TnnError, TrainingError
 from tnn_robust.base.parallel import Event, Failed, Task, Work, cores, share_of_cores
 from tnn_robust.base.progress import Progress, drain
+from tnn_robust.experiments.tls import require_private, stored_security, temporary_security
 from tnn_robust.experiments.worker import code_digest, dask_setup, unfit, worker_facts
 
 TRIES = 3
@@ -36,10 +34,14 @@ class Cluster:
     """Which workers: those of a running scheduler, or `workers` processes here.
 
     workers: None for one a core; on a GPU, which they would share, give their number.
+    tls: a folder of certificates (see tls.py), None for what Dask's configuration names, and
+    for an embedded cluster a certificate of its own; insecure: a scheduler without TLS.
     """
 
     scheduler: str | None = None
     workers: int | None = None
+    tls: Path | None = None
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -49,6 +51,15 @@ class Cluster:
                 "a number of workers is of the embedded cluster, not of a scheduler",
                 field="scheduler",
             )
+        if self.scheduler is not None:
+            require_private(self.scheduler, insecure=self.insecure)
+
+    @property
+    def security(self) -> Any:
+        """Dask's value for a running scheduler."""
+        if self.scheduler is None or not self.scheduler.startswith("tls://"):
+            return None
+        return stored_security(self.tls)
 
 
 class _Terms(NamedTuple):
@@ -102,26 +113,30 @@ def _connected(distributed: Any, cluster: Cluster) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_quiet())
         address: Any = cluster.scheduler
+        security = cluster.security
         if address is None:
-            address = stack.enter_context(embedded(cluster.workers or cores()))
+            address = stack.enter_context(embedded(cluster.workers or cores(), cluster.tls))
+            security = address.security
         else:
-            _require_answer(distributed, address)
-        yield stack.enter_context(distributed.Client(address, set_as_default=False))
+            _require_answer(distributed, address, security)
+        client = distributed.Client(address, security=security, set_as_default=False)
+        yield stack.enter_context(client)
 
 
-def _require_answer(distributed: Any, address: str) -> None:
+def _require_answer(distributed: Any, address: str, security: Any) -> None:
     """InputError unless a scheduler answers: a Client that finds none is slow to go away."""
 
     async def ask() -> None:
-        security = distributed.Security().get_connection_args("client")
-        async with distributed.core.rpc(address, connection_args=security) as scheduler:
+        how = (security or distributed.Security()).get_connection_args("client")
+        async with distributed.core.rpc(address, connection_args=how) as scheduler:
             await scheduler.identity()
 
     try:
         asyncio.run(asyncio.wait_for(ask(), _CONNECT))
     except Exception as error:  # of whatever else listens there, too
         raise InputError(
-            f"no Dask scheduler answers at {address}: an address such as tcp://host:8786 is needed"
+            f"no Dask scheduler answers at {address} with these certificates: an address such as "
+            "tls://host:8786 is needed"
         ) from error
 
 
@@ -138,9 +153,10 @@ _CONFIG = {
 
 
 @contextlib.contextmanager
-def embedded(workers: int) -> Iterator[Any]:
-    """A Dask cluster of processes of one thread, on the loopback of this machine."""
+def embedded(workers: int, tls: Path | None = None) -> Iterator[Any]:
+    """A Dask cluster of processes of one thread, on the loopback of this machine, over TLS."""
     distributed = require_dask()
+    security = temporary_security() if tls is None else stored_security(tls)
     import dask
 
     with (
@@ -149,7 +165,8 @@ def embedded(workers: int) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=None,  # it would answer to every user of the machine
+            security=security,
             silence_logs=logging.CRITICAL,
             memory_limit=distributed.system.MEMORY_LIMIT // workers,
             preload=[dask_setup.__module__],

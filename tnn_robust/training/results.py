@@ -1,6 +1,6 @@
 """What training reports while it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tnn_robust.base.codec import Record, require
@@ -44,6 +44,12 @@ class StackedEpoch:
     epoch: int
     records: dict[int, EpochRecord]
     failures: dict[int, str]
+
+    def of(self, seeds: Collection[int]) -> "StackedEpoch":
+        """What concerns these networks alone."""
+        records = {seed: one for seed, one in self.records.items() if seed in seeds}
+        failures = {seed: why for seed, why in self.failures.items() if seed in seeds}
+        return StackedEpoch(self.epoch, records, failures)
 
     def text(self, epochs: int) -> str:
         """The epoch in a line: the means of the networks, and which stopped."""

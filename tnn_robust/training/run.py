@@ -105,7 +105,8 @@ class TrainRun:
     out: None for nowhere; identity: all that decides the weights; state: of the optimiser;
     done: epochs, or steps of a flow; writes: False where another process of the team does;
     track: as of `TrainRequest`, tracked: training examples that the tracker looks at; lock: of
-    `out`, given back when the training is over.
+    `out`, given back when the training is over; stack: networks trained side by side with this
+    one, itself included: the last bits of products depend on it.
     """
 
     model: TNN
@@ -121,6 +122,7 @@ class TrainRun:
     writes: bool = True
     track: int | None = None
     lock: Lock | None = None
+    stack: int = 1
 
     @property
     def tracked(self) -> int:
@@ -152,7 +154,7 @@ class TrainRun:
         return Header(
             architecture=self.model.architecture,
             data=describe_data(self.dataset),
-            training={**self.identity, **done},
+            training={**self.identity, **done, **({"stack": self.stack} if self.stack > 1 else {})},
             seed=self.seed,
         )
 

@@ -75,19 +75,16 @@ def _train_all(out: Path, runs: Sequence[TrainRun], team: Team) -> Steps[tuple[S
     count, settings = len(runs), runs[0].settings
     assert isinstance(settings, TrainSettings)
     with removed_on_error(runs[0].lock, out), team.agreeing():
-        for run in runs:
+        for place, run in enumerate(runs):
+            first = place - place % _SIDE_BY_SIDE
+            run.stack = len(runs[first : first + _SIDE_BY_SIDE])
             run.prepare()
     failures: dict[int, str] = {}
     found: list[StackedEpoch] = []
-    while group := _behind(runs, settings.epochs):
-        until = min([settings.epochs, *(r.done for r in runs if r.done > group[0].done)])
-        together = yield from _train_together(
-            group, replace(settings, epochs=until), settings.epochs, team
-        )
-        for record in together:
+    for first in range(0, count, _SIDE_BY_SIDE):
+        for record in (yield from _train_stack(runs[first : first + _SIDE_BY_SIDE], team)):
             failures |= record.failures
-        found += together
-        runs = [run for run in runs if run.seed not in failures]
+            found.append(record)
     if failures:
         seed, why = next(iter(failures.items()))
         names = ", ".join(str(seed) for seed in failures)
@@ -111,22 +108,40 @@ def _to_resume(
     return there or list(runs)
 
 
-def _behind(runs: Sequence[TrainRun], epochs: int) -> list[TrainRun]:
-    """The runs to go on with: those with the fewest epochs done."""
-    unfinished = [run for run in runs if run.done < epochs]
-    least = min((run.done for run in unfinished), default=0)
-    return [run for run in unfinished if run.done == least][:_SIDE_BY_SIDE]
+def _train_stack(runs: Sequence[TrainRun], team: Team) -> Steps[tuple[StackedEpoch, ...]]:
+    """Train runs side by side to the last epoch, those that are behind first."""
+    settings, going = runs[0].settings, list(runs)
+    assert isinstance(settings, TrainSettings)
+    epochs = settings.epochs
+    found: list[StackedEpoch] = []
+    while unfinished := [run for run in going if run.done < epochs]:
+        least = min(run.done for run in unfinished)
+        group = [run for run in unfinished if run.done == least]
+        until = min([epochs, *(run.done for run in going if run.done > least)])
+        together = yield from _train_together(runs, group, until, team)
+        failed = {seed for record in together for seed in record.failures}
+        going = [run for run in going if run.seed not in failed]
+        found += together
+    return tuple(found)
 
 
 def _train_together(
-    group: Sequence[TrainRun], settings: TrainSettings, epochs: int, team: Team
+    runs: Sequence[TrainRun], group: Sequence[TrainRun], until: int, team: Team
 ) -> Steps[tuple[StackedEpoch, ...]]:
-    """Train runs with as many epochs done to the last of `settings`, writing each every epoch."""
-    first = group[0]
-    dataset, device, seeds = first.dataset, first.device, [run.seed for run in group]
-    stack = stack_models([run.model for run in group]).to(device)
+    """Train a group with as many epochs done to the epoch `until`, writing each every epoch.
+
+    The stack has a place for every run, those of the others filled with copies that count for
+    nothing: a product's last bits are a matter of how many there are, and a resumed run must
+    not differ in them.
+    """
+    first, ours = group[0], {run.seed for run in group}
+    assert isinstance(first.settings, TrainSettings)
+    epochs, settings = first.settings.epochs, replace(first.settings, epochs=until)
+    filled = [run if run.seed in ours else first for run in runs]
+    dataset, device, seeds = first.dataset, first.device, [run.seed for run in runs]
+    stack = stack_models([run.model for run in filled]).to(device)
     optimizer = make_optimizer(stack, settings)
-    restore_optimizer(optimizer, stack_states([run.state for run in group]))
+    restore_optimizer(optimizer, stack_states([run.state for run in filled]))
     looked_at = torch.stack([subset(dataset.test, MONITOR, seed, device)[1] for seed in seeds])
     steps = fit_stacked(
         stack,
@@ -143,11 +158,15 @@ def _train_together(
     for progress in steps:
         record = progress.found
         if record is not None:
+            record = record.of(ours)
             found.append(record)
-            states = unstack_states(optimizer_tensors(optimizer), len(group))
-            for run, model, state in zip(group, unstack_models(stack), states, strict=True):
+            states = unstack_states(optimizer_tensors(optimizer), len(runs))
+            for run, model, state in zip(runs, unstack_models(stack), states, strict=True):
                 if run.seed in record.records:
                     run.keep(record.records[run.seed], model, state)
-            progress = progress._replace(text=record.text(epochs))
+            progress = progress._replace(text=record.text(epochs), found=record)
+            if not record.records:  # none of the group is left; the copies need not go on
+                yield progress._replace(total=epochs)
+                break
         yield progress._replace(total=epochs)
     return tuple(found)
