@@ -18,8 +18,9 @@ from tnn_robust import __version__
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base import choices
 from tnn_robust.base.choices import LARGEST_SEED
-from tnn_robust.base.errors import InputError, TnnError
+from tnn_robust.base.errors import LONGEST_LINE, InputError, TnnError, shown
 from tnn_robust.base.launch import launched
+from tnn_robust.base.reading import ENVIRONMENT
 from tnn_robust.base.threat import Eps, parse_eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 
@@ -48,10 +49,13 @@ class Command(cloup.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            left = super().parse_args(ctx, args)
+            _require_modest(ctx)
+            return left
         except click.UsageError as error:
             hint = f"see {ctx.info_name} --help"
-            _complain(f"Error: {' '.join(error.format_message().split())} ({hint})")
+            text = shown(f"Error: {' '.join(error.format_message().split())}", LONGEST_LINE - 40)
+            _complain(f"{text} ({hint})")
             ctx.exit(2)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -77,12 +81,42 @@ class Command(cloup.Command):
         except BrokenPipeError:  # of `| head`: what was asked for in files is written by now
             _discard_output()
             ctx.exit(PIPE_CLOSED)
+        except MemoryError:
+            _complain("Error: there is not enough memory for this")
+            ctx.exit(2)
         except OSError as error:
-            if error.filename is not None:
-                raise
+            if error.filename is not None:  # of a place that the user named
+                _complain(f"Error: cannot use {error.filename}: {error.strerror}")
+                ctx.exit(2)
             _discard_output()
             _complain(f"Error: cannot write to standard output: {error.strerror}")
             ctx.exit(2)
+
+
+def _require_modest(ctx: click.Context) -> None:
+    """UsageError for a whole number that no generator, loop or size takes."""
+    for parameter in ctx.command.params:
+        given = ctx.params.get(str(parameter.name))
+        for one in given if isinstance(given, tuple) else (given,):
+            if isinstance(one, int) and abs(one) > LARGEST_SEED:
+                needed = f"needs whole numbers up to {LARGEST_SEED}"
+                raise click.UsageError(f"{parameter.opts[0]} {needed}, got {one}", ctx)
+
+
+def _set_limit(ctx: click.Context, _: click.Parameter, value: int | None) -> None:
+    """The limit of this command and of the processes it starts."""
+    if value is None:
+        return
+    before = os.environ.get(ENVIRONMENT)
+    os.environ[ENVIRONMENT] = str(value)
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(ENVIRONMENT, None)
+        else:
+            os.environ[ENVIRONMENT] = before
+
+    ctx.call_on_close(restore)
 
 
 @contextlib.contextmanager
@@ -136,10 +170,17 @@ def _first_speaks() -> Iterator[None]:
         yield
 
 
+def _first() -> bool:
+    try:
+        return launched().first
+    except InputError:  # torchrun's variables without torchrun: everyone says so
+        return True
+
+
 def _complain(text: str, *, everywhere: bool = True) -> None:
     """Say why the command ends; of what all processes would say, the first says it."""
-    if launched().first or not everywhere:
-        click.echo(text, err=True)
+    if _first() or not everywhere:
+        click.echo(shown(text), err=True)
     else:  # torchrun ends all processes when one has ended: let the first speak before
         time.sleep(_TIME_TO_SPEAK)
 
@@ -292,6 +333,13 @@ data_place = options(
         help="Where to look for data first (then TNN_DATA, then the user cache).",
     ),
     click.option("--download", is_flag=True, help="Fetch missing data from OpenML, where it is."),
+    click.option(
+        "--max-bytes",
+        type=click.IntRange(min=1, max=2**63),
+        expose_value=False,
+        callback=_set_limit,
+        help="Memory that data may take once unpacked.  [default: TNN_MAX_BYTES, else 4 GiB]",
+    ),
 )
 
 scheduler = options(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tnn_robust.base.errors import CheckpointError, InputError
-from tnn_robust.base.files import write_bytes
+from tnn_robust.base.files import is_file, write_bytes
+from tnn_robust.base.reading import parsed_json, read_bytes, read_text, reading
 
 K = TypeVar("K", bound=Hashable)
 R = TypeVar("R")
@@ -95,10 +96,14 @@ def checked_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises CheckpointError for a line before the last that fails its checksum.
     """
-    if not path.is_file():
+    if not is_file(path):
         return []
+    with reading(path, "a record", CheckpointError):
+        return _checked(path, read_bytes(path).split(b"\n"))
+
+
+def _checked(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1]):  # behind the last newline there is no whole line
         checksum, _, text = line.partition(b" ")
         if checksum != f"{zlib.crc32(text):08x}".encode():
@@ -108,7 +113,7 @@ def checked_lines(path: Path) -> list[dict[str, Any]]:
                     "checksum"
                 )
             break
-        value = json.loads(text)
+        value = parsed_json(text)
         if not isinstance(value, dict):
             raise CheckpointError(f"{path}: line {number + 1} is no record")
         found.append(value)
@@ -160,7 +165,10 @@ def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[tuple[str
 
 def keep_lines(path: Path, counter: str, done: int) -> None:
     """Drop the lines of a log whose `counter` is after what is saved: that is done again."""
-    lines = path.read_text().splitlines() if done and path.is_file() else []
+    lines: list[str] = []
+    if done and is_file(path):
+        with reading(path, "text", CheckpointError):
+            lines = read_text(path).splitlines()
     kept = [f"{line}\n" for line in lines if _count(line, counter) <= done]
     write_bytes(path, "".join(kept).encode())
 
@@ -168,5 +176,5 @@ def keep_lines(path: Path, counter: str, done: int) -> None:
 def _count(line: str, counter: str) -> float:
     try:
         return float(json.loads(line)[counter])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")  # a line torn by the interruption

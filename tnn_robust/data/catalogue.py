@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 from tnn_robust.base.choices import DATASETS, SPLITS
 from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.reading import at_most
 from tnn_robust.data import sources
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.prepare import check_present, check_values, draw_train, select_classes
@@ -45,6 +46,7 @@ def load_data(
     resample: int | None = None,
     data_dir: str | None = None,
     download: bool = False,
+    max_bytes: int | None = None,
 ) -> Dataset:
     """A named data set, scaled to [0, 1]: digits, mnist, fashion-mnist, cifar10, salinas-a,
     landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts or npz:FILE.
@@ -54,24 +56,25 @@ def load_data(
     classes: use these, in this order; n_train: a random subset of the training part;
     split_seed: of subsets and unofficial splits; split, patch: of hyperspectral cubes;
     resample: steps of every time series; data_dir: where to look first (then TNN_DATA, then the
-    user cache); download: fetch missing data from OpenML.
+    user cache); download: fetch missing data from OpenML; max_bytes: memory that the data may
+    take once unpacked, by default TNN_MAX_BYTES, else 4 GiB.
 
     Raises InputError for a request that makes no sense, DataError for files that are
     missing, malformed or unfit for it.
     """
-    return load_dataset(
-        DataSpec(
-            dataset=name,
-            data_dir=data_dir,
-            classes=None if classes is None else tuple(str(one) for one in classes),
-            n_train=n_train,
-            split_seed=split_seed,
-            split=split,
-            patch=patch,
-            resample=resample,
-            download=download,
-        )
+    spec = DataSpec(
+        dataset=name,
+        data_dir=data_dir,
+        classes=None if classes is None else tuple(str(one) for one in classes),
+        n_train=n_train,
+        split_seed=split_seed,
+        split=split,
+        patch=patch,
+        resample=resample,
+        download=download,
     )
+    with at_most(max_bytes):
+        return load_dataset(spec)
 
 
 def load_dataset(spec: DataSpec) -> Dataset:

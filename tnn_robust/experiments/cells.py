@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.attacks.registry import make_perturb, named_attack
+from tnn_robust.base.codec import decoded
+from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.files import read_tensors, write_tensors
 from tnn_robust.base.losses import margin_loss
 from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.reading import reading
 from tnn_robust.base.threat import parse_eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.parts import Part
@@ -205,17 +208,19 @@ class _Work:
         if path is None or not path.is_file():
             return 0.0
         tensors, header, _ = read_tensors(path, kind=_STATE_KIND)
-        if header["cell"] != self.cell.to_json():
-            return 0.0
-        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        self.model.load_state_dict(weights)
-        state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
-        restore_optimizer(self.optimizer, state)
-        record = CellRecord.from_json(header["record"])
-        self.points, self.losses = list(record.points), header["losses"]
-        self.failures = {int(seed): why for seed, why in record.failures.items()}
-        self.epoch = self.points[-1].epoch
-        return record.seconds
+        with reading(path, "the state of a cell", CheckpointError):
+            if header["cell"] != self.cell.to_json():
+                return 0.0
+            weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+            self.model.load_state_dict(weights)
+            state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
+            restore_optimizer(self.optimizer, state)
+            record = CellRecord.from_json(header["record"])
+            self.points = list(record.points)
+            self.losses = decoded(list[float], header["losses"], "losses")
+            self.failures = {int(seed): why for seed, why in record.failures.items()}
+            self.epoch = self.points[-1].epoch
+            return record.seconds
 
     def record(self, seconds: float, *, whole: bool = False) -> CellRecord:
         """The cell's record; the columns without networks that stopped, unless `whole`."""

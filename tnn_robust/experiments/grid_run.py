@@ -23,6 +23,7 @@ from tnn_robust.base.files import (
 from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.parallel import Failed, Task
 from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.reading import parsed_json, read_bytes, reading
 from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
 from tnn_robust.experiments.grid import MOST_CELLS, Grid, GridCell
 from tnn_robust.experiments.grid_cell import GridTask, Place, cell_work, check_grid
@@ -129,10 +130,8 @@ def _require_sweep(out: Path) -> None:
 
 
 def _read(path: Path) -> object:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    with reading(path, "JSON", CheckpointError):
+        return parsed_json(read_bytes(path))
 
 
 def _tasks(

@@ -20,6 +20,20 @@ class PointRecord(Record):
     epoch: int
     columns: dict[str, Column]
 
+    def __post_init__(self) -> None:
+        require(self.epoch >= 0, "an epoch of at least 0", self.epoch)
+        for name, values in self.columns.items():
+            numbers = [n for one in values for n in (one if isinstance(one, list) else [one])]
+            require(
+                all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers),
+                "numbers",
+                f"other values in {name}",
+            )
+            of = self.columns.get(f"{name.split('_')[0]}_n")
+            if of is not None and name.endswith("_correct"):
+                within = all(0 <= n <= most for n, most in zip(values, of, strict=True))
+                require(within, f"{name} from 0 to the examples", values)
+
 
 @dataclass(frozen=True)
 class CellRecord(Record):
@@ -37,6 +51,13 @@ class CellRecord(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.points), "at least one point", "none")
+        require(self.seconds >= 0, "seconds of at least 0", self.seconds)
+        epochs = [point.epoch for point in self.points]
+        require(epochs == sorted(set(epochs)), "points of rising epochs", epochs)
+        for point in self.points:
+            for name, values in point.columns.items():
+                fits = len(values) >= len(self.seeds)
+                require(fits, f"{name} of every network", f"{len(values)} of {len(self.seeds)}")
 
     @property
     def last(self) -> dict[str, Column]:

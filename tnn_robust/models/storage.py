@@ -75,12 +75,7 @@ def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _unpacked(name: str, rows: Tensor, ranks: Tensor) -> Tensor:
     """(k, r, d) with zeros beyond each rank, from rows (sum r_k, d)."""
     whole = ranks.dtype == torch.int32 and ranks.ndim == 1 and ranks.numel() > 0
-    if (
-        not whole
-        or int(ranks.min()) < 0
-        or rows.ndim != 2
-        or len(rows) != int(ranks.sum())
-    ):
+    if not whole or int(ranks.min()) < 0 or rows.ndim != 2 or len(rows) != int(ranks.sum()):
         raise CheckpointError(
             f"the ranks of {name} do not fit its shape {tuple(rows.shape)}: "
             "the tensors do not make the network"

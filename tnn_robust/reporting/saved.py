@@ -1,10 +1,10 @@
 """Reports read back from their JSON files. Free of torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.reading import parsed_json, read_bytes, reading
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
@@ -29,17 +29,11 @@ def load_report(path: str | Path) -> Report:
     Raises CheckpointError for a file that is missing, no JSON, or no such report.
     """
     file = Path(path)
-    try:
-        value = json.loads(file.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is no JSON: {error}") from error
+    with reading(file, "JSON", CheckpointError):
+        value = parsed_json(read_bytes(file))
     kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         known = ", ".join(_KINDS)
         raise CheckpointError(f"{file} holds no report: its kind is {kind!r}, needed {known}")
-    try:
+    with reading(file, "a report", CheckpointError):
         return _KINDS[kind].from_json(value)
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from error

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from tnn_robust.base.codec import decoded
 from tnn_robust.base.devices import resolve_device
-from tnn_robust.base.errors import InputError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import (
     append_line,
     read_tensors,
@@ -16,6 +17,7 @@ from tnn_robust.base.files import (
 from tnn_robust.base.ledger import keep_lines
 from tnn_robust.base.locks import released_on_error, removed_on_error
 from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.reading import reading
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import subset
 from tnn_robust.models.checkpoint import FILE_NAME, save_checkpoint
@@ -86,8 +88,12 @@ def _opened(
         path = request.out / STATE
         tensors, header, _ = read_tensors(path, kind=_STATE_KIND)
         require_same_run(header, run, path, _FREE)
-        stored: dict[str, Any] = header["state"]
-        run.model, state = model_from_tensors(architecture, tensors), FlowState(**stored)
+        with reading(path, "a flow state", CheckpointError):
+            stored: dict[str, Any] = header["state"]
+            state = decoded(FlowState, [stored[name] for name in FlowState._fields], "flow state")
+            if min(state.step, state.rejected, state.jumps) < 0 or state.step_size <= 0:
+                raise CheckpointError(f"{path} has counts below 0 or no step")
+            run.model = model_from_tensors(architecture, tensors)
         run.done = state.step
     run.model.to(device)
     require_flow(run.model, dataset.train.x[:1].double())

@@ -66,6 +66,12 @@ def while_recording(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
 
 
+_ENTRIES: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.Adam: frozenset(("step", "exp_avg", "exp_avg_sq")),
+    torch.optim.SGD: frozenset(("momentum_buffer",)),
+}
+
+
 def make_optimizer(model: TNN, settings: Rates) -> torch.optim.Optimizer:
     return OPTIMIZERS[settings.optimizer](list(model.parameters()), settings)
 
@@ -84,15 +90,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave; CheckpointError where it does not fit."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, values in state.items():
-        for name, value in values.items():
-            fits = index < len(parameters) and value.shape in ((), parameters[index].shape)
-            if not fits:
-                raise CheckpointError(f"optimiser state {index}.{name} does not fit the network")
+        index = int(number) if number.isascii() and number.isdigit() else len(parameters)
+        fits = index < len(parameters) and name in _ENTRIES[type(optimizer)]
+        if not fits or value.shape not in ((), parameters[index].shape):
+            raise CheckpointError(f"optimiser state {key} does not fit the network")
+        state.setdefault(index, {})[name] = value
+    for index in range(len(parameters)) if state else ():
+        if lacks := _ENTRIES[type(optimizer)] - state.get(index, {}).keys():
+            raise CheckpointError(f"optimiser state lacks {index}.{min(lacks)}")
     whole = optimizer.state_dict()
     optimizer.load_state_dict({**whole, "state": state})
 

@@ -15,6 +15,7 @@ from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.base.codec import decoded
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import (
@@ -25,6 +26,7 @@ from tnn_robust.base.files import (
 from tnn_robust.base.ledger import keep_lines, require_same
 from tnn_robust.base.locks import Lock, claim_directory, released_on_error, removed_on_error
 from tnn_robust.base.progress import Steps
+from tnn_robust.base.reading import reading
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset, describe_data, subset
@@ -275,11 +277,14 @@ def resumed(run: TrainRun) -> TrainRun:
     tensors, header, _ = read_tensors(path, kind=STATE_KIND)
     # More epochs than at first is what resuming is for.
     require_same_run(header, run, path, ("epochs",))
-    weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-    saved = model_from_tensors(run.model.architecture, weights)
-    run.model.load_state_dict(saved.state_dict())
-    run.state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
-    run.done = int(header["epochs_done"])
+    with reading(path, "a training state", CheckpointError):
+        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
+        saved = model_from_tensors(run.model.architecture, weights)
+        run.model.load_state_dict(saved.state_dict())
+        run.state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
+        run.done = decoded(int, header["epochs_done"], "training state")
+        if run.done < 0:
+            raise CheckpointError(f"{path} says that {run.done} epochs are done")
     return run
 
 
@@ -349,7 +354,9 @@ def require_same_run(
 ) -> None:
     """Refuse to resume with other settings than those stored, save the `free`, or other data."""
     wanted = {key: value for key, value in run.identity.items() if key not in free}
-    stored = {key: header["request"].get(key, _SINCE.get(key)) for key in wanted}
+    with reading(path, "a training state", CheckpointError):
+        stored = {key: header["request"].get(key, _SINCE.get(key)) for key in wanted}
+        digest = header["data_digest"]
     require_same(path, stored, json.loads(json.dumps(wanted)))
-    if header["data_digest"] != run.dataset.digest:
+    if digest != run.dataset.digest:
         raise CheckpointError(f"{path} was trained on other data of the same name")

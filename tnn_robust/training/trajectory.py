@@ -6,6 +6,7 @@ from pathlib import Path
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.files import append_line
 from tnn_robust.base.ledger import keep_lines
+from tnn_robust.base.reading import parsed_json, read_text, reading
 from tnn_robust.data.dataset import Dataset, subset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.loop import Perturb
@@ -94,13 +95,8 @@ def read_trajectory(run: Path) -> tuple[TrajectoryRecord, ...]:
 
 def _read(path: Path) -> tuple[TrajectoryRecord, ...]:
     found = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            found.append(TrajectoryRecord.from_json(json.loads(line)))
-        except (ValueError, CheckpointError) as error:
-            raise CheckpointError(f"{path}, line {number}: {error}") from error
+    with reading(path, "a trajectory", CheckpointError):
+        for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+            with reading(f"{path}, line {number}", "a record", CheckpointError):
+                found.append(TrajectoryRecord.from_json(parsed_json(line)))
     return tuple(found)
