@@ -28,4 +28,4 @@ def verify(asked: Asked) -> None:
         _render.show_lines(f"WARNING: {line}" for line in found.differences)
         raise SystemExit(1)
     sure = f"Verified: every point of {asked.verify} lies in its ball; all figures agree."
-    _render.show_lines([sure])
+    _render.show_lines([sure, *found.checked])

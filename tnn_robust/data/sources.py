@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tnn_robust.base.errors import DataError, InputError
+from tnn_robust.base.reading import reading
 from tnn_robust.data import cifar, cube, find, idx, split, tables, timeseries
 from tnn_robust.data.download import openml_copy
 from tnn_robust.data.raw import Arrays, Raw, index_labels
@@ -211,13 +212,16 @@ def _random_masks(labels: np.ndarray, *, patch: int, seed: int) -> tuple[np.ndar
 def load_ts(spec: DataSpec, files: Sequence[str]) -> Raw:
     """Time series in two .ts files of the UEA archive's format."""
     paths = [find.find_file(name, folder="timeseries", data_dir=spec.data_dir) for name in files]
-    arrays, classes = timeseries.read_time_series(*paths, resample=spec.resample)
-    notes = (f"series resampled to {spec.resample} steps",) if spec.resample else ()
-    return Raw(arrays, classes, layout="steps = features, sensors = channels", notes=notes)
+    with reading(paths[0], "a time series"):
+        arrays, classes = timeseries.read_time_series(*paths, resample=spec.resample)
+        notes = (f"series resampled to {spec.resample} steps",) if spec.resample else ()
+        return Raw(arrays, classes, layout="steps = features, sensors = channels", notes=notes)
 
 
 def load_npz(spec: DataSpec, files: Sequence[str]) -> Raw:
     """A user's own arrays, already in [0, 1]."""
     path = find.find_file(files[0], folder=None, data_dir=spec.data_dir)
-    arrays, classes = tables.read_npz(path)
-    return Raw(arrays, classes, layout="axis 1 = features, axis 2 = channels", limits=(0.0, 1.0))
+    with reading(path, "an .npz file"):
+        arrays, classes = tables.read_npz(path)
+        layout = "axis 1 = features, axis 2 = channels"
+        return Raw(arrays, classes, layout=layout, limits=(0.0, 1.0))

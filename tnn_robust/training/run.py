@@ -307,7 +307,9 @@ def _train(run: TrainRun, team: Team) -> Steps[tuple[EpochRecord, ...]]:
     with team.agreeing():
         run.model.to(run.device)
         optimizer = make_optimizer(run.model, settings)
-        restore_optimizer(optimizer, run.state)
+        where = "memory" if run.out is None else run.out / STATE
+        with reading(where, "a training state", CheckpointError):
+            restore_optimizer(optimizer, run.state)
     watch: Callable[[int], None] | None = None
     with removed_on_error(run.lock, run.out or Path()), team.agreeing():
         run.prepare()
