@@ -241,7 +241,7 @@ BROKEN = {
     "absent": (None, "no checkpoint at"),
     "empty": (lambda whole: b"", "truncated"),
     "truncated": (lambda whole: whole[:-100], "truncated"),
-    "foreign": (lambda whole: b"PK\3\4 not a network at all", "no checkpoint"),
+    "foreign": (lambda whole: b"PK\3\4 not a network at all", "not a checkpoint"),
     "altered": (lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]), "altered"),
 }
 

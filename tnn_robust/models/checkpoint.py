@@ -58,9 +58,7 @@ class Header:
             made._check()
             return made
         except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-            raise CheckpointError(
-                f"the checkpoint's header is incomplete: {said(error)}"
-            ) from error
+            raise CheckpointError(f"its header is incomplete: {said(error)}") from error
 
     def _check(self) -> None:
         """TypeError for fields of another type than stated."""
