@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.reading import require_sound
 
 Interval = tuple[float, float]
 _KINDS = {
@@ -65,11 +66,12 @@ class Record:
 def decoded(kind: Any, value: Any, what: str) -> Any:
     """JSON's types as `kind`, a type of dataclasses; what: for the error."""
     try:
+        require_sound(value)
         _require_finite(value)
         found = msgspec.convert(value, kind, strict=True)
         _require_whole(found, value, "$")
         return found
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+    except (msgspec.ValidationError, ValueError, RecursionError, ArithmeticError) as error:
         raise CheckpointError(f"not a {what} record: {_said(error)}") from error
 
 
@@ -95,6 +97,16 @@ def require_counts(n: int, **counts: int) -> None:
     require(n >= 1, "n of at least 1", n)
     for name, count in counts.items():
         require(0 <= count <= n, f"{name} from 0 to n = {n}", count)
+
+
+def require_interval(
+    name: str, interval: Interval | None, low: float = -math.inf, high: float = math.inf
+) -> None:
+    """The same for an interval, ordered and within [low, high] up to rounding."""
+    if interval is not None:
+        a, b = interval
+        holds = low - 1e-9 <= a <= b <= high + 1e-9
+        require(holds, f"{name} in order from {low:g} to {high:g}", f"{a:g} to {b:g}")
 
 
 def _said(error: Exception) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.base.codec import Interval, Record, require, require_counts
+from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class PartResult(Record):
             vanished=self.vanished,
             attacked=self.attacked,
         )
+        require(0 <= self.broken <= self.attacked, "broken up to attacked", self.broken)
+        require(min(self.forwards, self.backwards) >= 0, "passes of at least 0", self.forwards)
+        require_interval("accuracy_ci", self.accuracy_ci, 0, 1)
+        require_interval("risk_ci", self.risk_ci)
 
     @property
     def clean_accuracy(self) -> float:
@@ -70,6 +74,13 @@ class Gap(Record):
     accuracy_ci: Interval
     train_error: float | None = None
     test_error: float | None = None
+
+    def __post_init__(self) -> None:
+        require(abs(self.accuracy) <= 1, "an accuracy gap from -1 to 1", self.accuracy)
+        require_interval("accuracy_ci", self.accuracy_ci)
+        require_interval("risk_ci", self.risk_ci)
+        for error in (self.train_error, self.test_error):
+            require(error is None or error >= 0, "a standard error of at least 0", error)
 
     @property
     def halving_test(self) -> float | None:
@@ -155,6 +166,7 @@ class AttackRow(Record):
     def __post_init__(self) -> None:
         require(self.eps_value >= 0, "an eps of at least 0", self.eps_value)
         require(self.max_perturbation >= 0, "a norm of at least 0", self.max_perturbation)
+        require(self.seconds >= 0, "seconds of at least 0", self.seconds)
 
     @property
     def robustness_drop(self) -> float:
@@ -213,6 +225,25 @@ class AttackReport(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
+        for part in ("train", "test"):
+            worst: PartResult = getattr(self.worst_case, part)
+            for row in self.attacks:
+                one: PartResult = getattr(row, part)
+                same = (one.n, one.clean_correct) == (worst.n, worst.clean_correct)
+                require(same, f"one {part} part for all rows", f"{one.n} and {worst.n} examples")
+                fits = worst.correct <= one.correct
+                require(fits, f"a worst case of at most {row.name}'s {one.correct}", worst.correct)
+        self._check_standing()
+
+    def _check_standing(self) -> None:
+        if not self.standing:
+            return
+        test = self.worst_case.test
+        bits = bytes.fromhex(self.standing)
+        length = -(-test.n // 8)
+        require(len(bits) == length, f"standing of {length} bytes", len(bits))
+        count = sum(byte.bit_count() for byte in bits)
+        require(count == test.correct, f"{test.correct} standing examples", count)
 
     @property
     def agp(self) -> Gap:

@@ -95,6 +95,13 @@ class TrajectoryRecord(Record):
         require(bool(self.stable_ranks), "a stable rank for at least one layer", "none")
         require(min(self.stable_ranks) > 0, "stable ranks above 0", min(self.stable_ranks))
         require_counts(self.n, correct=self.correct)
+        require(self.n <= self.n_train, f"n up to n_train = {self.n_train}", self.n)
+        require(self.step >= 0, "a step of at least 0", self.step)
+        layers = len(self.stable_ranks)
+        for name in ("layer_norms", "entropy_ranks", "face_stable_ranks"):
+            came = len(getattr(self, name))
+            require(came == layers, f"{name} of {layers} layers", came)
+        require(len(self.teacher) == 3, "a teacher (J, m_J, B)", len(self.teacher))
 
     @property
     def normalised_margin(self) -> float:
