@@ -1,4 +1,4 @@
-"""The hostile files of the issue, where they are at hand: one line, exit code 2, nothing written."""
+"""The hostile files of the issue, where they are at hand: one line, code 2, nothing written."""
 
 import shutil
 from pathlib import Path
