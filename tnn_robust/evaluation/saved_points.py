@@ -29,7 +29,7 @@ _DTYPES = {
 }
 
 
-class Recorded(NamedTuple):
+class PointsFile(NamedTuple):
     """A file's report, attacks and points, [attack][part]; about: of network and data."""
 
     path: Path
@@ -48,7 +48,7 @@ class Recorded(NamedTuple):
             return DataSpec.from_json(self.report.dataset["spec"])
 
 
-def read_points(path: Path) -> Recorded:
+def read_points(path: Path) -> PointsFile:
     """What `save_points` wrote, its tensors and settings of one shape and in one order.
 
     Raises CheckpointError for a file that was altered, or contradicts itself.
@@ -65,7 +65,7 @@ def read_points(path: Path) -> Recorded:
             raise CheckpointError(f"{path} holds points of attacks that it does not name")
         model = report.model
         run = decoded(str | None, model["path"], "path")
-        return Recorded(
+        return PointsFile(
             path=path,
             report=report,
             attacks=attacks,
@@ -103,7 +103,7 @@ def _points(tensors: dict[str, Tensor], number: int, part: str) -> Points:
     return Points(**found)
 
 
-def require_selection(recorded: Recorded, dataset: Dataset) -> str:
+def require_selection(recorded: PointsFile, dataset: Dataset) -> str:
     """CheckpointError unless every attack is on the report's own examples, each once.
 
     Returns which these are, in words.

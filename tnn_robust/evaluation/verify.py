@@ -28,7 +28,7 @@ from tnn_robust.evaluation.rows import (
     make_check,
     make_report,
 )
-from tnn_robust.evaluation.saved_points import KIND, Recorded, read_points, require_selection
+from tnn_robust.evaluation.saved_points import KIND, PointsFile, read_points, require_selection
 from tnn_robust.evaluation.subject import Subject, load_subject
 
 _BLOCK = 1024
@@ -117,7 +117,7 @@ def verify_file(
     return Verification(report, differences, checked)
 
 
-def _attacked(subject: Subject, dataset: Dataset, recorded: Recorded, number: int) -> Attacked:
+def _attacked(subject: Subject, dataset: Dataset, recorded: PointsFile, number: int) -> Attacked:
     attack, parts = recorded.attacks[number], recorded.points[number]
     results = {
         part: Result(recompute(subject, dataset, attack, part, points), points.x_adv, NO_WORK)
@@ -126,7 +126,7 @@ def _attacked(subject: Subject, dataset: Dataset, recorded: Recorded, number: in
     return attacked(attack, results, recorded.report.attacks[number].seconds)
 
 
-def _require_same(subject: Subject, dataset: Dataset, recorded: Recorded) -> None:
+def _require_same(subject: Subject, dataset: Dataset, recorded: PointsFile) -> None:
     if subject.digest != recorded.digest:
         raise CheckpointError(
             f"{recorded.path} is of the network {recorded.digest[:12]}, "
@@ -163,7 +163,7 @@ def recompute(
     return join(results)
 
 
-def _of_points(recorded: Recorded, found: list[Attacked]) -> list[str]:
+def _of_points(recorded: PointsFile, found: list[Attacked]) -> list[str]:
     """What the file says of single points and the network does not."""
     different = []
     report = recorded.report
