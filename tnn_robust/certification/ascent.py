@@ -44,7 +44,7 @@ def ascend(
     needs nothing more; all stop once each has it.
     """
     narrow, aim = ground.to(torch.float32), _in_single(rows)
-    now = fresh(narrow, aim) if start is None else _copied(start)
+    now = fresh(narrow, aim) if start is None else start.to(torch.float32)
     kept = Multipliers(list(now.slopes), None if now.splits is None else list(now.splits))
     parts = [*now.slopes, *(now.splits or [])]
     best = torch.full_like(aim.value, -torch.inf)
@@ -82,11 +82,6 @@ def fresh(ground: Ground, rows: Rows) -> Multipliers:
 
 def _in_single(rows: Rows) -> Rows:
     return Rows(rows.level, rows.a.float(), rows.value.float(), rows.who)
-
-
-def _copied(start: Multipliers) -> Multipliers:
-    splits = None if start.splits is None else [t.float() for t in start.splits]
-    return Multipliers([t.float() for t in start.slopes], splits)
 
 
 def _chosen(better: Tensor, now: Multipliers, kept: Multipliers) -> Multipliers:

@@ -35,6 +35,11 @@ class Multipliers(NamedTuple):
     slopes: list[Tensor]
     splits: list[Tensor] | None = None
 
+    def to(self, dtype: torch.dtype) -> "Multipliers":
+        """In another dtype."""
+        splits = None if self.splits is None else [t.to(dtype) for t in self.splits]
+        return Multipliers([t.to(dtype) for t in self.slopes], splits)
+
 
 @dataclass(frozen=True, eq=False)
 class Ground:
@@ -66,7 +71,7 @@ class Ground:
         """In another dtype: for steps that prove nothing."""
         return replace(
             self,
-            chain=self.chain.to(dtype),
+            chain=self.chain.single if dtype == torch.float32 else self.chain.to(dtype),
             region=self.region.to(dtype),
             errors=tuple(t.to(dtype) for t in self.errors),
             lines=tuple(one.to(dtype) for one in self.lines),

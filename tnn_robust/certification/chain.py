@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -70,6 +71,11 @@ class Chain:
     def scores(self) -> int:
         """How many scores an example has."""
         return self.stages[-1].shape[1]
+
+    @cached_property
+    def single(self) -> "Chain":
+        """The chain in float32, for steps that prove nothing."""
+        return self.to(torch.float32)
 
     def inside(self, x: Tensor) -> Tensor:
         """Examples (n, d, c) in this layout and precision, (c, n, d)."""

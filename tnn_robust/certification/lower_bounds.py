@@ -1,6 +1,7 @@
 """Lower bounds of margins by each method, over many examples: stage after stage, then targets."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from tnn_robust.certification.bounds import (
     Ground,
     Rows,
     chunks,
+    entering,
     error_of_next,
     functionals,
     interval,
@@ -24,6 +26,8 @@ from tnn_robust.certification.relaxation import Bounds, cleaned
 
 # Entries of the functionals that go backwards together: what stays near the processor.
 BLOCK = 2**20
+# Of a float32 bound, which the proof in float64 may undercut a little.
+_ENOUGH = 1e-3
 
 
 @dataclass(frozen=True)
@@ -52,22 +56,25 @@ class Certifier:
         self.chain, self.block = chain, block
         self.rows = merged_rows(chain)
 
-    def ground(self, region: Region, effort: Effort) -> Ground:
-        """The bounds of every activation over the region, first to last."""
+    def ground(
+        self, region: Region, effort: Effort, known: Sequence[Bounds] | None = None
+    ) -> Ground:
+        """The bounds of every activation over the region, first to last.
+
+        known: those of an earlier, weaker effort over the same region.
+        """
         ground = Ground(self.chain, region)
-        for rows in self.rows:
+        for level, rows in enumerate(self.rows):
             error = error_of_next(ground)
             bounds = cleaned(interval(ground, rows, error))
-            if effort.inner and ground.lines:
+            if known is not None:
+                bounds = bounds.tightened(known[level])
+            elif effort.inner and (level or not region.is_box):
                 bounds = self._tightened(ground, rows, bounds, error, 0)
-                if effort.inner_steps and len(ground.lines):
-                    bounds = self._tightened(ground, rows, bounds, error, effort.inner_steps)
+            if effort.inner_steps and level:
+                bounds = self._tightened(ground, rows, bounds, error, effort.inner_steps)
             ground = ground.above(error, bounds)
         return ground
-
-    def first(self, region: Region) -> Ground:
-        """The ground before the first stage."""
-        return Ground(self.chain, region)
 
     def margins(
         self, ground: Ground, rows: Tensor, who: Tensor, effort: Effort, enough: float = 0.0
@@ -89,31 +96,16 @@ class Certifier:
 
     def with_scores(self, ground: Ground) -> Ground:
         """The ground with the rounding of the scores too."""
-        error = error_of_next(ground)
-        return Ground(
-            ground.chain,
-            ground.region,
-            (*ground.errors, error),
-            ground.lines,
-            ground.bounds,
-            ground.signs,
-        )
+        return replace(ground, errors=(*ground.errors, error_of_next(ground)))
 
     def _backward(self, full: Ground, rows: Tensor, who: Tensor, steps: int) -> Tensor:
-        level, entries = len(full.lines), max(c * d for c, d in self._shapes())
+        level, entries = len(full.lines), max(c * d for c, d in self.shapes())
         found = torch.empty(len(who), dtype=torch.float64, device=rows.device)
         for part in chunks(who, entries, self.block):
             ground, mine = narrowed(full, who[part])
             seeds = functionals(ground, level, rows[part][None], mine)
-            found[part] = self._bound(ground, seeds, steps)
+            found[part] = _raised(ground, seeds, steps)
         return found
-
-    def _bound(self, ground: Ground, seeds: Rows, steps: int) -> Tensor:
-        if not steps:
-            return lower_bounds(ground, seeds)
-        chosen = ascend(ground, seeds, steps=steps, enough=0.02)
-        wide = chosen._replace(slopes=[t.double() for t in chosen.slopes])
-        return lower_bounds(ground, seeds, wide)
 
     def _tightened(
         self, ground: Ground, rows: Tensor, bounds: Bounds, error: Tensor, steps: int
@@ -123,34 +115,34 @@ class Certifier:
         n = bounds.lower.shape[1]
         flat = Bounds(*(t.permute(1, 0, 2).reshape(n, c * d).clone() for t in bounds))
         who, neurons = flat.unstable.nonzero().T
-        entries = max(a * b for a, b in self._shapes())
+        entries = max(a * b for a, b in self.shapes())
         for part in chunks(who, entries, self.block) if len(who) else ():
             here, mine = narrowed(ground, who[part])
             picked = error if mine is not None else error[:, who[part[:1]]]
             for sign, side in ((1.0, flat.lower), (-1.0, flat.upper)):
                 seeds = neuron_rows(here, rows, neurons[part], mine, picked, sign)
-                value = sign * self._inner(here, seeds, steps)
+                value = sign * _raised(here, seeds, steps)
                 old = side[who[part], neurons[part]]
                 best = torch.maximum(old, value) if sign > 0 else torch.minimum(old, value)
                 side[who[part], neurons[part]] = best
         return Bounds(*(t.reshape(n, c, d).permute(1, 0, 2).contiguous() for t in flat))
 
-    def _inner(self, ground: Ground, seeds: Rows, steps: int) -> Tensor:
-        if not steps:
-            return lower_bounds(ground, seeds)
-        chosen = ascend(ground, seeds, steps=steps, enough=0.0)
-        wide = chosen._replace(slopes=[t.double() for t in chosen.slopes])
-        return lower_bounds(ground, seeds, wide)
-
-    def _shapes(self) -> list[tuple[int, int]]:
+    def shapes(self) -> list[tuple[int, int]]:
+        """(c, d) of what enters each stage."""
         return [self.chain.shape, *(stage.shape for stage in self.chain.stages[:-1])]
+
+
+def _raised(ground: Ground, seeds: Rows, steps: int) -> Tensor:
+    """Bounds of the rows after an ascent of so many steps; by CROWN's slopes for none."""
+    if not steps:
+        return lower_bounds(ground, seeds)
+    chosen = ascend(ground, seeds, steps=steps, enough=_ENOUGH)
+    return lower_bounds(ground, seeds, chosen.to(torch.float64))
 
 
 def _by_interval(full: Ground, rows: Tensor, who: Tensor) -> Tensor:
     """Interval arithmetic of the last stage, its rows merged with the targets' (m, s)."""
     level = len(full.lines)
-    from tnn_robust.certification.bounds import entering
-
     low, high = entering(full)
     seeds = functionals(full, level, rows[None], who)
     least = torch.where(seeds.a > 0, low[:, who], high[:, who])

@@ -52,6 +52,11 @@ class Region:
     def __len__(self) -> int:
         return self.x.shape[1]
 
+    @property
+    def is_box(self) -> bool:
+        """Whether it is a box, where intervals bound a linear function exactly."""
+        return self.solve is _in_box
+
     def take(self, rows: Tensor) -> "Region":
         """The same around some of the examples."""
         x, low, high = (t[:, rows] for t in (self.x, self.low, self.high))

@@ -1,0 +1,3 @@
+from tnn_robust.certification.claims import Claims
+class Search: pass
+def search_steps(*a): yield
