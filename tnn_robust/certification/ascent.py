@@ -141,3 +141,27 @@ def _forward(ground: Ground, rows: Rows, now: Multipliers, trace: _Trace) -> lis
             above = of_rows(lines.upper, who) * z + of_rows(lines.offset, who)
             h = torch.where(trace.after[level] > 0, now.slopes[level] * z, above)
     return slopes + splits
+
+
+def gaps(ground: Ground, rows: Rows, now: Multipliers) -> tuple[list[Tensor], list[Tensor]]:
+    """Two scores of splitting each neuron, by stage (m, c d): how far the lines are from the
+    activation at the point that takes the bound, and what its chord costs the bound.
+
+    Open neurons have scores above 0, all others 0.
+    """
+    narrow, aim, who = ground.to(torch.float32), _in_single(rows), rows.who
+    trace = _backward(narrow, aim, now)
+    h, near, cost = trace.place, [], []
+    for level in range(rows.level):
+        lines, stage = narrow.lines[level], narrow.chain.stages[level]
+        z, after = stage.forward(h), trace.after[level]
+        above = of_rows(lines.upper, who) * z + of_rows(lines.offset, who)
+        line = torch.where(after > 0, now.slopes[level] * z, above)
+        open_ = of_rows(lines.open, who)
+        gap = (after * (stage.activated(z) - line)).clamp_min(0) + _SMALL
+        chord = (after.abs() * of_rows(lines.offset, who)) + _SMALL
+        for scores, found in ((near, gap), (cost, chord)):
+            kept = torch.where(open_, found, 0.0)
+            scores.append(kept.permute(1, 0, 2).reshape(len(rows.value), -1))
+        h = line
+    return near, cost

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.certification.chain import Chain, merged
-from tnn_robust.certification.region import Region, of_rows
+from tnn_robust.certification.region import Least, Region, of_rows
 from tnn_robust.certification.relaxation import Bounds, Lines, lines_of
 from tnn_robust.certification.rounding import layer_error
 
@@ -100,6 +100,11 @@ def functionals(ground: Ground, level: int, a: Tensor, who: Tensor | None) -> Ro
 
 def lower_bounds(ground: Ground, rows: Rows, chosen: Multipliers | None = None) -> Tensor:
     """Lower bounds (m,) of the functionals; NaN counts as -inf. CROWN where nothing is chosen."""
+    return least(ground, rows, chosen).value
+
+
+def least(ground: Ground, rows: Rows, chosen: Multipliers | None = None) -> Least:
+    """The same, and the point (c, m, d) of the region at which the bound is taken, nearly."""
     a, value, who = rows.a, rows.value, rows.who
     for level in reversed(range(rows.level)):
         lines = ground.lines[level]
@@ -111,8 +116,9 @@ def lower_bounds(ground: Ground, rows: Rows, chosen: Multipliers | None = None) 
             a = a - chosen.splits[level] * of_rows(ground.signs[level], who)
         _, a, more, _ = functionals(ground, level, a, who)
         value = value + more
-    value = value + ground.region.lower(a, who)
-    return torch.where(value == value, value, -torch.inf)
+    found = ground.region.least(a, who)
+    value = value + found.value
+    return Least(torch.where(value == value, value, -torch.inf), found.place)
 
 
 def interval(ground: Ground, stage_rows: Tensor, error: Tensor) -> Bounds:
@@ -150,9 +156,7 @@ def error_of_next(ground: Ground) -> Tensor:
 def merged_rows(chain: Chain) -> list[Tensor]:
     """The merged matrix of each stage but the last, as rows; see `chain.merged`."""
     widths = [chain.shape, *(stage.shape for stage in chain.stages)]
-    return [
-        merged(stage, width) for stage, width in zip(chain.stages[:-1], widths, strict=False)
-    ]
+    return [merged(stage, width) for stage, width in zip(chain.stages[:-1], widths, strict=False)]
 
 
 def neuron_rows(

@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tnn_robust.attacks.apgd import APGD, APGDT
 from tnn_robust.attacks.live import Live, live_model
-from tnn_robust.attacks.points import frozen
+from tnn_robust.attacks.points import feasible, frozen, verify
+from tnn_robust.attacks.structured import ball_for
 from tnn_robust.base.errors import CertificateError, InputError, unknown_choice
 from tnn_robust.base.losses import margin
 from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
+from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.chain import Chain, from_sequential, from_tnn
 from tnn_robust.certification.claims import Claims
@@ -25,7 +28,7 @@ from tnn_robust.certification.results import (
     Decided,
     certification,
 )
-from tnn_robust.certification.search import Search, search_steps
+from tnn_robust.certification.search import Attempt, Search, search_steps
 from tnn_robust.models.network import TNN
 
 METHODS = (*EFFORTS, "complete")
@@ -151,12 +154,69 @@ def _decide_some(job: _Job, rows: Tensor, known: dict[int, Decided]) -> Steps[No
         elif job.method != "complete":
             done[i] = Decided(int(rows[i]), UNKNOWN, float(lower[i]))
     yield _told(job, known, done.values())
-    if job.method == "complete":
-        search = Search(
-            claims, job.model, job.live, x, y, job.threat, rows, job.time_limit, job.seed
-        )
-        for found in search_steps(search, set(done)):
-            yield _told(job, known, found)
+    if job.method == "complete" and len(done) < len(rows):
+        yield from _search(job, claims, rows, set(done), known)
+
+
+def _search(
+    job: _Job, claims: Claims, rows: Tensor, decided: set[int], known: dict[int, Decided]
+) -> Steps[None]:
+    """Attack what is left, then branch and bound."""
+    x, y = job.live.x[rows], job.y[rows]
+    left = torch.tensor([i for i in range(len(rows)) if i not in decided], device=rows.device)
+    broken = _attacked(job, x, y, left, rows)
+    yield _told(job, known, [_placed(one, rows) for one in _with_lower(broken, claims)])
+    left = left[[int(i) not in broken for i in left]]
+    search = Search(claims, _attempt(job, x, y), job.time_limit)
+    if len(left):
+        for found in search_steps(search, left):
+            yield _told(job, known, [_placed(one, rows) for one in found])
+
+
+def _attacked(job: _Job, x: Tensor, y: Tensor, left: Tensor, rows: Tensor) -> dict[int, Tensor]:
+    """Points of Auto-PGD that break examples, by their place in x; both forms of the attack."""
+    found: dict[int, Tensor] = {}
+    ball = ball_for(job.threat, job.live.transform)
+    for attack in (APGD(job.threat, steps=50, restarts=2), APGDT(job.threat, steps=30)):
+        todo = left[[int(i) not in found for i in left]]
+        if not len(todo) or (attack.name == "apgd-t" and job.certifier.chain.scores < 3):
+            continue
+        perturb = attack.perturbation(ball)
+        with frozen(job.model), torch.enable_grad():
+            streams = Streams(job.seed, rows[todo])
+            points = perturb(job.live.scores, x[todo].clone(), y[todo], streams).x
+        wrong = _misjudged(job, x[todo], points, y[todo])
+        found |= {int(todo[i]): points[i] for i in wrong.nonzero()[:, 0].tolist()}
+    return found
+
+
+def _attempt(job: _Job, x: Tensor, y: Tensor) -> Attempt:
+    ball = ball_for(job.threat, job.live.transform)
+
+    def attempt(places: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
+        delta = places.to(x.dtype) - x[who]
+        points = feasible(x[who], delta, ball, job.threat.eps)
+        return points, _misjudged(job, x[who], points, y[who])
+
+    return attempt
+
+
+def _misjudged(job: _Job, x: Tensor, points: Tensor, y: Tensor) -> Tensor:
+    """Where the user's own network decides otherwise, at points that are verified."""
+    ball, places = ball_for(job.threat, job.live.transform), torch.arange(len(x), device=x.device)
+    verify(x, points, ball=ball, eps=job.threat.eps, name="certify", indices=places)
+    with frozen(job.model), matmul_precision(FULL), torch.no_grad():
+        return ~(margin(job.live.scores(points), y) > 0)
+
+
+def _with_lower(broken: dict[int, Tensor], claims: Claims) -> list[Decided]:
+    lower = claims.lower()
+    return [Decided(i, BROKEN, float(lower[i]), point) for i, point in broken.items()]
+
+
+def _placed(one: Decided, rows: Tensor) -> Decided:
+    """An example of the rows by its place among all examples."""
+    return one._replace(index=int(rows[one.index]))
 
 
 def efforts_of(method: str) -> tuple[str, ...]:

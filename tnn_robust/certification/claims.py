@@ -1,6 +1,6 @@
 """Claims: that a linear function of the scores is above 0 in a whole region."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -65,11 +65,15 @@ class Claims:
         better = self.certifier.margins(ground, self.rows[left], who, asked)
         self.found[left] = torch.maximum(self.found[left], better)
 
-    def ground(self, examples: Tensor, effort: str) -> Ground:
-        """The bounds of every activation of some examples, kept for later efforts."""
+    def ground(self, examples: Tensor, effort: str, *, again: bool = True) -> Ground:
+        """The bounds of every activation of some examples, kept for later efforts.
+
+        again=False takes them as they are known.
+        """
         asked, known = EFFORTS[effort], None
         if self.known and asked.inner_steps:
             known = [Bounds(*(t[:, examples] for t in one)) for one in self.known]
+        asked = asked if again else replace(asked, inner_steps=0)
         ground = self.certifier.ground(self.region.take(examples), asked, known)
         if asked.inner:
             self._keep(examples, ground)

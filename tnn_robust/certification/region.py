@@ -36,7 +36,7 @@ _Solve = Callable[[Tensor, Tensor, Tensor, float], Least]
 class Region:
     """See the module. x, low, high: (c, n, d) float64: examples, and the smallest box around.
 
-    eps: the radius with its slack; solve: the least <a, delta> over ball and box; keep: the
+    eps: the radius with its slack; norm: the ball's name; solve: the least <a, delta> over ball and box; keep: the
     projection onto the band of faces, None for whole balls; mask: (c, 1, 1), 1 on the
     channels that may move.
     """
@@ -45,6 +45,7 @@ class Region:
     low: Tensor
     high: Tensor
     eps: float
+    norm: str
     solve: _Solve
     keep: Callable[[Tensor], Tensor] | None
     mask: Tensor
@@ -119,7 +120,7 @@ def make_region(
     if box is not None:
         low, high = (t.double().permute(2, 0, 1).contiguous() for t in box)
         ones = torch.ones_like(low[:, :1, :1])
-        return Region((low + high) / 2, low, high, 0.0, _in_box, None, ones)
+        return Region((low + high) / 2, low, high, 0.0, "linf", _in_box, None, ones)
     ball = ball_for(threat, transform)
     slack = torch.finfo(x.dtype).eps * ball.entry_bound(*x.shape[1:])
     eps = ((1 + 1e-6) * threat.eps + slack) * (1 + 1e-9)
@@ -139,7 +140,7 @@ def make_region(
     solve = _SOLVERS.get(threat.norm) or _tubal_nuclear(transform)
     if threat.norm == "linf" and keep is not None:
         solve = _linf_ball
-    return Region(wide, low, high, eps, solve, keep, mask)
+    return Region(wide, low, high, eps, threat.norm, solve, keep, mask)
 
 
 def _unbounded(low: Tensor, high: Tensor, eps: float) -> tuple[Tensor, Tensor]:
