@@ -10,7 +10,7 @@ from tnn_robust.attacks.apgd import APGD, APGDT
 from tnn_robust.attacks.live import Live, live_model
 from tnn_robust.attacks.points import feasible, frozen, verify
 from tnn_robust.attacks.structured import ball_for
-from tnn_robust.base.errors import CertificateError, InputError, unknown_choice
+from tnn_robust.base.errors import AttackError, CertificateError, InputError, unknown_choice
 from tnn_robust.base.losses import margin
 from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
@@ -184,7 +184,10 @@ def _attacked(job: _Job, x: Tensor, y: Tensor, left: Tensor, rows: Tensor) -> di
         perturb = attack.perturbation(ball)
         with frozen(job.model), torch.enable_grad():
             streams = Streams(job.seed, rows[todo])
-            points = perturb(job.live.scores, x[todo].clone(), y[todo], streams).x
+            try:
+                points = perturb(job.live.scores, x[todo].clone(), y[todo], streams).x
+            except AttackError:  # scores that are not finite somewhere: the search goes on
+                continue
         wrong = _misjudged(job, x[todo], points, y[todo])
         found |= {int(todo[i]): points[i] for i in wrong.nonzero()[:, 0].tolist()}
     return found

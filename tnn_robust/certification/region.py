@@ -93,9 +93,16 @@ class Region:
         off = off + 1e-12 * a.abs().sum((0, 2))
         over = self.solve(kept, *_unbounded(low, high, self.eps), self.eps)
         inside = (a * box).sum((0, 2))
-        better = over.value - off > inside
-        value = torch.where(better, over.value - off, inside)
-        return Least(value, torch.where(better[None, :, None], over.place, box))
+        best = Least(inside, box)
+        # Nor does it leave the whole ball.
+        for bound in (over._replace(value=over.value - off), self._whole(a, low, high)):
+            better = bound.value > best.value
+            place = torch.where(better[None, :, None], bound.place, best.place)
+            best = Least(torch.where(better, bound.value, best.value), place)
+        return best
+
+    def _whole(self, a: Tensor, low: Tensor, high: Tensor) -> Least:
+        return self.solve(a, low, high, self.eps)
 
 
 def of_rows(t: Tensor, who: Who | None) -> Tensor:
