@@ -102,7 +102,10 @@ def test_no_point_beats_a_bound_and_no_method_loosens_another(norm):
         transform = ("dct", "dft", "identity", "haar")[seed % 4]
         channels = 4 if transform == "haar" else 3
         model, x, y = t_network(
-            seed, scores=(1, 3)[seed % 2], transform=transform, rank=(None, 2)[seed % 3 == 0],
+            seed,
+            scores=(1, 3)[seed % 2],
+            transform=transform,
+            rank=(None, 2)[seed % 3 == 0],
             c=channels,
         )
         threat = tr.Threat(norm, NORMS[norm] * (0.3, 1.0)[seed % 2])

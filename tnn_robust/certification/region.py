@@ -36,9 +36,9 @@ _Solve = Callable[[Tensor, Tensor, Tensor, float], Least]
 class Region:
     """See the module. x, low, high: (c, n, d) float64: examples, and the smallest box around.
 
-    eps: the radius with its slack; norm: the ball's name; solve: the least <a, delta> over ball and box; keep: the
-    projection onto the band of faces, None for whole balls; mask: (c, 1, 1), 1 on the
-    channels that may move.
+    eps: the radius with its slack; norm: the ball's name; solve: the least <a, delta> over
+    ball and box; keep: the projection onto the band of faces, None for whole balls; mask:
+    (c, 1, 1), 1 on the channels that may move.
     """
 
     x: Tensor
