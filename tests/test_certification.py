@@ -277,7 +277,7 @@ def test_steps_tell_finished_examples_and_resume_from_them():
         except StopIteration as end:
             whole = end.value
             break
-    assert sorted(one.index for one in told) == list(range(8))
+    assert sorted(one.example for one in told) == list(range(8))
     again = tr.certify(model, (x, y), threat, method="complete")
     torch.testing.assert_close(again.verdicts, whole.verdicts)
     resumed = certify_steps(model, (x, y), threat, method="complete", decided=told[:5])
@@ -288,7 +288,7 @@ def test_steps_tell_finished_examples_and_resume_from_them():
         except StopIteration as end:
             torch.testing.assert_close(end.value.verdicts, whole.verdicts)
             break
-    assert {one.index for one in new} == set(range(8)) - {one.index for one in told[:5]}
+    assert {one.example for one in new} == set(range(8)) - {one.example for one in told[:5]}
 
 
 def test_the_public_call_on_a_part():

@@ -151,7 +151,9 @@ def gaps(ground: Ground, rows: Rows, now: Multipliers) -> tuple[list[Tensor], li
     """
     narrow, aim, who = ground.to(torch.float32), _in_single(rows), rows.who
     trace = _backward(narrow, aim, now)
-    h, near, cost = trace.place, [], []
+    h = trace.place
+    near: list[Tensor] = []
+    cost: list[Tensor] = []
     for level in range(rows.level):
         lines, stage = narrow.lines[level], narrow.chain.stages[level]
         z, after = stage.forward(h), trace.after[level]

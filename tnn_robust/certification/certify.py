@@ -90,8 +90,8 @@ def certify_steps(
     chain = chain_of(model, x)
     live = live_model(model, x, y)
     job = _Job(model, live, y, threat, method, Certifier(chain, block), time_limit, seed)
-    known = {one.index: one for one in decided}
-    if len(known) > len(y) or any(not 0 <= index < len(y) for index in known):
+    known = {one.example: one for one in decided}
+    if len(known) > len(y) or any(not 0 <= i < len(y) for i in known):
         raise InputError(f"finished examples need to be among {len(y)}, got {sorted(known)}")
     yield from _decide(job, known)
     found = certification(list(known.values()), live.x, method=method, threat=threat)
@@ -219,7 +219,7 @@ def _with_lower(broken: dict[int, Tensor], claims: Claims) -> list[Decided]:
 
 def _placed(one: Decided, rows: Tensor) -> Decided:
     """An example of the rows by its place among all examples."""
-    return one._replace(index=int(rows[one.index]))
+    return one._replace(example=int(rows[one.example]))
 
 
 def efforts_of(method: str) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def efforts_of(method: str) -> tuple[str, ...]:
 
 def _told(job: _Job, known: dict[int, Decided], found: Iterable[Decided]) -> Progress:
     new = tuple(found)
-    known.update((one.index, one) for one in new)
+    known.update((one.example, one) for one in new)
     return Progress(f"certify, {job.method}", len(known), len(job.y), new)
 
 

@@ -109,16 +109,16 @@ def from_tnn(model: TNN) -> Chain:
         raise InputError(f"a certificate is of one network, got {model.count} stacked")
     dtype, c = model.head.dtype, model.head.shape[-1]
     matrix = model.transform_matrix.detach()
+    there: tuple[Linear, ...] = ()
+    back: tuple[Linear, ...] = ()
     if matrix.is_complex():
         there, back = (Spectrum(c),), (Spectrum(c, inverse=True),)
-    elif model.transform_name == "identity":
-        there, back = (), ()
-    else:
-        there, back = (Mix(matrix.double()),), (Mix(matrix.double().T),)  # type: ignore[assignment]
+    elif model.transform_name != "identity":
+        there, back = (Mix(matrix.double()),), (Mix(matrix.double().T),)
     stages, finite = [], True
     for layer in model.t_layers:
         stacks = [_wide(stack) for stack in layer.stacks]
-        maps = (*there, *map(Faces, stacks), *back)
+        maps: tuple[Linear, ...] = (*there, *(Faces(stack) for stack in stacks), *back)
         slope = stacks[0].abs().new_zeros(c, 1, layer.d_out)
         stages.append(Stage(maps, None, slope, (c, layer.d_out)))
         finite &= _stays_finite(layer, dtype)

@@ -41,7 +41,8 @@ class Lines(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "Lines":
         """In another dtype: for steps that prove nothing."""
-        return Lines(*(t.to(dtype) for t in self[:4]), self.open)
+        upper, offset, lower, floor = (t.to(dtype) for t in self[:4])
+        return Lines(upper, offset, lower, floor, self.open)
 
 
 def cleaned(bounds: Bounds) -> Bounds:

@@ -18,7 +18,7 @@ class Decided(NamedTuple):
     method or the time limit gave out), a lower bound of its worst margin, and for a broken one
     the point (d, c) that the user's model misjudges."""
 
-    index: int
+    example: int
     verdict: int
     lower: float
     point: Tensor | None = None
@@ -73,7 +73,7 @@ def certification(
     decided: Sequence[Decided], like: Tensor, *, method: str, threat: Threat
 ) -> Certification:
     """The finished examples of x (n, d, c), in any order, as one value."""
-    ordered = sorted(decided, key=lambda one: one.index)
+    ordered = sorted(decided, key=lambda one: one.example)
     points = [one.point for one in ordered if one.point is not None]
     return Certification(
         verdicts=torch.tensor([one.verdict for one in ordered], dtype=torch.int64),
