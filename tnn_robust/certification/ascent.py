@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.certification.bounds import Ground, Multipliers, Rows
-from tnn_robust.certification.region import of_rows
+from tnn_robust.certification.region import dot, of_rows
 
 _DECAY, _FORGET, _SQUARES, _SMALL = 0.95, 0.8, 0.95, 1e-12
 
@@ -114,14 +114,14 @@ def _backward(ground: Ground, rows: Rows, now: Multipliers) -> _Trace:
     for level in reversed(range(rows.level)):
         after[level] = a
         lines, stage = ground.lines[level], ground.chain.stages[level]
-        positive, negative = a.clamp_min(0), a.clamp_max(0)
-        value = value + (negative * of_rows(lines.offset, who)).sum((0, 2))
-        a = (positive.mul_(now.slopes[level])).add_(negative.mul_(of_rows(lines.upper, who)))
+        rise, fall = a.clamp_min(0), a.clamp_max(0)
+        value = value + dot(fall, of_rows(lines.offset, who))
+        a = rise.mul_(now.slopes[level]).add_(fall.mul_(of_rows(lines.upper, who)))
         if now.splits is not None and ground.signs is not None:
             a -= now.splits[level] * of_rows(ground.signs[level], who)
-        value = value - (a.abs() * of_rows(ground.errors[level], who)).sum((0, 2))
+        value = value - dot(a.abs(), of_rows(ground.errors[level], who))
         if stage.bias is not None:
-            value = value + (a * stage.bias).sum((0, 2))
+            value = value + dot(a, stage.bias)
         a = stage.adjoint(a)
     found = ground.region.least(a, who)
     return _Trace(value + found.value, after, found.place)

@@ -25,7 +25,7 @@ from tnn_robust.certification.region import Region
 from tnn_robust.certification.relaxation import Bounds, cleaned
 
 # Entries of the functionals that go backwards together: what stays near the processor.
-BLOCK = 2**20
+BLOCK = 2**18
 # Of a float32 bound, which the proof in float64 may undercut a little.
 _ENOUGH = 1e-3
 

@@ -70,7 +70,7 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
 def _picked(search: Search) -> Nodes:
     """The nodes on top, as many as go together; those of finished examples are dropped."""
     shapes = search.claims.certifier.shapes()
-    most = max(1, search.claims.certifier.block // (4 * max(c * d for c, d in shapes)))
+    most = max(1, search.claims.certifier.block // max(c * d for c, d in shapes))
     found: list[Nodes] = []
     count = 0
     while search.stack and count < most:
