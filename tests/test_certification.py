@@ -37,7 +37,7 @@ def agrees_with_exact(norm, seeds):
     for seed in seeds:
         model, x, y = tiny_network(seed)
         eps = (0.03, 0.08, 0.15)[seed % 3] * (4 if norm == "l1" else 1)
-        found = tr.certify(model, (x[:2], y[:2]), tr.Threat(norm, eps), method="complete")
+        found = tr.certify(model, (x[:1], y[:1]), tr.Threat(norm, eps), method="complete")
         broken = iter(found.points)
         for i, verdict in enumerate(found.verdicts.tolist()):
             exact = exact_margin(model, x[i], y[i], norm, eps)
@@ -56,7 +56,7 @@ def agrees_with_exact(norm, seeds):
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_complete_agrees_with_a_mixed_integer_program(norm):
     unknown, certified, broken = agrees_with_exact(norm, range(50))
-    assert unknown <= 1 and certified > 15 and broken > 15
+    assert unknown == 0 and certified > 10 and broken > 10
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
