@@ -16,7 +16,7 @@ from torch import Tensor
 from tnn_robust.certification.bounds import Ground, Multipliers, Rows
 from tnn_robust.certification.region import dot, of_rows
 
-_DECAY, _FORGET, _SQUARES, _SMALL = 0.95, 0.8, 0.95, 1e-12
+DECAY, FORGET, SQUARES, SMALL = 0.95, 0.8, 0.95, 1e-12
 
 
 class _Trace(NamedTuple):
@@ -40,7 +40,7 @@ def ascend(
     """Multipliers of larger bounds of the rows, those met with the largest bound.
 
     steps: passes there and back; start: where to begin, CROWN's choice if None; rate,
-    split_rate: of Adam's steps, falling by _DECAY a step; enough: a bound after which a row
+    split_rate: of Adam's steps, falling by DECAY a step; enough: a bound after which a row
     needs nothing more; all stop once each has it.
     """
     narrow, aim = ground.to(torch.float32), _in_single(rows)
@@ -60,11 +60,11 @@ def ascend(
             break
         gradients = _forward(narrow, aim, now, trace)
         for i, gradient in enumerate(gradients):
-            means[i] = means[i] * _FORGET + gradient * (1 - _FORGET)
-            squares[i] = squares[i] * _SQUARES + gradient.square() * (1 - _SQUARES)
-            size = (squares[i] / (1 - _SQUARES ** (step + 1))).sqrt() + _SMALL
-            pace = (rate if i < rows.level else split_rate) * _DECAY**step
-            moved = parts[i] + pace / (1 - _FORGET ** (step + 1)) * means[i] / size
+            means[i] = means[i] * FORGET + gradient * (1 - FORGET)
+            squares[i] = squares[i] * SQUARES + gradient.square() * (1 - SQUARES)
+            size = (squares[i] / (1 - SQUARES ** (step + 1))).sqrt() + SMALL
+            pace = (rate if i < rows.level else split_rate) * DECAY**step
+            moved = parts[i] + pace / (1 - FORGET ** (step + 1)) * means[i] / size
             parts[i] = _allowed(narrow, aim, i, moved)
         now = Multipliers(parts[: rows.level], parts[rows.level :] if now.splits else None)
     return kept
@@ -160,8 +160,8 @@ def gaps(ground: Ground, rows: Rows, now: Multipliers) -> tuple[list[Tensor], li
         above = of_rows(lines.upper, who) * z + of_rows(lines.offset, who)
         line = torch.where(after > 0, now.slopes[level] * z, above)
         open_ = of_rows(lines.open, who)
-        gap = (after * (stage.activated(z) - line)).clamp_min(0) + _SMALL
-        chord = (after.abs() * of_rows(lines.offset, who)) + _SMALL
+        gap = (after * (stage.activated(z) - line)).clamp_min(0) + SMALL
+        chord = (after.abs() * of_rows(lines.offset, who)) + SMALL
         for scores, found in ((near, gap), (cost, chord)):
             kept = torch.where(open_, found, 0.0)
             scores.append(kept.permute(1, 0, 2).reshape(len(rows.value), -1))

@@ -6,7 +6,7 @@ then the adjoint of the linear maps. At the input the region gives its least val
 functionals are (c, m, d), m rows; `who` (m,) names the example of each, None for one example.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -87,6 +87,27 @@ class Ground:
             lines=(*self.lines, lines),
             bounds=(*self.bounds, bounds),
         )
+
+
+def side_by_side(grounds: Sequence[Ground]) -> Ground:
+    """The grounds of several examples, or of one more than once, as one."""
+    first = grounds[0]
+    regions = [one.region for one in grounds]
+    x, low, high = (
+        torch.cat(t, 1) for t in zip(*((r.x, r.low, r.high) for r in regions), strict=True)
+    )
+
+    def cat(of: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [torch.cat(list(t), 1) for t in zip(*of, strict=True)]
+
+    stages = range(len(first.lines))
+    return replace(
+        first,
+        region=replace(first.region, x=x, low=low, high=high),
+        errors=tuple(cat([one.errors for one in grounds])),
+        lines=tuple(Lines(*cat([one.lines[i] for one in grounds])) for i in stages),
+        bounds=tuple(Bounds(*cat([one.bounds[i] for one in grounds])) for i in stages),
+    )
 
 
 def functionals(ground: Ground, level: int, a: Tensor, who: Tensor | None) -> Rows:

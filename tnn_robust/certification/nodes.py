@@ -54,14 +54,13 @@ def joined(parts: Sequence[Nodes]) -> Nodes:
 class Forest:
     """What all nodes of some claims share: the regions, roots' bounds and rows of the claims.
 
-    ground: of the examples `examples`, rounding of the scores included.
+    ground: of each claim of `roots` its own, rounding of the scores included.
     """
 
-    def __init__(self, claims: Claims, examples: Tensor, ground: Ground):
-        self.claims, self.examples = claims, examples
-        self.ground = claims.certifier.with_scores(ground)
-        place = torch.full((len(claims.region),), -1, device=examples.device)
-        place[examples] = torch.arange(len(examples), device=examples.device)
+    def __init__(self, claims: Claims, roots: Tensor, ground: Ground):
+        self.claims, self.ground = claims, ground
+        place = torch.full((len(claims.who),), -1, device=roots.device)
+        place[roots] = torch.arange(len(roots), device=roots.device)
         self.place = place
 
     def roots(self, claim: Tensor) -> Nodes:
@@ -73,8 +72,8 @@ class Forest:
         return Nodes(claim, signs, chosen, self.claims.found[claim])
 
     def around(self, claim: Tensor, signs: list[Tensor] | None) -> Ground:
-        """The ground of nodes: each claim's own example, cut by the signs."""
-        rows = self.place[self.claims.who[claim]]
+        """The ground of nodes: each claim's own, cut by the signs."""
+        rows = self.place[claim]
         root = self.ground
         errors = tuple(t[:, rows] for t in root.errors)
         region = root.region.take(rows)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tnn_robust.certification.assumed import without_counterexample
+from tnn_robust.certification.bounds import Ground, side_by_side
 from tnn_robust.certification.branch import Halves, branch, is_leaf
 from tnn_robust.certification.claims import Claims
 from tnn_robust.certification.leaf import solved
@@ -17,7 +19,8 @@ from tnn_robust.certification.results import BROKEN, CERTIFIED, UNKNOWN, Decided
 # the regions, and (m,) bool whether the user's network misjudges them.
 Attempt = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _STEPS = 8
-_EMPTY = 1e30  # the bound of a region that the splits left without a point
+# The bound of a claim that no point contradicts; by how much is not known.
+_PROVED = 1e-300
 
 
 @dataclass(eq=False)
@@ -54,8 +57,19 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
     yield _proved(search)
     if not len(left):
         return
-    held = claims.who[left].unique()
-    forest = Forest(claims, held, claims.ground(held, "alpha-crown", again=False))
+    grounds: dict[int, Ground] = {}
+    for claim in _likeliest_first(search, left):
+        ground = _narrow(search, claim)
+        if ground is not None:
+            grounds[claim] = ground
+        yield _proved(search)
+    yield _out_of_time(search)
+    left = torch.tensor(sorted(grounds), device=left.device, dtype=left.dtype)
+    left = left[~search.finished[claims.who[left]]]
+    if not len(left):
+        yield _rest(search)
+        return
+    forest = Forest(claims, left, side_by_side([grounds[int(claim)] for claim in left]))
     search.stack.append(forest.roots(left))
     search.open[left] = 1
     search.opened[left] = True
@@ -65,6 +79,29 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
             yield _advance(search, forest, nodes)
         yield _out_of_time(search)
     yield _rest(search)
+
+
+def _likeliest_first(search: Search, left: Tensor) -> list[int]:
+    """Claims by the worst bound of their example, so that whole examples are done first."""
+    worst = search.claims.lower()[search.claims.who[left]]
+    return [int(claim) for claim in left[worst.argsort(descending=True, stable=True)]]
+
+
+def _narrow(search: Search, claim: int) -> Ground | None:
+    """The ground of a claim where it fails, None where it cannot: then it is proved."""
+    claims, started = search.claims, time.perf_counter()
+    example = int(claims.who[claim])
+    one = torch.tensor([example], device=claims.who.device)
+    ground = claims.certifier.with_scores(claims.ground(one, "alpha-crown", again=False))
+    until = started + (search.time_limit - float(search.spent[example])) / 2
+    row = claims.rows[claim][None]
+    ground, empty = without_counterexample(
+        claims.certifier, ground, row, float(claims.found[claim]), until
+    )
+    search.spent[example] += time.perf_counter() - started
+    if empty:
+        claims.found[claim] = _PROVED
+    return None if empty else ground
 
 
 def _picked(search: Search) -> Nodes:
@@ -138,8 +175,7 @@ def _proved(search: Search) -> list[Decided]:
     """Examples all of whose claims are proved now."""
     claims = search.claims
     done = (search.open == 0) & ~search.stuck & search.opened
-    least = search.closed.clamp_max(_EMPTY)
-    claims.found = torch.where(done, torch.maximum(claims.found, least), claims.found)
+    claims.found = torch.where(done, claims.found.clamp_min(_PROVED), claims.found)
     lower = claims.lower()
     found = []
     for example in ((lower > 0) & ~search.finished).nonzero()[:, 0].tolist():
