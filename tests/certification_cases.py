@@ -18,7 +18,7 @@ def tiny_network(seed, *, d=3, c=2, width=5, classes=3, depth=2):
     model = nn.Sequential(*layers, nn.Linear(width, classes))
     for layer in model:
         if isinstance(layer, nn.Linear):
-            layer.weight.data *= 1.5
+            layer.weight.data *= 2.5
     model[-1].bias.data += 2.0  # scores that no one takes for probabilities
     x = torch.rand(8, d, c)
     model.requires_grad_(False)
@@ -85,13 +85,16 @@ def _least(layers, x, row, norm, eps):
     for i, entries in enumerate(rows):
         for k, value in entries.items():
             matrix[i, k] = value
-    found = milp(
-        cost,
-        constraints=LinearConstraint(matrix, lo, hi),
-        bounds=Bounds(lower, upper),
-        integrality=whole,
-        options={"mip_rel_gap": 1e-9},
-    )
+    for options in ({"mip_rel_gap": 1e-9}, {"presolve": False}, {}):  # HiGHS gives up at times
+        found = milp(
+            cost,
+            constraints=LinearConstraint(matrix, lo, hi),
+            bounds=Bounds(lower, upper),
+            integrality=whole,
+            options=options,
+        )
+        if found.status == 0:
+            break
     assert found.status == 0, found.message
     return found.fun + row @ b
 

@@ -61,7 +61,7 @@ def _narrowed(certifier: Certifier, ground: Ground, row: Tensor, stage: int) -> 
     neurons = ground.lines[stage].open.reshape(-1).nonzero()[:, 0]
     count = max(1, certifier.block // max(a * b for a, b in certifier.shapes()))
     top = functionals(ground, len(ground.lines), row[None], None)
-    for part in neurons.split(count):
+    for part in neurons.split(count) if len(neurons) else ():
         unit = torch.zeros(len(part), c * d, dtype=torch.float64, device=row.device)
         unit[torch.arange(len(part), device=row.device), part] = 1.0
         unit = unit.reshape(-1, c, d).permute(1, 0, 2).contiguous()

@@ -215,8 +215,8 @@ def _l1(a: Tensor, low: Tensor, high: Tensor, eps: float) -> Least:
     largest entries together reach eps.
     """
     c, m, d = a.shape
-    size = a.abs().permute(1, 0, 2).reshape(m, -1)
-    room = torch.where(a > 0, -low, high).expand(c, m, d).permute(1, 0, 2).reshape(m, -1)
+    size = a.abs().permute(1, 0, 2).reshape(m, c * d)
+    room = torch.where(a > 0, -low, high).expand(c, m, d).permute(1, 0, 2).reshape(m, c * d)
     useful = torch.where(room > 0, size, torch.zeros_like(size))
     count = min(size.shape[1], 16 + 4 * int(eps + 1))
     top, order = useful.topk(count, dim=1)
