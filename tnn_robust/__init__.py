@@ -31,6 +31,7 @@ _FACE = {
     "compare": "evaluation.compare",
     "load_report": "reporting.saved",
     "bound": "evaluation.bounds",
+    "certify": "certification.certify",
     "compress": "compression.compress",
     "t_product": "algebra.tproduct",
     "t_svd": "algebra.tsvd",
@@ -40,6 +41,7 @@ _FACE = {
     "DataError": "base.errors",
     "CheckpointError": "base.errors",
     "AttackError": "base.errors",
+    "CertificateError": "base.errors",
     "TrainingError": "base.errors",
 }
 # Rooms that are used by name: tr.attacks.PGD, tr.training.project_norms.
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from tnn_robust.algebra.tsvd import t_svd
     from tnn_robust.base.errors import (
         AttackError,
+        CertificateError,
         CheckpointError,
         DataError,
         InputError,
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     )
     from tnn_robust.base.progress import Progress
     from tnn_robust.base.threat import Threat
+    from tnn_robust.certification.certify import certify
     from tnn_robust.compression.compress import compress
     from tnn_robust.data.catalogue import load_data
     from tnn_robust.data.dataset import Dataset

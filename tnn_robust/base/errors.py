@@ -85,6 +85,10 @@ class AttackError(TnnError):
     """An attack returned something that is not a perturbation in its ball."""
 
 
+class CertificateError(TnnError):
+    """A certificate contradicts what the network was seen to do."""
+
+
 class MissingPackage(TnnError):
     """An optional package is needed; the message says how to install it."""
 

@@ -1,0 +1,177 @@
+"""Figures of the certificates: faces against merged matrices, methods, memory, benchmarks.
+
+    python scripts/bench_certify.py [--threads 2] [--run runs/m10 --data-dir DATA]
+        [--mnist-fc DIR] [--complete 40 --time-limit 60]
+
+Times of faces and merged matrices are medians of paired repeats. --run: a run of tnn-train on
+ten-class MNIST (the first of `make validate-suite`); --mnist-fc: a folder with the network
+mnist-net_256x2.onnx.gz and vnnlib/ of VNN-COMP 2022.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import tnn_robust as tr
+from tnn_robust.certification.bounds import Ground, lower_bounds, neuron_rows
+from tnn_robust.certification.chain import Chain, Stage, from_tnn, make_chain, merged
+from tnn_robust.certification.decide import decide
+from tnn_robust.certification.lower_bounds import EFFORTS, Certifier
+from tnn_robust.certification.onnx_network import read_onnx
+from tnn_robust.certification.operators import Joined
+from tnn_robust.certification.region import make_region
+from tnn_robust.certification.vnnlib import read_vnnlib
+from tnn_robust.models.network import Architecture, new_model
+
+CHANNELS, REPEATS = 28, 5
+TARGETS = {28: 1.5, 64: 3.0, 128: 8.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--mnist-fc", type=Path)
+    parser.add_argument("--complete", type=int, default=8, help="points at l_inf 0.02")
+    parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--skip-faces", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    if not asked.skip_faces:
+        for width, target in TARGETS.items():
+            faces_against_merged(width, target)
+        rank_against_dense(64, 4)
+    if asked.mnist_fc is not None:
+        mnist_fc(asked.mnist_fc)
+    if asked.run is not None:
+        ten_classes(asked.run, asked.data_dir, asked.complete, asked.time_limit)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"largest memory of the process: {peak:.0f} MB")
+
+
+def network(width: int, rank: int | None = None) -> tr.TNN:
+    architecture = Architecture(28, CHANNELS, (width,) * 3, (rank,) * 3, 10, "dct")
+    return new_model(architecture, seed=0)
+
+
+def plain(chain: Chain) -> Chain:
+    """The same network with its merged matrices, on vectors of c d entries."""
+    widths = [chain.shape, *(stage.shape for stage in chain.stages)]
+    stages = []
+    for stage, (c, d) in zip(chain.stages, widths, strict=False):
+        k, i = stage.shape
+        rows = merged(stage, (c, d)).permute(1, 0, 2).reshape(1, k * i, c * d).contiguous()
+        slope = None if stage.slope is None else stage.slope.reshape(1, 1, -1)
+        stages.append(Stage((Joined(rows),), None, slope, (1, k * i)))
+    return make_chain(stages, (1, widths[0][0] * widths[0][1]), torch.float32)
+
+
+def backward(chain: Chain, x: Tensor) -> tuple[Ground, Certifier, Tensor]:
+    """The ground below the third stage around one example, and its rows."""
+    certifier = Certifier(chain)
+    ground = certifier.ground(make_region(tr.Threat("linf", 0.01), x), EFFORTS["crown-ibp"])
+    cut = Ground(chain, ground.region, ground.errors[:2], ground.lines[:2], ground.bounds[:2])
+    return cut, certifier, ground.errors[2]
+
+
+def merged_alike(
+    fast: tuple[Ground, Certifier, Tensor], x: Tensor
+) -> tuple[Ground, Certifier, Tensor]:
+    """The same bounds below, for the merged network on vectors."""
+    ground, certifier, error = fast
+    chain = plain(certifier.chain)
+
+    def flat(t: Tensor) -> Tensor:
+        return t.permute(1, 0, 2).reshape(1, t.shape[1], -1)
+
+    return (
+        Ground(
+            chain,
+            make_region(tr.Threat("linf", 0.01), x.permute(0, 2, 1).reshape(1, -1, 1)),
+            tuple(map(flat, ground.errors)),
+            tuple(type(one)(*map(flat, one)) for one in ground.lines),
+        ),
+        Certifier(chain),
+        flat(error),
+    )
+
+
+def timed(ground: Ground, certifier: Certifier, error: Tensor, count: int) -> tuple[float, Tensor]:
+    """Seconds of CROWN for `count` neurons of the third stage, in blocks; their bounds."""
+    width = max(c * d for c, d in certifier.shapes())
+    started, found = time.perf_counter(), []
+    for part in torch.arange(count).split(max(1, certifier.block // width)):
+        seeds = neuron_rows(ground, certifier.rows[2], part, None, error, 1.0)
+        found.append(lower_bounds(ground, seeds))
+    return time.perf_counter() - started, torch.cat(found)
+
+
+def faces_against_merged(width: int, target: float) -> None:
+    x = torch.rand(1, 28, CHANNELS, generator=torch.Generator().manual_seed(0))
+    chain = from_tnn(network(width))
+    count = min(1024, CHANNELS * width)
+    fast = backward(chain, x)
+    both = [fast, merged_alike(fast, x)]
+    ratios, seconds = [], []
+    for _ in range(REPEATS):
+        (fast, a), (slow, b) = (timed(*one, count) for one in both)
+        ratios.append(slow / fast)
+        seconds.append(fast)
+    error = float(((a - b).abs() / (1 + b.abs())).max())
+    ratio = statistics.median(ratios)
+    said = "reached" if ratio >= target and error < 1e-5 else "missed"
+    print(
+        f"d = {width}, c = {CHANNELS}: {count} rows in {statistics.median(seconds):.3f} s "
+        f"by faces, {ratio:.1f} times as fast as merged (target {target:g}, {said}), "
+        f"equal to {error:.1e}"
+    )
+
+
+def rank_against_dense(width: int, rank: int) -> None:
+    x = torch.rand(1, 28, CHANNELS, generator=torch.Generator().manual_seed(0))
+    both = [backward(from_tnn(network(width, r)), x) for r in (rank, None)]
+    ratios = []
+    for _ in range(REPEATS):
+        (low, _), (dense, _) = (timed(*one, 1024) for one in both)
+        ratios.append(dense / low)
+    print(f"rank {rank} at d = {width}: {statistics.median(ratios):.2f} times as fast as dense")
+
+
+def mnist_fc(folder: Path) -> None:
+    net = read_onnx(folder / "mnist-net_256x2.onnx.gz")
+    for eps in ("0.03", "0.05"):
+        results, seconds = [], []
+        for path in sorted((folder / "vnnlib").glob(f"prop_*_{eps}.vnnlib.gz")):
+            wanted, started = read_vnnlib(path), time.perf_counter()
+            results.append(decide(net.chain, wanted, run=net.run, time_limit=120).result)
+            seconds.append(time.perf_counter() - started)
+        counts = ", ".join(f"{n} {name}" for name, n in sorted(Counter(results).items()))
+        print(
+            f"mnist_fc 256x2 at {eps}: {counts}; median {statistics.median(seconds):.2f} s, "
+            f"slowest {max(seconds):.2f} s"
+        )
+
+
+def ten_classes(run: Path, data_dir: Path | None, complete: int, time_limit: float) -> None:
+    model = tr.load_model(run)
+    data = tr.load_data("mnist", data_dir=data_dir)
+    x, y = data.test.x[:40], data.test.y[:40]
+    cases = [(method, 0.01, 40) for method in ("ibp", "crown-ibp", "crown", "alpha-crown")]
+    cases += [("crown", 0.02, 40), ("alpha-crown", 0.02, 40), ("complete", 0.02, complete)]
+    for method, eps, n in cases:
+        started = time.perf_counter()
+        found = tr.certify(
+            model, (x[:n], y[:n]), tr.Threat("linf", eps), method=method, time_limit=time_limit
+        )
+        print(f"{found}; {(time.perf_counter() - started) / n:.2f} s a point")
+
+
+if __name__ == "__main__":
+    main()

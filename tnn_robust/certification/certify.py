@@ -1,0 +1,247 @@
+"""Certificates of a network's decisions: per example certified, broken or unknown."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tnn_robust.attacks.apgd import APGD, APGDT
+from tnn_robust.attacks.live import Live, live_model
+from tnn_robust.attacks.points import feasible, frozen, verify
+from tnn_robust.attacks.structured import ball_for
+from tnn_robust.base.errors import AttackError, CertificateError, InputError, unknown_choice
+from tnn_robust.base.losses import margin
+from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
+from tnn_robust.base.randomness import Streams
+from tnn_robust.base.threat import Threat
+from tnn_robust.certification.chain import Chain, from_sequential, from_tnn
+from tnn_robust.certification.claims import Claims
+from tnn_robust.certification.lower_bounds import BLOCK, EFFORTS, Certifier
+from tnn_robust.certification.region import make_region
+from tnn_robust.certification.results import (
+    BROKEN,
+    CERTIFIED,
+    UNKNOWN,
+    Certification,
+    Decided,
+    certification,
+)
+from tnn_robust.certification.search import Attempt, Search, search_steps
+from tnn_robust.models.network import TNN
+
+METHODS = (*EFFORTS, "complete")
+_TOGETHER = 2**20  # entries of the examples that are bounded together
+
+
+def certify(
+    model: nn.Module,
+    part: tuple[Tensor, Tensor],
+    threat: Threat,
+    *,
+    method: str = "alpha-crown",
+    time_limit: float = 60.0,
+    block: int = BLOCK,
+    seed: int = 0,
+    progress: Tell | None = None,
+) -> Certification:
+    """What no perturbation of a threat can do, example by example.
+
+    Parameters
+    ----------
+    model: a `TNN`, or a torch Sequential of Linear, Flatten, ReLU and LeakyReLU layers; float32
+        or float64, and the verdicts are of its own forward pass, rounding included, in
+        full precision (no TF32).
+    part: a part of a data set, or x and y: (n, d, c) or images in [0, 1], (n,) int64.
+    threat: any norm, channels, faces.
+    method: ibp, crown-ibp, crown, alpha-crown, each at least as tight as the one before and
+        slower, or complete: attack, then branch and bound until decided.
+    time_limit: of complete, in seconds an example.
+    block: entries of what is computed together, which bounds the memory.
+    seed: of the attack's noise.
+    progress: is called with every Progress.
+
+    Raises InputError for layers that certificates do not go through, naming the first, and
+    for whatever does not fit.
+    """
+    steps = certify_steps(
+        model, part, threat, method=method, time_limit=time_limit, block=block, seed=seed
+    )
+    return drain(steps, progress)
+
+
+def certify_steps(
+    model: nn.Module,
+    part: tuple[Tensor, Tensor],
+    threat: Threat,
+    *,
+    method: str = "alpha-crown",
+    time_limit: float = 60.0,
+    block: int = BLOCK,
+    seed: int = 0,
+    decided: Iterable[Decided] = (),
+) -> Steps[Certification]:
+    """The same as steps. `found` of a Progress holds the examples just finished, a tuple of
+    Decided; decided: those of an earlier call with the same arguments, which are not
+    computed again."""
+    _check(method, time_limit, block)
+    x, y = part
+    chain = chain_of(model, x)
+    live = live_model(model, x, y)
+    job = _Job(model, live, y, threat, method, Certifier(chain, block), time_limit, seed)
+    known = {one.example: one for one in decided}
+    if len(known) > len(y) or any(not 0 <= i < len(y) for i in known):
+        raise InputError(f"finished examples need to be among {len(y)}, got {sorted(known)}")
+    yield from _decide(job, known)
+    found = certification(list(known.values()), live.x, method=method, threat=threat)
+    return replace(found, points=live.put_back([found.points]))
+
+
+def chain_of(model: nn.Module, x: Tensor) -> Chain:
+    """The network as stages; InputError that names a layer that is none."""
+    if isinstance(model, TNN):
+        return from_tnn(model)
+    if isinstance(model, nn.Sequential):
+        return from_sequential(model, tuple(x.shape[1:]))
+    raise InputError(
+        "a certificate is of a TNN or a torch Sequential of Linear, Flatten, ReLU and "
+        f"LeakyReLU, got a {type(model).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is asked, as the steps hand it on."""
+
+    model: nn.Module
+    live: Live
+    y: Tensor
+    threat: Threat
+    method: str
+    certifier: Certifier
+    time_limit: float
+    seed: int
+
+
+def _decide(job: _Job, known: dict[int, Decided]) -> Steps[None]:
+    left = torch.tensor([i for i in range(len(job.y)) if i not in known], dtype=torch.int64)
+    entries = max(c * d for c, d in job.certifier.shapes())
+    for rows in left.split(max(1, _TOGETHER // entries)) if len(left) else ():
+        yield from _decide_some(job, rows.to(job.y.device), known)
+
+
+@in_full_float32
+@torch.no_grad()
+def _decide_some(job: _Job, rows: Tensor, known: dict[int, Decided]) -> Steps[None]:
+    """Decide the examples `rows`, cheapest method first, and tell of each that is finished."""
+    x, y = job.live.x[rows], job.y[rows]
+    with frozen(job.model), matmul_precision(FULL):
+        clean = margin(job.live.scores(x), y)
+    region = make_region(job.threat, x, transform=job.live.transform)
+    claims = Claims.of(job.certifier, region, y)
+    for effort in efforts_of(job.method):
+        claims.bound(effort)
+    lower = claims.lower()
+    if bool(((lower > 0) & ~(clean > 0)).any()):
+        raise CertificateError("an example was certified that the network misjudges: a bug")
+    done = {}
+    for i in range(len(rows)):
+        if bool(lower[i] > 0):
+            done[i] = Decided(int(rows[i]), CERTIFIED, float(lower[i]))
+        elif not bool(clean[i] > 0):
+            done[i] = Decided(int(rows[i]), BROKEN, float(lower[i]), x[i].clone())
+        elif job.method != "complete":
+            done[i] = Decided(int(rows[i]), UNKNOWN, float(lower[i]))
+    yield _told(job, known, done.values())
+    if job.method == "complete" and len(done) < len(rows):
+        yield from _search(job, claims, rows, set(done), known)
+
+
+def _search(
+    job: _Job, claims: Claims, rows: Tensor, decided: set[int], known: dict[int, Decided]
+) -> Steps[None]:
+    """Attack what is left, then branch and bound."""
+    x, y = job.live.x[rows], job.y[rows]
+    left = torch.tensor([i for i in range(len(rows)) if i not in decided], device=rows.device)
+    broken = _attacked(job, x, y, left, rows)
+    yield _told(job, known, [_placed(one, rows) for one in _with_lower(broken, claims)])
+    left = left[[int(i) not in broken for i in left]]
+    search = Search(claims, _attempt(job, x, y), job.time_limit)
+    if len(left):
+        for found in search_steps(search, left):
+            yield _told(job, known, [_placed(one, rows) for one in found])
+
+
+def _attacked(job: _Job, x: Tensor, y: Tensor, left: Tensor, rows: Tensor) -> dict[int, Tensor]:
+    """Points of Auto-PGD that break examples, by their place in x; both forms of the attack."""
+    found: dict[int, Tensor] = {}
+    ball = ball_for(job.threat, job.live.transform)
+    for attack in (APGD(job.threat, steps=50, restarts=2), APGDT(job.threat, steps=30)):
+        todo = left[[int(i) not in found for i in left]]
+        if not len(todo) or (attack.name == "apgd-t" and job.certifier.chain.scores < 3):
+            continue
+        perturb = attack.perturbation(ball)
+        with frozen(job.model), torch.enable_grad():
+            streams = Streams(job.seed, rows[todo])
+            try:
+                points = perturb(job.live.scores, x[todo].clone(), y[todo], streams).x
+            except AttackError:  # scores that are not finite somewhere: the search goes on
+                continue
+        wrong = _misjudged(job, x[todo], points, y[todo])
+        found |= {int(todo[i]): points[i] for i in wrong.nonzero()[:, 0].tolist()}
+    return found
+
+
+def _attempt(job: _Job, x: Tensor, y: Tensor) -> Attempt:
+    ball = ball_for(job.threat, job.live.transform)
+
+    def attempt(places: Tensor, who: Tensor) -> tuple[Tensor, Tensor]:
+        delta = places.to(x.dtype) - x[who]
+        points = feasible(x[who], delta, ball, job.threat.eps)
+        return points, _misjudged(job, x[who], points, y[who])
+
+    return attempt
+
+
+def _misjudged(job: _Job, x: Tensor, points: Tensor, y: Tensor) -> Tensor:
+    """Where the user's own network decides otherwise, at points that are verified."""
+    ball, places = ball_for(job.threat, job.live.transform), torch.arange(len(x), device=x.device)
+    verify(x, points, ball=ball, eps=job.threat.eps, name="certify", indices=places)
+    with frozen(job.model), matmul_precision(FULL), torch.no_grad():
+        return ~(margin(job.live.scores(points), y) > 0)
+
+
+def _with_lower(broken: dict[int, Tensor], claims: Claims) -> list[Decided]:
+    lower = claims.lower()
+    return [Decided(i, BROKEN, float(lower[i]), point) for i, point in broken.items()]
+
+
+def _placed(one: Decided, rows: Tensor) -> Decided:
+    """An example of the rows by its place among all examples."""
+    return one._replace(example=int(rows[one.example]))
+
+
+def efforts_of(method: str) -> tuple[str, ...]:
+    """The methods that are gone through, each for what the one before left open."""
+    order = list(EFFORTS)
+    if method == "complete":
+        return ("crown-ibp", "crown")
+    return tuple(order[1 : order.index(method) + 1]) if method != "ibp" else ("ibp",)
+
+
+def _told(job: _Job, known: dict[int, Decided], found: Iterable[Decided]) -> Progress:
+    new = tuple(found)
+    known.update((one.example, one) for one in new)
+    return Progress(f"certify, {job.method}", len(known), len(job.y), new)
+
+
+def _check(method: str, time_limit: float, block: int) -> None:
+    if method not in METHODS:
+        raise unknown_choice("method", method, METHODS, field="method")
+    if not time_limit >= 0:
+        raise InputError(
+            f"the time limit needs seconds from 0, got {time_limit}", field="time_limit"
+        )
+    if block < 1:
+        raise InputError(f"a block needs at least 1 entry, got {block}", field="block")
