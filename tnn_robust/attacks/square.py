@@ -207,8 +207,9 @@ def _energy_step(
     ) -> tuple[Tensor, Tensor, Tensor]:
         into, out, sign, choice = move
         flat, a, b = z.view(len(z), -1), into[:, None] + offsets, out[:, None] + offsets
-        old_a, old_b, home_a, home_b = *(flat.gather(1, i) for i in (a, b)), *(
-            clean.gather(1, i) for i in (a, b)
+        old_a, old_b, home_a, home_b = (
+            *(flat.gather(1, i) for i in (a, b)),
+            *(clean.gather(1, i) for i in (a, b)),
         )
         delta = old_a - home_a
         alone = (old_b - home_b).masked_fill(_covered(into, b, x, window), 0.0)
