@@ -17,13 +17,10 @@ from attack_cases import (
     run,
 )
 
-from tnn_robust.attacks.apgd import (
-    _checkpoints,
-    apgd,
-    apgd_targeted,
-)
+from tnn_robust.attacks.apgd import apgd, apgd_targeted
 from tnn_robust.attacks.ascent import ascend
 from tnn_robust.attacks.balls import BALLS
+from tnn_robust.attacks.climb import _checkpoints
 from tnn_robust.attacks.fab import fab
 from tnn_robust.attacks.points import frozen
 from tnn_robust.attacks.square import square

@@ -6,35 +6,30 @@ decided by the margin, whatever loss is climbed: a point found on the way that
 fools the model is never given up for one of larger loss.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tnn_robust.attacks.ascent import (
-    _marked,
-    _random_point,
-    _step,
-    _unblocked,
-    _value,
-    _value_and_gradient,
-)
+from tnn_robust.attacks.ascent import _marked, _random_point, _unblocked
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.balls import Ball, Radius
-from tnn_robust.attacks.best import better, is_blind
-from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
+from tnn_robust.attacks.best import Best
+from tnn_robust.attacks.climb import _MOMENTUM, Watch, climb
+from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, finite_or_raise
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES, Loss, margin_loss
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
 
-_MOMENTUM = 0.75
-_ENOUGH_RISES = 0.75  # share of the steps between checkpoints that must raise the loss
 _MOST_TARGETS = 9
+# Examples times targets that are climbed together: on a CPU what its cache holds.
+_ROWS = {"cpu": 256, "cuda": 1 << 15}
 _DRAWS = 1 << 12  # restarts draw from here on, so that they are not PGD's random starts
+
+Unreachable = Callable[[Tensor, Tensor], Tensor]
 
 # l1: share of the entries moved at first, and by how much less each checkpoint than are in use;
 # the radius of the first half of the steps. The paper starts at 0.2 and spends 0.3 of the steps at
@@ -65,7 +60,7 @@ def apgd(
 
     Raises AttackError where the model's scores are not finite.
     """
-    watch = _Watch(model, x, y)
+    watch = Watch(model, x, y)
     _climb_restarts(watch, loss, ball, norm, eps, steps, range(restarts), streams)
     return watch.result()
 
@@ -82,27 +77,85 @@ def apgd_targeted(
     restarts: int = 1,
     loss: Callable[[Tensor], Loss] | None = None,
     streams: Streams,
+    unreachable: Unreachable | None = None,
 ) -> Perturbed:
     """Auto-PGD towards every other class in turn, at most nine, the likeliest at x first.
 
     loss: `targeted_margin` (the default) or `targeted_dlr`, made from a class
     for each example. With one score or two there is only one other class, and
     the result is that of `apgd` on the margin: `n_targets` is 0 there, so that
-    a caller who has run that can leave this out.
+    a caller who has run that can leave this out. unreachable(x, y) -> (n, classes) bool: the
+    classes that a certificate rules out in the ball of an example, which are not tried.
     """
-    watch = _Watch(model, x, y)
     with torch.no_grad():
         scores = model(x)
     count = n_targets(scores)
     if count == 0:
+        watch = Watch(model, x, y)
         _climb_restarts(watch, margin_loss, ball, norm, eps, steps, range(restarts), streams)
         return watch.result()
     others = scores.scatter(1, y[:, None], -torch.inf).topk(count, dim=1).indices
-    for i in range(count):
-        towards = (loss or targeted_margin)(others[:, i])
-        tries = range(i * restarts, (i + 1) * restarts)
-        _climb_restarts(watch, towards, ball, norm, eps, steps, tries, streams)
-    return watch.result()
+    reached = None if unreachable is None else ~unreachable(x, y).gather(1, others)
+    best = Best(x)
+    best.raise_to(x, _marked(margin_loss(scores, y), scores))
+    group = max(1, _ROWS.get(x.device.type, _ROWS["cpu"]) // max(1, len(x)))
+    for first in range(0, count, group):
+        numbers = range(first, min(first + group, count))
+        pairs = _pairs(numbers, x, reached)
+        if len(pairs[0]):
+            target = others.T[numbers.start :][pairs]
+            tried = _start_points(x, ball, eps, streams, numbers, restarts, pairs)
+            towards = (loss or targeted_margin)(target)
+            watch = Watch(model, x[pairs[1]], y[pairs[1]])
+            radii = eps[pairs[1]] if isinstance(eps, Tensor) and eps.ndim else eps
+            for start in tried:
+                _climb_from(watch, start, towards, ball, norm, radii, steps)
+            _gather_in(best, watch, pairs, len(numbers))
+    if reached is not None:
+        best.blind = best.blind & reached.any(1)
+    finite_or_raise(best.value)
+    return Perturbed(best.point, best.blind)
+
+
+Pairs = tuple[Tensor, Tensor]
+
+
+def _pairs(numbers: range, x: Tensor, reached: Tensor | None) -> Pairs:
+    """Which of the targets, counted from the first of these, is tried on which example: (p,)
+    each. reached: (n, targets) bool."""
+    if reached is not None:
+        of_target, row = reached.T[numbers.start : numbers.stop].nonzero().unbind(1)
+        return of_target, row
+    of_target, row = (torch.arange(size, device=x.device) for size in (len(numbers), len(x)))
+    return of_target.repeat_interleave(len(x)), row.repeat(len(numbers))
+
+
+def _start_points(
+    x: Tensor,
+    ball: Ball,
+    eps: Radius,
+    streams: Streams,
+    numbers: range,
+    restarts: int,
+    pairs: Pairs,
+) -> Iterator[Tensor]:
+    """Where each restart of the pairs begins: at x, then at random points, others a target."""
+    yield x[pairs[1]]
+    for restart in range(1, restarts):
+        draws = [_DRAWS + number * restarts + restart for number in numbers]
+        yield torch.stack([_random_point(x, ball, eps, streams, draw) for draw in draws])[pairs]
+
+
+def _gather_in(best: Best, watch: Watch, pairs: Pairs, targets: int) -> None:
+    """Of each example the best pair."""
+    shape, device = (targets, len(best.value)), best.value.device
+    value = watch.best.new_full(shape, -torch.inf).index_put(pairs, watch.best)
+    place = torch.zeros(shape, dtype=torch.int64, device=device)
+    place = place.index_put(pairs, torch.arange(len(watch.best), device=device))
+    at = value.argmax(0, keepdim=True)  # a NaN counts as the largest
+    best.raise_to(watch.point[place.gather(0, at)[0]], value.gather(0, at)[0])
+    seen = torch.zeros(shape, dtype=torch.bool, device=device).index_put(pairs, ~watch.blind)
+    best.blind = best.blind & ~seen.any(0)
 
 
 def n_targets(scores: Tensor) -> int:
@@ -153,39 +206,8 @@ def _positive(spread: Tensor, top: Tensor) -> Tensor:
     return torch.maximum(spread, (info.eps * top.detach().abs().amax(1)).clamp_min(info.tiny))
 
 
-class _Watch:
-    """Every point looked at, of which it keeps the one of smallest margin."""
-
-    def __init__(self, model: Model, x: Tensor, y: Tensor):
-        self.model, self.x, self.y = model, x, y
-        self._point, self._best = x, x.new_full(x.shape[:1], -torch.inf)
-        self._blind = torch.ones_like(y, dtype=torch.bool)
-
-    def look(self, z: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """The loss (n,) at z and its gradient."""
-        seen: list[Tensor] = []
-
-        def watched(scores: Tensor, y: Tensor) -> Tensor:
-            seen.append(_marked(margin_loss(scores.detach(), y), scores.detach()))
-            return loss(scores, y)
-
-        value, gradient = _value_and_gradient(self.model, z, self.y, watched)
-        self._blind &= is_blind(gradient)
-        self._point, self._best = better(self._point, self._best, z, seen[0])
-        return value, gradient
-
-    def glance(self, z: Tensor) -> None:
-        """Look without a gradient."""
-        value = _value(self.model, z, self.y, margin_loss)
-        self._point, self._best = better(self._point, self._best, z, value)
-
-    def result(self) -> Perturbed:
-        finite_or_raise(self._best)
-        return Perturbed(self._point, self._blind)
-
-
 def _climb_restarts(
-    watch: _Watch,
+    watch: Watch,
     loss: Loss,
     ball: Ball,
     norm: str,
@@ -198,10 +220,16 @@ def _climb_restarts(
         z = watch.x
         if restart > tries.start:
             z = _random_point(z, ball, eps, streams, _DRAWS + restart)
-        if norm == "l1":
-            _climb_l1(watch, z, loss, eps, steps)
-        else:
-            _climb(watch, z, loss, ball, eps, steps)
+        _climb_from(watch, z, loss, ball, norm, eps, steps)
+
+
+def _climb_from(
+    watch: Watch, z: Tensor, loss: Loss, ball: Ball, norm: str, eps: Radius, steps: int
+) -> None:
+    if norm == "l1":
+        _climb_l1(watch, z, loss, eps, steps)
+    else:
+        climb(watch, z, loss, ball, eps, steps)
 
 
 class _Top(NamedTuple):
@@ -223,49 +251,17 @@ def _nowhere(z: Tensor) -> _Top:
     return _Top(z.new_full(z.shape[:1], -torch.inf), z, torch.zeros_like(z))
 
 
-def _checkpoints(steps: int) -> list[int]:
-    """ceil(p_j steps): p = 0, 0.22, and gaps shorter by 0.03 each, 0.06 at least."""
-    shares, gap = [0.22], 0.22
-    while shares[-1] < 1:
-        gap = max(gap - 0.03, 0.06)
-        shares.append(shares[-1] + gap)
-    return sorted({math.ceil(share * steps - 1e-9) for share in shares if share < 1})
-
-
-def _climb(watch: _Watch, z: Tensor, loss: Loss, ball: Ball, eps: Radius, steps: int) -> None:
-    """Algorithm 1 of arXiv 2003.01690; its two conditions of halving are example by example."""
-    step = 2.0 * torch.as_tensor(eps, dtype=z.dtype, device=z.device).expand(len(z))
-    before, top, since, checkpoints = z, _nowhere(z), 0, _checkpoints(steps)
-    rises = torch.zeros_like(step)
-    last, top_before, halved = -top.value, top.value, rises > 0
-    for i in range(steps):
-        value, gradient = watch.look(z, loss)
-        rises, last, top = rises + (value > last), value, top.raised(value, z, gradient)
-        if i in checkpoints:
-            few = rises < _ENOUGH_RISES * (i - since)
-            halved = few | (~halved & (top.value <= top_before))
-            step = torch.where(halved, step / 2, step)
-            last, z, gradient = map(_pick, (halved,) * 3, top, (last, z, gradient))
-            before = _pick(halved, z, before)
-            rises, top_before, since = torch.zeros_like(step), top.value, i
-        ahead = _step(z, gradient, watch.x, ball, eps, step, True)
-        share = _MOMENTUM if i else 1.0
-        moved = z + share * (ahead - z) + (1 - share) * (z - before) - watch.x
-        z, before = feasible(watch.x, moved, ball, eps), z
-    watch.glance(z)
-
-
-def _climb_l1(watch: _Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> None:
+def _climb_l1(watch: Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> None:
     """Half the steps in a wider ball, whose best point, projected, is where the rest start."""
     x, wide = watch.x, steps // 2
     watch.glance(x)
-    scout = _Watch(watch.model, x, watch.y)  # points out of the ball do not count
+    scout = Watch(watch.model, x, watch.y)  # points out of the ball do not count
     z = _climb_sparsely(scout, z, loss, _WIDER * eps, wide)
     z = (x + project_l1_box(x, z - x, eps)).clamp(*BOX)
     _climb_sparsely(watch, z, loss, eps, steps - wide)
 
 
-def _climb_sparsely(watch: _Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> Tensor:
+def _climb_sparsely(watch: Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> Tensor:
     """Algorithm 1 of arXiv 2103.01208: sparser steps as the best point becomes sparser, and the
     exact projection onto ball and box. Where the best point grew sparser since the last
     checkpoint the step is eps again, from that point; elsewhere it shrinks, to eps / 10 at least.

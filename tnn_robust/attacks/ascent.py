@@ -209,7 +209,12 @@ def _step(
 
 
 def _unblocked(gradient: Tensor, z: Tensor) -> Tensor:
-    """The gradient without the entries that lead out of the box, NaN taken for zero."""
+    """The gradient without the entries that lead out of the box, NaN taken for zero.
+
+    z in the box. The gradient is cut to bounds of 0 or of the largest number: that is
+    arithmetic alone, where masks cost a CPU several times as much.
+    """
     gradient = torch.nan_to_num(gradient, nan=0.0)
-    blocked = ((gradient > 0) & (z >= BOX[1])) | ((gradient < 0) & (z <= BOX[0]))
-    return gradient.masked_fill(blocked, 0.0)
+    most = torch.finfo(gradient.dtype).max
+    low, high = (z - BOX[0]).sign_().mul_(-most), (BOX[1] - z).sign_().mul_(most)
+    return gradient.clamp_(low, high)

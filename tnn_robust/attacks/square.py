@@ -7,7 +7,8 @@ fit, a rectangle of the same area does. No gradient is ever asked for.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -18,12 +19,14 @@ from tnn_robust.attacks.balls import Ball, Radius, ball_of, per_example
 from tnn_robust.attacks.best import better
 from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
 from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.graphs import Function, recorded
 from tnn_robust.base.losses import margin_loss
-from tnn_robust.base.randomness import Streams, uniform
+from tnn_robust.base.randomness import Streams, uniform, uniforms
 from tnn_robust.base.threat import Threat
 
 Shape = tuple[int, int]
 Norm = Callable[[Tensor], Tensor]
+State = tuple[Tensor, ...]
 
 _FIRST_SHARE = 0.8
 # The share of the entries that is changed halves at these queries of ten thousand.
@@ -33,6 +36,7 @@ _TILES = 5  # a side, of the first l2 and l1 point
 # The least window of the l2 and l1 updates: in a single entry there is nothing to share out. But
 # the best l1 points are sparse, hence single entries there in the end.
 _PAIR, _PAIRS_UNTIL = 2, {"l2": 1.0, "l1": 0.6}
+_AHEAD = 128  # queries whose noise is drawn at once
 _WITHIN = 1 - 1e-6  # of eps: what sums of squares may round away
 
 
@@ -56,26 +60,43 @@ def square(
     """
     if norm not in _POWERS:
         raise unknown_choice("norm of square", norm, _POWERS)
-    ball, shape = ball_of(norm), (x.shape[1], x.shape[2])
-    power = _POWERS[norm]
+    ball, power = ball_of(norm), _POWERS[norm]
     delta = _stripes(x, eps, streams) if power is None else _tiles(x, eps, ball.radius, streams)
     point, least = x, _value(model, x, y, margin_loss)
-    z = feasible(x, delta, ball, eps)
-    value = _value(model, z, y, margin_loss)
-    for query in range(1, queries):
-        share, draw = share_at(query, queries), _DRAWS + query
+    z = feasible(x, delta, ball, eps).contiguous()
+    state: State = (z, _value(model, z, y, margin_loss))
+    if power is not None:
+        state = (*state, _energy(z - x, power))
+    quiet = getattr(model, "recordable", False)
+    for first, last, window in _phases(queries, x, norm):
         if power is None:
-            window = window_of(shape, share)
-            delta = _linf_update(z - x, eps, window, streams, draw)
+            step = _linf_step(model, x, y, eps, window)
         else:
-            entries = _PAIR if query <= _PAIRS_UNTIL[norm] * queries else 1
-            window = window_of(shape, max(share, min(1.0, entries / x[0].numel())))
-            delta = _energy_update(z - x, eps, ball.radius, power, window, streams, draw)
-        tried = (x + delta).clamp(*BOX)
-        z, value = better(z, value, tried, _value(model, tried, y, margin_loss))
-    point, least = better(point, least, z, value)
+            step = _energy_step(model, x, y, eps, ball.radius, power, window)
+        play = recorded(step, z, recordable=quiet)
+        for start in range(first, last, _AHEAD):
+            count = min(_AHEAD, last - start)
+            for noise in zip(*_moves(x, power, window, streams, start, count), strict=True):
+                state = play(*state, *noise)
+    point, least = better(point, least, state[0], state[1])
     finite_or_raise(least)
     return Perturbed(point, torch.zeros_like(y, dtype=torch.bool))
+
+
+def _phases(queries: int, x: Tensor, norm: str) -> Iterator[tuple[int, int, Shape]]:
+    """Queries first to last - 1 in turn, which share a window."""
+    shape, entries = (x.shape[1], x.shape[2]), x[0].numel()
+
+    def window(query: int) -> Shape:
+        share = share_at(query, queries)
+        if norm in _PAIRS_UNTIL:
+            least = _PAIR if query <= _PAIRS_UNTIL[norm] * queries else 1
+            share = max(share, min(1.0, least / entries))
+        return window_of(shape, share)
+
+    for size, group in groupby(range(1, queries), window):
+        numbers = list(group)
+        yield numbers[0], numbers[-1] + 1, size
 
 
 def share_at(query: int, queries: int) -> float:
@@ -101,13 +122,46 @@ def _stripes(x: Tensor, eps: Radius, streams: Streams) -> Tensor:
     return signs[:, None, :].expand_as(x) * per_example(eps, x)
 
 
-def _linf_update(delta: Tensor, eps: Radius, window: Shape, streams: Streams, draw: int) -> Tensor:
-    """+-eps, one sign, in a window somewhere; the other sign where that would change nothing."""
-    noise = uniform(streams, 3, draw, delta.dtype)
-    inside = _inside(delta, _corner(noise, delta, window), window)
-    sign = _signs(noise[:, 2])[:, None, None]
-    same = ((delta * sign > 0) | ~inside).all((1, 2), keepdim=True)
-    return torch.where(inside, torch.where(same, -sign, sign) * per_example(eps, delta), delta)
+def _moves(
+    x: Tensor, power: int | None, window: Shape, streams: Streams, first: int, count: int
+) -> list[Tensor]:
+    """What is random in the queries first, first + 1, ..., each (count, n): the place of the
+    window's corner in the flattened example and a sign; where energy is moved, the corners of
+    both windows, a sign, and which of two patterns."""
+    noise = uniforms(streams, 3 if power is None else 6, _DRAWS + first, count, x.dtype)
+    into = _corner(noise[..., :2], x, window)
+    if power is None:
+        return [into, _signs(noise[..., 2])]
+    out = _corner(noise[..., 2:4], x, window)
+    return [into, out, _signs(noise[..., 5]), (noise[..., 4] < 0.5).long()]
+
+
+def _linf_step(model: Model, x: Tensor, y: Tensor, eps: Radius, window: Shape) -> Function:
+    """+-eps, one sign, in a window somewhere; the other sign where that would change nothing.
+
+    step(z (n, d, c), value (n,), place (n,), sign (n,)) changes z in place, in the window
+    alone, and gives z and value after the query.
+    """
+    offsets, clean, size = _offsets(x, window), x.reshape(len(x), -1), _column(eps, x)
+
+    def step(z: Tensor, value: Tensor, place: Tensor, sign: Tensor) -> tuple[Tensor, ...]:
+        flat, where = z.view(len(z), -1), place[:, None] + offsets
+        old, home = flat.gather(1, where), clean.gather(1, where)
+        same = ((old - home) * sign[:, None] > 0).all(1)
+        new = (home + torch.where(same, -sign, sign)[:, None] * size).clamp(*BOX)
+        flat.scatter_(1, where, new)
+        higher, value = _judged(model, z, y, value)
+        flat.scatter_(1, where, torch.where(higher[:, None], new, old))
+        return z, value
+
+    return step
+
+
+def _judged(model: Model, z: Tensor, y: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """Where (n,) z is better than what was best, NaN being best of all, and the new best."""
+    value = _value(model, z, y, margin_loss)
+    higher = (value > best) | value.isnan()
+    return higher, torch.where(higher, value, best)
 
 
 def _tiles(x: Tensor, eps: Radius, norm_of: Norm, streams: Streams) -> Tensor:
@@ -121,34 +175,65 @@ def _tiles(x: Tensor, eps: Radius, norm_of: Norm, streams: Streams) -> Tensor:
     return delta / norm_of(delta)[:, None, None] * per_example(eps, x) * _WITHIN
 
 
-def _energy_update(
-    delta: Tensor,
-    eps: Radius,
-    norm_of: Norm,
-    power: int,
-    window: Shape,
-    streams: Streams,
-    draw: int,
-) -> Tensor:
+def _energy(delta: Tensor, power: int) -> Tensor:
+    """(n,) float64: the sum of |delta_i|^power."""
+    return delta.flatten(1).double().abs().pow(power).sum(1)
+
+
+def _energy_step(
+    model: Model, x: Tensor, y: Tensor, eps: Radius, norm_of: Norm, power: int, window: Shape
+) -> Function:
     """Move energy, the sum of |delta_i|^power, from one window into another.
 
     The second window is emptied; the first is given its own energy, that of the
     second and what is left of eps^power, on the sum of its old direction and a
     two-sided bump of random sign. All else stays, so the energy is at most
-    eps^power by construction.
+    eps^power by construction. It is carried along in float64, from the entries as
+    they are stored, and so does not drift.
+
+    step(z (n, d, c), value (n,), energy (n,), places of both corners (n,), sign (n,),
+    pattern (n,)) changes z in place, in the windows alone.
     """
-    noise = uniform(streams, 6, draw, delta.dtype)
-    corner = _corner(noise, delta, window)
-    into = _inside(delta, corner, window)
-    both = into | _inside(delta, _corner(noise[:, 2:], delta, window), window)
-    old = delta * into
-    shape = _placed(_two_sided(window, delta), noise[:, 4], corner, delta)
-    shape = shape * into * _signs(noise[:, 5])[:, None, None]
-    new = _unit(_unit(shape, norm_of) + _unit(old, norm_of), norm_of)
-    kept = delta * ~both
-    room = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device) * _WITHIN
-    energy = (room**power - norm_of(kept) ** power).clamp_min(0.0)
-    return kept + new * (energy ** (1 / power))[:, None, None]
+    offsets, clean = _offsets(x, window), x.reshape(len(x), -1)
+    patterns = _two_sided(window, x).flatten(1)
+    room = (_column(eps, x.double()) * _WITHIN) ** power
+
+    def unit(patch: Tensor) -> Tensor:
+        size = norm_of(patch.view(-1, *window))[:, None]
+        return patch / size.clamp_min(torch.finfo(patch.dtype).tiny)
+
+    def step(
+        z: Tensor, value: Tensor, energy: Tensor, *move: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        into, out, sign, choice = move
+        flat, a, b = z.view(len(z), -1), into[:, None] + offsets, out[:, None] + offsets
+        old_a, old_b, home_a, home_b = (
+            *(flat.gather(1, i) for i in (a, b)),
+            *(clean.gather(1, i) for i in (a, b)),
+        )
+        delta = old_a - home_a
+        alone = (old_b - home_b).masked_fill(_covered(into, b, x, window), 0.0)
+        kept = energy - _energy(delta, power) - _energy(alone, power)
+        size = (room - kept[:, None]).clamp_min(0.0).pow(1 / power).to(z.dtype)
+        new = unit(unit(patterns[choice] * sign[:, None]) + unit(delta)) * size
+        new = (home_a + new).clamp(*BOX)
+        flat.scatter_(1, b, home_b).scatter_(1, a, new)
+        higher, value = _judged(model, z, y, value)
+        energy = torch.where(higher, kept + _energy(new - home_a, power), energy)
+        accepted = higher[:, None]
+        flat.scatter_(1, b, torch.where(accepted, home_b, old_b))
+        flat.scatter_(1, a, torch.where(accepted, new, old_a))
+        return z, value, energy
+
+    return step
+
+
+def _covered(corner: Tensor, entries: Tensor, x: Tensor, window: Shape) -> Tensor:
+    """Which entries (n, m), by their places, lie in the window at each corner (n,)."""
+    c = x.shape[2]
+    rows, first = entries // c, (corner // c)[:, None]
+    down, right = rows - first, entries - rows * c - (corner[:, None] - first * c)
+    return (down >= 0) & (down < window[0]) & (right >= 0) & (right < window[1])
 
 
 def _unit(delta: Tensor, norm_of: Norm) -> Tensor:
@@ -159,35 +244,25 @@ def _signs(noise: Tensor) -> Tensor:
     return torch.where(noise < 0.5, -1.0, 1.0).to(noise.dtype)
 
 
-def _corner(noise: Tensor, delta: Tensor, window: Shape) -> tuple[Tensor, Tensor]:
-    """The first row and column (n,) of a window somewhere, from two columns of noise."""
+def _corner(noise: Tensor, x: Tensor, window: Shape) -> Tensor:
+    """The place in a flattened example of the first entry of a window somewhere, from two
+    columns of noise (..., 2)."""
     starts = []
-    for column, size, side in zip(noise.T, delta.shape[1:], window, strict=False):
+    for column, size, side in zip(noise.unbind(-1), x.shape[1:], window, strict=True):
         places = size - side + 1
         starts.append((column * places).long().clamp_max(places - 1))
-    return starts[0], starts[1]
+    return starts[0] * x.shape[2] + starts[1]
 
 
-def _offsets(delta: Tensor, corner: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Row (n, d) and column (n, c) counted from each example's corner."""
-    d, c = (torch.arange(size, device=delta.device) for size in delta.shape[1:])
-    return d - corner[0][:, None], c - corner[1][:, None]
+def _offsets(x: Tensor, window: Shape) -> Tensor:
+    """(h w,): places of a window's entries counted from its first."""
+    rows, columns = (torch.arange(side, device=x.device) for side in window)
+    return (rows[:, None] * x.shape[2] + columns).flatten()
 
 
-def _inside(delta: Tensor, corner: tuple[Tensor, Tensor], window: Shape) -> Tensor:
-    rows, columns = _offsets(delta, corner)
-    rows, columns = (rows >= 0) & (rows < window[0]), (columns >= 0) & (columns < window[1])
-    return rows[:, :, None] & columns[:, None, :]
-
-
-def _placed(
-    patterns: Tensor, choice: Tensor, corner: tuple[Tensor, Tensor], delta: Tensor
-) -> Tensor:
-    """One of two patterns (2, h, w) at each example's corner; outside of it anything."""
-    rows, columns = _offsets(delta, corner)
-    rows = rows.clamp(0, patterns.shape[1] - 1)[:, :, None]
-    columns = columns.clamp(0, patterns.shape[2] - 1)[:, None, :]
-    return patterns[(choice < 0.5).long()[:, None, None], rows, columns]
+def _column(eps: Radius, like: Tensor) -> Radius:
+    """A radius that multiplies the rows of (n, m)."""
+    return eps.to(like).reshape(-1, 1) if isinstance(eps, Tensor) else eps
 
 
 def _bump(h: int, w: int, like: Tensor) -> Tensor:

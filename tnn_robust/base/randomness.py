@@ -46,13 +46,18 @@ def uniform(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tenso
     SplitMix64 (Steele, Lea, Flood 2014) over a counter per example; integer
     arithmetic wraps in two's complement, so all devices agree bit for bit.
     """
-    seed = streams.seed
+    return uniforms(streams, size, draw, 1, dtype)[0]
+
+
+def uniforms(streams: Streams, size: int, first: int, count: int, dtype: torch.dtype) -> Tensor:
+    """(count, n, size): `uniform` of the draws first, first + 1, ..., in one go."""
+    seed, device = streams.seed, streams.indices.device
     if not isinstance(seed, Tensor):
-        seed = seed_tensor(seed, streams.indices.device)
-    key = _mix(_mix(seed) + draw)
+        seed = seed_tensor(seed, device)
+    key = _mix(_mix(seed) + torch.arange(first, first + count, device=device)[:, None])
     rows = _mix(_mix(key + streams.indices * _GOLDEN))
-    columns = torch.arange(1, size + 1, device=streams.indices.device) * _GOLDEN
-    bits = _shifted(_mix(rows[:, None] + columns), 40)  # 24 bits: exact in float32
+    columns = torch.arange(1, size + 1, device=device) * _GOLDEN
+    bits = _shifted(_mix(rows[..., None] + columns), 40)  # 24 bits: exact in float32
     return bits.to(dtype).add_(0.5).div_(2**24)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _MOST_BYTES = 2**27  # kept without use, a thread
-_LEAST_BYTES = 2**19  # below it the allocator is as good
+_LEAST_BYTES = 2**16  # below it the allocator is as good: it keeps such pieces itself
 
 
 class Buffers(threading.local):
