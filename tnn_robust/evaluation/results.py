@@ -59,10 +59,12 @@ class Gap(Record):
     risk: difference of adversarial risks; accuracy: difference of adversarial
     0-1 losses, which is training minus test robust accuracy. train_error,
     test_error: standard errors of the two risks, whose squares add up to the
-    gap's; None where one example says nothing of them.
+    gap's; None where one example says nothing of them. large: examples whose loss lies
+    above the mean, in the part where they are fewer; None in files of version 0.1.0.
     """
 
     DERIVED = ("halving_test", "halving_train")
+    LATER = ("large",)
 
     risk: float
     risk_ci: Interval
@@ -70,6 +72,7 @@ class Gap(Record):
     accuracy_ci: Interval
     train_error: float | None = None
     test_error: float | None = None
+    large: int | None = None
 
     @property
     def halving_test(self) -> float | None:

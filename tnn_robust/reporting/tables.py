@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tnn_robust.base.codec import Interval
 from tnn_robust.evaluation.curve_results import MinimalReport
+from tnn_robust.evaluation.intervals import FEW
 from tnn_robust.evaluation.results import AttackReport, AttackRow
 
 _SIZE_WIDTH = 11
@@ -192,6 +193,7 @@ def attack_notes(report: AttackReport) -> list[str]:
             "the verdict: more seeds are more restarts. The mean over seeds is not."
         )
     notes += _behind_notes(report)
+    notes += _few_notes(report.worst_case)
     notes += _halving_notes(report.worst_case)
     return [*network_notes(report.model), *notes, *warnings(report)]
 
@@ -227,6 +229,16 @@ def _behind_notes(report: AttackReport) -> list[str]:
         for row in report.attacks
     ]
     return [f"Test risk below that of the worst case, paired: {', '.join(found)}."]
+
+
+def _few_notes(worst: AttackRow) -> list[str]:
+    """Where too few examples carry a risk for its interval to be trusted."""
+    if worst.agp.large is None or worst.agp.large >= FEW:
+        return []
+    return [
+        f"Only {worst.agp.large} examples of a part have a loss above its mean: the intervals of "
+        "risks and of the AGP in risk rest on these few and can cover less than 95 %."
+    ]
 
 
 def _halving_notes(worst: AttackRow) -> list[str]:
