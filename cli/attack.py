@@ -21,7 +21,8 @@ _REPORT = shared.heading(
     ),
     click.option(
         "--suite",
-        help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for publication.",
+        help=f"In place of --attack: {', '.join(choices.SUITES)}. quick is the default of a "
+        "report, standard is for publication.",
     ),
     click.option("--checks/--no-checks", default=True, help="For gradient masking."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted report."),

@@ -1,11 +1,13 @@
 """tnn-attack RUN: the adversarial gap report of one network."""
 
+from dataclasses import replace
+
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
 
 from tnn_robust.base.progress import drain
 from tnn_robust.base.team import joined
-from tnn_robust.evaluation.report import evaluate_steps
+from tnn_robust.evaluation.report import default_suite, evaluate_steps
 from tnn_robust.evaluation.verify import save_points
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 
@@ -15,6 +17,8 @@ def run(asked: Asked) -> None:
     with joined() as team:
         with team.agreeing():
             subject, dataset = asked.load()
+            if asked.suite is None:
+                asked = replace(asked, suite=default_suite(asked.choice, subject.trained))
             attacks = asked.attacks_on(subject)
         with _render.progress_bar() as bar:
             found = drain(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import attacks_of, make_perturb
@@ -121,6 +121,18 @@ def evaluate(
         resume=resume,
     )
     return drain(steps, progress).report
+
+
+def default_suite(choice: AttackChoice, trained: Attack | None) -> str | None:
+    """The quick suite, where nothing was asked for that it does not take; else None.
+
+    A norm it is not made for, channels, faces, several eps, and settings of how hard an
+    attack tries leave the choice to `chosen_attacks`: one step and PGD.
+    """
+    norm = choice.norm or ("linf" if trained is None else trained.threat.norm)
+    asked = replace(choice, norm=None, eps=())
+    plain = asked == AttackChoice() and len(choice.eps) < 2 and norm in LP
+    return "quick" if plain else None
 
 
 def chosen_attacks(

@@ -117,7 +117,8 @@ def verify_file(
         )
         for number, attack in enumerate(attacks)
     ]
-    report = make_report(found, subject.info, describe_data(dataset), recorded.seed)
+    about = describe_data(dataset)
+    report = make_report(found, subject.info, about, recorded.seed, recorded.suite)
     return Verification(report, _differences(recorded, report))
 
 

@@ -26,7 +26,7 @@ def attack_tables(report: AttackReport) -> list[Table]:
     tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
     if len(report.seeds) > 1:
         tables.append(_seed_table(report))
-    if report.suite is not None:
+    if report.suite is not None and any(row.test.attacked for row in report.attacks):
         tables.append(_work_table(report))
     if report.checks:
         tables.append(_check_table(report))
@@ -181,6 +181,12 @@ def attack_notes(report: AttackReport) -> list[str]:
         "An attack gives a lower bound of the adversarial risk and an upper bound of the "
         "robust accuracy; the worst case is per example over the attacks above."
     )
+    if report.suite in (None, "paper"):
+        several = len(report.attacks) > 1
+        what = (
+            f"These are {len(report.attacks)} single attacks" if several else "This is one attack"
+        )
+        notes.append(f"{what}, an optimistic figure: --suite standard settles it, quick is nearer.")
     if any(row.settings.get("stop_broken") for row in report.attacks):
         notes.append(
             "Broken examples left the attack at once (--stop-broken): accuracies are complete, "
@@ -237,7 +243,7 @@ def _few_notes(worst: AttackRow) -> list[str]:
         return []
     return [
         f"Only {worst.agp.large} examples of a part have a loss above its mean: the intervals of "
-        "risks and of the AGP in risk rest on these few and can cover less than 95 %."
+        "risks and of the AGP in risk rest on these few, and may not hold with 95 %."
     ]
 
 
