@@ -48,6 +48,7 @@ class Asked:
     verify: Path | None = None
     json_file: Path | None = None
     save_adv: Path | None = None
+    examples: Path | None = None
     figure: Path | None = None
 
     @property
@@ -61,7 +62,8 @@ class Asked:
     @property
     def files(self) -> list[Path]:
         """All that is to be written."""
-        return [one for one in (self.json_file, self.save_adv, self.figure) if one is not None]
+        named = (self.json_file, self.save_adv, self.examples, self.figure)
+        return [one for one in named if one is not None]
 
     def load(self, network: Network | None = None) -> "tuple[Subject, Dataset]":
         """The network, by default the only one, with its data."""
@@ -99,6 +101,7 @@ class Asked:
 _OF = {
     "save_adv": ("report",),
     "resume": ("report",),
+    "examples": ("report", "minimal"),
     "stacked": ("compare",),
     "figure": ("curve",),
     "suite": ("report", "compare"),
@@ -122,6 +125,8 @@ def check(asked: Asked) -> None:
         raise InputError("--compare takes no eps range: for rows give a list")
     if mode == "curve" and len(asked.choice.names) > 1:
         raise InputError("an eps range is one sweep of one --attack: for rows give a list")
+    if asked.examples is not None and asked.examples.suffix not in (".csv", ".jsonl"):
+        raise InputError(f"--examples is a .csv or .jsonl file, got {asked.examples}")
     if asked.figure is not None and asked.figure.suffix not in (".png", ".svg"):
         raise InputError(f"--figure is a .png or .svg file, got {asked.figure}")
 

@@ -9,6 +9,7 @@ from tnn_robust.base.progress import drain
 from tnn_robust.base.team import joined
 from tnn_robust.evaluation.report import default_suite, evaluate_steps
 from tnn_robust.evaluation.verify import save_points
+from tnn_robust.reporting.examples import write_examples
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 
 
@@ -35,6 +36,7 @@ def run(asked: Asked) -> None:
                     journal=True,
                     resume=asked.resume,
                     team=team,
+                    examples=asked.examples is not None,
                 ),
                 bar.tell,
             )
@@ -43,6 +45,8 @@ def run(asked: Asked) -> None:
         try:
             if asked.save_adv is not None and team.first:
                 save_points(asked.save_adv, found)
+            if asked.examples is not None and team.first:
+                write_examples(asked.examples, report.examples)
         finally:  # what cannot be written must not cost the report too
             file = asked.json_file if team.first else None
             lines = attack_notes(report)

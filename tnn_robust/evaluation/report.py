@@ -25,6 +25,8 @@ from tnn_robust.evaluation.agp import Attacked, worst_case
 from tnn_robust.evaluation.attack_part import Job, Target, attack_target
 from tnn_robust.evaluation.attack_seeds import merge_seeds
 from tnn_robust.evaluation.checks import report_checks
+from tnn_robust.evaluation.example_results import Example
+from tnn_robust.evaluation.examples import attacked_examples
 from tnn_robust.evaluation.journal import FILE_NAME as JOURNAL_NAME
 from tnn_robust.evaluation.journal import Journal
 from tnn_robust.evaluation.results import AttackReport, Check
@@ -76,6 +78,7 @@ def evaluate(
     progress: Tell | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    examples: bool = False,
 ) -> AttackReport:
     """Attack a network on training and test part: risks, the adversarial gap, masking checks.
 
@@ -91,6 +94,7 @@ def evaluate(
     checks: for gradient masking, on at most 100 test examples.
     progress: called with every `Progress`; what it raises ends the work.
     out: a directory for a record of what is done, from which `resume` goes on.
+    examples: put the figures of each example into the report; of one seed, not resumed.
 
     Raises InputError for what does not fit, AttackError for scores that are not finite and
     points outside their ball.
@@ -119,6 +123,7 @@ def evaluate(
         checks=checks,
         journal=out is not None,
         resume=resume,
+        examples=examples,
     )
     return drain(steps, progress).report
 
@@ -180,6 +185,7 @@ def evaluate_steps(
     resume: bool = False,
     team: Team = ALONE,
     beside: Beside | None = None,
+    examples: bool = False,
 ) -> Steps[Evaluated]:
     """Attack a network on both parts of its data; see `evaluate`.
 
@@ -187,9 +193,14 @@ def evaluate_steps(
     progress, rounded up to whole blocks of `compute_block`, so that no digit depends on it;
     journal: keep a record of finished blocks in the subject's folder, removed with the
     result; resume: go on from one; team: processes that share the blocks, each of which
-    gets the whole result; beside: whose attacks find its points.
+    gets the whole result; beside: whose attacks find its points; examples: figures of each.
     """
     with team.agreeing():
+        if examples and (len(seeds) > 1 or resume):
+            raise InputError(
+                "figures per example need the points of one seed, found in one go",
+                field="examples",
+            )
         if keep_points and len(seeds) > 1:
             raise InputError("keeping points, one of an example, takes one seed", field="save_adv")
         check_attacks(attacks, subject)
@@ -203,7 +214,7 @@ def evaluate_steps(
         subject=subject,
         block=block,
         batch_size=batch_size,
-        keep_points=keep_points,
+        keep_points=keep_points or examples,
         journal=_journal(subject, header, journal, resume, keep_points, team),
         team=team,
         together=block,
@@ -220,7 +231,7 @@ def evaluate_steps(
             for part, target in targets.items():
                 results[part] = yield from attack_target(job, attack, place, target)
             found.append(attacked(attack, results, time.perf_counter() - started))
-            if keep_points:
+            if job.keep_points:
                 points.append({p: points_of(results[p], *targets[p][1:3]) for p in PARTS})
             if sequential:
                 targets = {p: targets[p]._replace(so_far=results[p]) for p in PARTS}
@@ -233,6 +244,8 @@ def evaluate_steps(
             done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
     about = _with_notes(subject.info, job, beside)
     report = make_report(merged, about, info, seeds[0], suite, done)
+    if examples:
+        report = replace(report, examples=_examples(subject, parts, attacks, merged, points))
     if job.journal is not None:
         job.journal.finish()
     return Evaluated(report, attacks, tuple(merged), points)
@@ -244,6 +257,26 @@ def _checked(
     held = (test.examples, test.indices)
     twin = dense_twin(subject.info, subject.device)
     return report_checks(subject, dataset, held, attacks, seed, twin)
+
+
+def _examples(
+    subject: Subject,
+    parts: dict[str, Target],
+    attacks: Sequence[Attack],
+    found: Sequence[Attacked],
+    points: Sequence[dict[str, Points]],
+) -> tuple[Example, ...]:
+    return tuple(
+        one
+        for part in PARTS
+        for one in attacked_examples(
+            subject,
+            parts[part],
+            attacks,
+            [getattr(row, part) for row in found],
+            [kept[part] for kept in points],
+        )
+    )
 
 
 def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[str, Any]:

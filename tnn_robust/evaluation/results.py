@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts
+from tnn_robust.evaluation.example_results import Example
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,12 @@ class AttackReport(Record):
     suite: its name where the attacks were one, each row then the worst case so
     far; checks: for gradient masking; seeds: all of them, the first being `seed`;
     standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
-    in files of version 0.1.0.
+    in files of version 0.1.0; examples: figures of each, where they were asked for.
     """
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
-    LATER = ("standing",)
+    LATER = ("standing", "examples")
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -213,6 +214,7 @@ class AttackReport(Record):
     checks: tuple[Check, ...] = ()
     seeds: tuple[int, ...] = ()
     standing: str = ""
+    examples: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
