@@ -119,7 +119,8 @@ def _black_box(threat: Threat, noise: Noise) -> Perturb:
 
 def _huge(pgd: PGD) -> Perturb:
     """PGD in the smallest l_inf ball that covers the box, whatever the ball of the report."""
-    return make_perturb(pgd.but(threat=Threat("linf", 1.0, text="1"), step_size=None))
+    box = Threat("linf", 1.0, text="1")
+    return make_perturb(pgd.but(threat=box, step_size=box.step_size(pgd.steps)))
 
 
 def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
