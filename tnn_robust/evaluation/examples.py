@@ -56,7 +56,7 @@ def minimal_examples(subject: Subject, target: Target, norms: Tensor) -> list[Ex
     ]
     clean, margins = (column.tolist() for column in _judged(subject, x, y))
     rows = zip(target.indices.tolist(), y.tolist(), clean, margins, found, strict=True)
-    return [Example(target.name, *values, eps=eps) for *values, eps in rows]
+    return [Example(target.name, i, own, top, left, eps=eps) for i, own, top, left, eps in rows]
 
 
 def _judged(subject: Subject, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

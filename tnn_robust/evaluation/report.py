@@ -1,5 +1,6 @@
 """The adversarial gap report: a network and its data under attacks, measured and checked."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -242,7 +243,7 @@ def evaluate_steps(
         yield Progress("masking checks, test", 0, 1)
         with team.agreeing(), matmul_precision(FULL):
             done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
-    about = _with_notes(subject.info, job, beside)
+    about = _with_notes(subject.info, job, beside, attacks)
     report = make_report(merged, about, info, seeds[0], suite, done)
     if examples:
         report = replace(report, examples=_examples(subject, parts, attacks, merged, points))
@@ -279,9 +280,11 @@ def _examples(
     )
 
 
-def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[str, Any]:
+def _with_notes(
+    info: dict[str, Any], job: Job, beside: Beside | None, attacks: Sequence[Attack]
+) -> dict[str, Any]:
     """What a report says of the network, and of how it was attacked where that tells."""
-    notes = list(info.get("notes", ()))
+    notes = [*info.get("notes", ()), *_size_notes(attacks, job.subject.entries)]
     if beside is not None:
         notes.append(
             f"Attacked beside {beside.others} other network{'s' * (beside.others > 1)}, which can "
@@ -293,6 +296,24 @@ def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[s
             f"computed at a time, not {job.block}, which can change last digits."
         )
     return {**info, "notes": notes} if notes else info
+
+
+def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
+    """Balls that hold all of [0, 1]^entries, often an eps in units of pixels, and of nothing."""
+    reach = {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}
+    notes = []
+    for threat in dict.fromkeys(attack.threat for attack in attacks):
+        if threat.eps > reach.get(threat.norm, math.inf):
+            notes.append(
+                f"WARNING: {threat.norm} eps {threat.text} reaches any point of the data's range "
+                f"[0, 1], where {reach[threat.norm]:.4g} would do: an eps in pixels of 0 to 255 "
+                f"is {threat.text}/255 here."
+            )
+        elif threat.eps == 0:
+            notes.append(
+                f"{threat.norm} eps 0 leaves the examples as they are: nothing is attacked."
+            )
+    return notes
 
 
 def _header(

@@ -199,6 +199,7 @@ def attack_notes(report: AttackReport) -> list[str]:
             "the verdict: more seeds are more restarts. The mean over seeds is not."
         )
     notes += _behind_notes(report)
+    notes += _empty_notes(report.worst_case)
     notes += _few_notes(report.worst_case)
     notes += _halving_notes(report.worst_case)
     return [*network_notes(report.model), *notes, *warnings(report)]
@@ -235,6 +236,15 @@ def _behind_notes(report: AttackReport) -> list[str]:
         for row in report.attacks
     ]
     return [f"Test risk below that of the worst case, paired: {', '.join(found)}."]
+
+
+def _empty_notes(worst: AttackRow) -> list[str]:
+    """Where nothing was there to be broken, which is no robustness and no attack's merit."""
+    return [
+        f"WARNING: no example of the {name} part is classified correctly without an attack."
+        for name, part in (("training", worst.train), ("test", worst.test))
+        if part.clean_correct == 0
+    ]
 
 
 def _few_notes(worst: AttackRow) -> list[str]:
