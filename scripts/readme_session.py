@@ -17,7 +17,7 @@ SESSIONS = {
     --seed 0 --out runs/r28""",
         "tnn-attack runs/r28 --eps 20/255 --json r.json",
         "tnn-compress runs/r28 --rank 4 --out runs/r28-c4",
-        "tnn-attack runs/r28-c4 --suite standard --eps 20/255 --n 500",
+        "tnn-attack runs/r28-c4 --suite standard --eps 20/255",
     ),
     "docs/bounds.md": (
         """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
