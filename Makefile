@@ -21,7 +21,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchattacks
 	touch $@
 
-demo: $(STAMP) ## Train, attack, compress and attack again on real digits, in under a minute
+demo: $(STAMP) ## Train, attack, compress and attack again on real digits, in about a minute
 	$(BIN)/tnn-train --dataset digits --width 32 --epochs 30 --batch-size 32 --eps 0.1 --overwrite --out $(DEMO)
 	$(BIN)/tnn-attack $(DEMO)
 	$(BIN)/tnn-compress $(DEMO) --rank 4 --finetune 5 --overwrite --out $(DEMO)-rank4

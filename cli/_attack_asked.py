@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tnn_robust.attacks.choice import AttackChoice
-from tnn_robust.base.choices import FIGURE
+from tnn_robust.base.choices import EXAMPLES, FIGURE
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.spec import DataSpec
 
@@ -50,6 +50,7 @@ class Asked:
     verify: Path | None = None
     json_file: Path | None = None
     save_adv: Path | None = None
+    examples: Path | None = None
     figure: Path | None = None
 
     @property
@@ -63,8 +64,13 @@ class Asked:
     @property
     def files(self) -> dict[Path, tuple[str, ...]]:
         """All that is to be written, and which of this command's results each may replace."""
-        kinds = ((_JSON[self.mode], *_JSON.values()), ("adversarial-examples",), (FIGURE,))
-        files = (self.json_file, self.save_adv, self.figure)
+        kinds = (
+            (_JSON[self.mode], *_JSON.values()),
+            ("adversarial-examples",),
+            (EXAMPLES,),
+            (FIGURE,),
+        )
+        files = (self.json_file, self.save_adv, self.examples, self.figure)
         return {file: kind for file, kind in zip(files, kinds, strict=True) if file is not None}
 
     def load(self, network: Network | None = None) -> "tuple[Subject, Dataset]":
@@ -110,6 +116,7 @@ _JSON = {
 _OF = {
     "save_adv": ("report",),
     "resume": ("report",),
+    "examples": ("report", "minimal"),
     "stacked": ("compare",),
     "figure": ("curve",),
     "suite": ("report", "compare"),
@@ -133,6 +140,8 @@ def check(asked: Asked) -> None:
         raise InputError("--compare takes no eps range: for rows give a list")
     if mode == "curve" and len(asked.choice.names) > 1:
         raise InputError("an eps range is one sweep of one --attack: for rows give a list")
+    if asked.examples is not None and asked.examples.suffix not in (".csv", ".jsonl"):
+        raise InputError(f"--examples is a .csv or .jsonl file, got {asked.examples}")
     if asked.figure is not None and asked.figure.suffix not in (".png", ".svg"):
         raise InputError(f"--figure is a .png or .svg file, got {asked.figure}")
 

@@ -21,10 +21,12 @@ _REPORT = shared.heading(
     ),
     click.option(
         "--suite",
-        help=f"In place of --attack: {', '.join(choices.SUITES)}. standard is for publication.",
+        help=f"In place of --attack: {', '.join(choices.SUITES)}. quick is the default of a "
+        "report, standard is for publication.",
     ),
     click.option("--checks/--no-checks", default=True, help="For gradient masking."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted report."),
+    click.option("--examples", type=shared.OUT, help="Figures per example: a .csv or .jsonl."),
     click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there."),
     click.option("--json", "json_file", type=shared.OUT, help="Write the report there too."),
     shared.overwriting,
@@ -56,6 +58,7 @@ _VERIFY = shared.heading(
 def main(
     json_file: Path | None,
     save_adv: Path | None,
+    examples: Path | None,
     verify: Path | None,
     figure: Path | None,
     compare: bool,
@@ -105,6 +108,7 @@ def main(
         verify=verify,
         json_file=json_file,
         save_adv=save_adv,
+        examples=examples,
         figure=figure,
     )
     asked_of.check(asked)

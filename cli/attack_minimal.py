@@ -6,6 +6,7 @@ from tnn_robust_cli._attack_asked import Asked
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.progress import drain
 from tnn_robust.evaluation.minimal import minimal_steps
+from tnn_robust.reporting.examples import write_examples
 from tnn_robust.reporting.tables import minimal_table
 
 
@@ -17,6 +18,8 @@ def minimal(asked: Asked) -> None:
     with _render.progress_bar() as bar:
         steps = minimal_steps(subject, dataset, norm, n=asked.n, seed=asked.seeds[0])
         parts = drain(steps, bar.tell)
+    if asked.examples is not None:
+        write_examples(asked.examples, [one for part in parts for one in part.examples])
     _render.deliver(
         {"kind": "minimal-report", "parts": [part.to_json() for part in parts]},
         asked.json_file,

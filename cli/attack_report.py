@@ -1,12 +1,15 @@
 """tnn-attack RUN: the adversarial gap report of one network."""
 
+from dataclasses import replace
+
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
 
 from tnn_robust.base.team import joined
-from tnn_robust.evaluation.report import evaluate_steps
+from tnn_robust.evaluation.report import default_suite, evaluate_steps
 from tnn_robust.evaluation.verify import save_points
+from tnn_robust.reporting.examples import write_examples
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 
 
@@ -15,6 +18,8 @@ def run(asked: Asked) -> None:
     with joined() as team:
         with team.agreeing():
             subject, dataset = asked.load()
+            if asked.suite is None:
+                asked = replace(asked, suite=default_suite(asked.choice, subject.trained))
             attacks = asked.attacks_on(subject)
         steps = evaluate_steps(
             subject,
@@ -29,6 +34,7 @@ def run(asked: Asked) -> None:
             journal=True,
             resume=asked.resume,
             team=team,
+            examples=asked.examples is not None,
         )
         with shared.going_on(subject.folder, "what is finished"):
             found = _render.follow(steps)
@@ -37,6 +43,8 @@ def run(asked: Asked) -> None:
         try:
             if asked.save_adv is not None and team.first:
                 save_points(asked.save_adv, found)
+            if asked.examples is not None and team.first:
+                write_examples(asked.examples, report.examples)
         finally:  # what cannot be written must not cost the report too
             file = asked.json_file if team.first else None
             lines = attack_notes(report)

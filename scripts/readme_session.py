@@ -15,7 +15,7 @@ SESSIONS = {
         """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
     --transform dct --attack fgsm --eps 20/255 --epochs 20 --batch-size 30 --lr 1e-3 \\
     --seed 0 --out runs/r28""",
-        "tnn-attack runs/r28 --attack fgsm --attack pgd --eps 20/255 --json r.json",
+        "tnn-attack runs/r28 --eps 20/255 --json r.json",
         "tnn-compress runs/r28 --rank 4 --out runs/r28-c4",
         "tnn-attack runs/r28-c4 --suite standard --eps 20/255",
     ),

@@ -17,12 +17,12 @@ from tnn_robust.models.checkpoint import load_checkpoint
 
 PARTS = ("train", "test")
 KEYS = {"schema", "kind", "model", "dataset", "seed", "versions", "attacks", "worst_case"}
-KEYS |= {"suite", "checks", "seeds", "standing"}
+KEYS |= {"suite", "checks", "seeds", "standing", "examples"}
 ROW = {"name", "norm", "eps", "eps_value", "settings", "train", "test", "agp"}
 ROW |= {"robustness_drop", "max_perturbation", "seconds", "behind", "behind_ci", "over_seeds"}
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
 GAP = {"risk", "risk_ci", "accuracy", "accuracy_ci", "train_error", "test_error"}
-GAP |= {"halving_test", "halving_train"}
+GAP |= {"halving_test", "halving_train", "large"}
 
 
 class Attacked:
@@ -30,7 +30,7 @@ class Attacked:
 
     def __init__(self, run: Path, folder: Path):
         self.run, self.json, self.adv = run, folder / "r.json", folder / "adv.safetensors"
-        kept = ("--json", self.json, "--save-adv", self.adv)
+        kept = ("--attack", "fgsm", "--attack", "pgd", "--json", self.json, "--save-adv", self.adv)
         self.printed = succeeded(run_cli("attack", run, "--n", 300, "--seed", 3, *kept))
         self.report = load_json(self.json)
         self.points = load_file(self.adv)
@@ -75,18 +75,42 @@ def test_the_json_has_the_agreed_keys(attacked):
 
 
 TRAINED = {
-    "fgm": (("--eps", "1/2"), ("fgm", "l2", "1/2"), ("pgd", "l2", "1/2")),
-    "pgd": (("--eps", "2", "--norm", "l1"), ("pgd", "l1", "2")),
-    "none": ((), ("fgsm", "linf", "8/255"), ("pgd", "linf", "8/255")),
+    "fgm": (("--eps", "1/2"), "l2", "1/2"),
+    "pgd": (("--eps", "2", "--norm", "l1"), "l1", "2"),
+    "none": ((), "linf", "8/255"),
 }
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_defaults_are_those_of_the_training_attack(name, tmp_path):
-    options, *expected = TRAINED[name]
+    options, norm, eps = TRAINED[name]
     run = train_digits(tmp_path / "run", "--epochs", 1, "--attack", name, *options)
-    found = attack(run, tmp_path / "r.json")["attacks"]
-    assert [(row["name"], row["norm"], row["eps"]) for row in found] == expected
+    found = attack(run, tmp_path / "r.json")
+    assert found["suite"] == "quick"
+    names = ["apgd", "apgd", "apgd-t", "fab", "square"]
+    assert [row["name"] for row in found["attacks"]] == names
+    assert {(row["norm"], row["eps"]) for row in found["attacks"]} == {(norm, eps)}
+
+
+def test_what_the_quick_suite_does_not_take_is_one_step_and_pgd(digits_run, tmp_path):
+    for options in (("--steps", 3), ("--eps", "0.1,0.2"), ("--stop-broken",)):
+        found = attack(digits_run, tmp_path / "r.json", "--no-checks", *options)
+        assert found["suite"] is None
+        assert {row["name"] for row in found["attacks"]} == {"fgsm", "pgd"}
+    one = succeeded(run_cli("attack", digits_run, "--n", 9, "--no-checks", "--attack", "fgsm"))
+    assert "This is one attack, an optimistic figure: --suite standard" in one
+    suite = succeeded(run_cli("attack", digits_run, "--n", 9, "--no-checks"))
+    assert "optimistic" not in suite and "Suite quick" in suite
+
+
+def test_a_suite_is_verified_as_one(digits_run, tmp_path):
+    adv, files = tmp_path / "adv", (tmp_path / "r.json", tmp_path / "again.json")
+    succeeded(run_cli("attack", digits_run, "--n", 40, "--save-adv", adv, "--json", files[0]))
+    succeeded(run_cli("attack", "--verify", adv, "--json", files[1]))
+    old, new = map(load_json, files)
+    assert new["suite"] == old["suite"] == "quick"
+    for before, after in zip(old["attacks"], new["attacks"], strict=True):
+        assert before["test"]["accuracy"] == after["test"]["accuracy"]
 
 
 def test_the_figures_are_those_of_the_network(attacked):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tnn_robust.base.choices import FIGURE, RANK_TABLE
+from tnn_robust.base.choices import EXAMPLES, FIGURE, RANK_TABLE
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.reading import MIB, Room, opened, parsed_json, reading
 from tnn_robust.base.replacing import replacing
@@ -65,10 +65,16 @@ def require_path(path: Path) -> None:
 
 
 WRITER = "tnn-robust"  # the program that a picture names as its own
-_RANK_TABLE_START = b"size,kind,tubal_ranks"
+_TABLES = {  # by how they start
+    b"size,kind,tubal_ranks": RANK_TABLE,
+    b"part,index,label": EXAMPLES,
+    b'{"part": "': EXAMPLES,
+}
 _START = 4096  # bytes in which a result says what it is
 # What a run directory holds, which no result of a command may replace.
-_OF_A_RUN = {"model.safetensors", "training.safetensors", "records.jsonl", "sweep.jsonl"}
+_OF_A_RUN = re.compile(
+    r"(model|training)\.safetensors|(metrics|trajectory|records|sweep|.*\.progress)\.jsonl"
+)
 
 
 def require_result_file(path: Path, *kinds: str, overwrite: bool) -> None:
@@ -80,7 +86,7 @@ def require_result_file(path: Path, *kinds: str, overwrite: bool) -> None:
     require_writable(path)
     if not path.exists():
         return
-    if path.name in _OF_A_RUN or path.suffix == ".jsonl":
+    if _OF_A_RUN.fullmatch(path.name):
         raise InputError(f"{path} is of a run: choose another file")
     if not overwrite and _result_kind(path) not in kinds:
         raise InputError(
@@ -97,8 +103,8 @@ def _result_kind(path: Path) -> str | None:
             start = handle.read(_START)
     except OSError:
         return None
-    if path.suffix == ".csv":
-        return RANK_TABLE if start.startswith(_RANK_TABLE_START) else None
+    if path.suffix in (".csv", ".jsonl"):
+        return next((kind for how, kind in _TABLES.items() if start.startswith(how)), None)
     if path.suffix in (".png", ".svg"):
         return FIGURE if WRITER.encode() in start else None
     found = re.search(rb'"kind\\?": *\\?"([a-z-]+)\\?"', start)

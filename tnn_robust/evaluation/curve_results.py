@@ -5,6 +5,7 @@ from typing import Any
 
 from tnn_robust.base.codec import Record, require, require_counts
 from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE, band, line
+from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.results import Gap, PartResult
 
 
@@ -128,9 +129,11 @@ class MinimalReport(Record):
     misclassified: examples of norm 0; found: those of a finite norm, the former
     included; quantiles: the smallest norms not exceeded by 0, 1, ..., 100 % of
     the examples, None where nothing was found. Upper bounds of the true ones.
+    examples: each with its norm as eps; none in files of version 0.1.0.
     """
 
     DERIVED = ("median",)
+    LATER = ("examples",)
 
     part: str
     norm: str
@@ -140,6 +143,7 @@ class MinimalReport(Record):
     quantiles: tuple[float | None, ...]
     settings: dict[str, Any]
     seed: int
+    examples: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         require(len(self.quantiles) == 101, "101 quantiles", len(self.quantiles))

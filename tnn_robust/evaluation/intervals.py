@@ -1,4 +1,4 @@
-"""Confidence intervals: exact for accuracies, bootstrap for risks."""
+"""Confidence intervals: exact for accuracies, the studentised bootstrap for risks."""
 
 import math
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor
 from tnn_robust.base.codec import Interval
 
 CONFIDENCE = 0.95
+FEW = 12  # examples above the mean of a part; with fewer no interval of a mean is reliable
 _RESAMPLES = 2000
 _HELD = 2**21  # draws held at once, which bounds the memory
 
@@ -64,7 +65,7 @@ def paired_accuracy_interval(a: NDArray, b: NDArray) -> Interval:
 def paired_difference_interval(a: Tensor, b: Tensor, seed: int) -> Interval:
     """Interval of mean(a) - mean(b) for values of two networks or attacks on the same examples.
 
-    a, b (n,): losses, by the percentile bootstrap over examples; or bool verdicts,
+    a, b (n,): losses, by the bootstrap over examples; or bool verdicts,
     whose difference is that of two accuracies (`paired_accuracy_interval`).
     """
     if a.dtype == b.dtype == torch.bool:
@@ -74,53 +75,78 @@ def paired_difference_interval(a: Tensor, b: Tensor, seed: int) -> Interval:
 
 
 class Resampled(NamedTuple):
-    """Rows (k, n) of values, and their means on the same resampled examples, (2000, k)."""
+    """Rows (k, n) of values, and the same resampled examples' means and standard errors.
+
+    means, errors: (2000, k). A 95 % interval is the symmetric studentised bootstrap (Hall 1988),
+    half as wide as 95 % of |mean* - mean| / error* times the sample's own error: with losses of
+    heavy tails a mean goes with its error, which percentiles alone do not see. It never falls
+    short of the percentiles, which are what is left where examples are too few for an error.
+    """
 
     values: NDArray
     means: NDArray
+    errors: NDArray
 
     def interval(self, row: int) -> Interval:
-        """Percentile bootstrap interval of the mean of one row."""
-        return _percentiles(self.means[:, row], self.values[row])
+        """Of the mean of one row."""
+        own = self.values[row]
+        if np.ptp(own) == 0:
+            return float(own[0]), float(own[0])
+        return _studentised(own.mean(), _error(own), self.means[:, row], self.errors[:, row])
 
     def difference(self, other: "Resampled", row: int) -> Interval:
-        """The same for this mean minus that of the same row of another sample."""
-        rows = (self.values[row], other.values[row])
-        return _percentiles(self.means[:, row] - other.means[:, row], *rows)
-
-    def between(self, a: int, b: int) -> Interval:
-        """The same for the mean of row a minus that of row b: paired, on the same examples."""
-        difference = self.values[a] - self.values[b]
-        return _percentiles(self.means[:, a] - self.means[:, b], difference)
+        """Of this mean minus that of the same row of another, independent sample."""
+        a, b = self.values[row], other.values[row]
+        if np.ptp(a) == np.ptp(b) == 0:
+            return float(a[0] - b[0]), float(a[0] - b[0])
+        return _studentised(
+            a.mean() - b.mean(),
+            math.hypot(_error(a), _error(b)),
+            self.means[:, row] - other.means[:, row],
+            np.hypot(self.errors[:, row], other.errors[:, row]),
+        )
 
 
 def resample(values: NDArray, seed: int | tuple[int, int]) -> Resampled:
-    """Rows (k, n) with their bootstrap."""
-    return Resampled(values, bootstrap_means(values, seed))
-
-
-def bootstrap_means(values: NDArray, seed: int | tuple[int, int]) -> NDArray:
-    """Means of the same resampled examples for every row of values (k, n): (2000, k).
+    """Rows (k, n) with their bootstrap: every row meets the same resampled examples.
 
     The draws are a function of seed and n: rows of two calls are paired too.
     """
     n = values.shape[1]
     parts = seed if isinstance(seed, tuple) else (seed,)
     generator = np.random.default_rng([part % 2**64 for part in parts])
-    means = np.empty((_RESAMPLES, len(values)))
+    centres = values.mean(1)
+    centred = values - centres[:, None]  # or squares would lose the spread of a large mean
+    means, errors = np.empty((2, _RESAMPLES, len(values)))
     block = max(1, _HELD // n)
     for start in range(0, _RESAMPLES, block):
         rows = slice(start, min(start + block, _RESAMPLES))
         draws = generator.integers(0, n, (rows.stop - start, n), dtype=np.int32)
-        for column, row in enumerate(values):
-            means[rows, column] = row[draws].mean(1)
-    return means
+        for column, row in enumerate(centred):
+            taken = row[draws]
+            means[rows, column] = taken.mean(1)
+            errors[rows, column] = np.einsum("ij,ij->i", taken, taken) / n
+    variances = np.maximum(errors - means**2, 0.0)
+    return Resampled(values, means + centres, np.sqrt(variances / max(n - 1, 1)))
 
 
-def _percentiles(resampled: NDArray, *rows: NDArray) -> Interval:
-    """The central 95 % of resampled values (r,); a point, exactly, where the rows are constant."""
-    if all(np.ptp(row) == 0 for row in rows):
-        point = float(rows[0][0] - sum(row[0] for row in rows[1:]))
-        return point, point
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+def large_values(row: NDArray) -> int:
+    """How many of (n,) values lie above their mean: the events that a rare loss is made of."""
+    return int((row > row.mean()).sum())
+
+
+def _error(row: NDArray) -> float:
+    """Standard error of the mean of (n,); 0 for one example, which says nothing of it."""
+    return float(row.std(ddof=1)) / math.sqrt(len(row)) if len(row) > 1 else 0.0
+
+
+def _studentised(found: float, error: float, means: NDArray, errors: NDArray) -> Interval:
+    """From an estimate and its error, and both resampled, (r,)."""
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(means, tails)
+    spread = errors > 0
+    if error > 0 and spread.any():
+        ratios = np.abs(means[spread] - found) / errors[spread]
+        half = float(np.quantile(ratios, CONFIDENCE)) * error
+        low, high = min(low, found - half), max(high, found + half)
     return float(low), float(high)

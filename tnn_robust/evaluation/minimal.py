@@ -1,6 +1,7 @@
 """The smallest eps that breaks each example, as a report of both parts."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.randomness import Streams
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.curve_results import MinimalReport
+from tnn_robust.evaluation.examples import minimal_examples
 from tnn_robust.evaluation.report import PARTS, targets_of
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.evaluation.subject import Subject, live_subject
@@ -62,9 +64,10 @@ def minimal_steps(
                 norms.append(found.norms.cpu())
                 yield Progress(f"minimal, {part}", min(start + block, len(y)), len(y))
         settings = {"steps": 100}
-        reports.append(
-            minimal_report(torch.cat(norms), part=part, norm=norm, settings=settings, seed=seed)
-        )
+        all_norms = torch.cat(norms)
+        report = minimal_report(all_norms, part=part, norm=norm, settings=settings, seed=seed)
+        examples = minimal_examples(subject, targets[part], all_norms)
+        reports.append(replace(report, examples=tuple(examples)))
     train, test = reports
     return train, test
 

@@ -1,6 +1,7 @@
 """The adversarial gap report: a network and its data under attacks, measured and checked."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tnn_robust.attacks.attack import Attack
+from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import attacks_of, make_perturb
@@ -26,6 +27,8 @@ from tnn_robust.evaluation.agp import Attacked, worst_case
 from tnn_robust.evaluation.attack_part import Job, Target, attack_target
 from tnn_robust.evaluation.attack_seeds import merge_seeds
 from tnn_robust.evaluation.checks import report_checks
+from tnn_robust.evaluation.example_results import Example
+from tnn_robust.evaluation.examples import attacked_examples
 from tnn_robust.evaluation.journal import Journal
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.rows import Points, attacked, check_attacks, make_report, points_of
@@ -82,6 +85,7 @@ def evaluate(
     progress: Tell | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    examples: bool = False,
 ) -> AttackReport:
     """Attack a network on training and test part: risks, the adversarial gap, masking checks.
 
@@ -97,6 +101,7 @@ def evaluate(
     checks: for gradient masking, on at most 100 test examples.
     progress: called with every `Progress`; what it raises ends the work.
     out: a directory for a record of what is done, from which `resume` goes on.
+    examples: put the figures of each example into the report; of one seed, not resumed.
 
     Raises InputError for what does not fit, AttackError for scores that are not finite and
     points outside their ball.
@@ -125,10 +130,23 @@ def evaluate(
         checks=checks,
         journal=out is not None,
         resume=resume,
+        examples=examples,
     )
     found = drain(steps, progress)
     found.finish()
     return found.report
+
+
+def default_suite(choice: AttackChoice, trained: Attack | None) -> str | None:
+    """The quick suite, where nothing was asked for that it does not take; else None.
+
+    A norm it is not made for, channels, faces, several eps, and settings of how hard an
+    attack tries leave the choice to `chosen_attacks`: one step and PGD.
+    """
+    norm = choice.norm or ("linf" if trained is None else trained.threat.norm)
+    asked = replace(choice, norm=None, eps=())
+    plain = asked == AttackChoice() and len(choice.eps) < 2 and norm in LP
+    return "quick" if plain else None
 
 
 def chosen_attacks(
@@ -176,6 +194,7 @@ def evaluate_steps(
     resume: bool = False,
     team: Team = ALONE,
     beside: Beside | None = None,
+    examples: bool = False,
 ) -> Steps[Evaluated]:
     """Attack a network on both parts of its data; see `evaluate`.
 
@@ -183,9 +202,14 @@ def evaluate_steps(
     progress, rounded up to whole blocks of `compute_block`, so that no digit depends on it;
     journal: keep a record of finished blocks in the subject's folder, removed by the result's
     `finish`; resume: go on from one; team: processes that share the blocks, each of which
-    gets the whole result; beside: whose attacks find its points.
+    gets the whole result; beside: whose attacks find its points; examples: figures of each.
     """
     with team.agreeing():
+        if examples and (len(seeds) > 1 or resume):
+            raise InputError(
+                "figures per example need the points of one seed, found in one go",
+                field="examples",
+            )
         if keep_points and len(seeds) > 1:
             raise InputError("keeping points, one of an example, takes one seed", field="save_adv")
         check_attacks(attacks, subject)
@@ -199,7 +223,7 @@ def evaluate_steps(
         subject=subject,
         block=block,
         batch_size=batch_size,
-        keep_points=keep_points,
+        keep_points=keep_points or examples,
         journal=_journal(subject, header, journal, resume, keep_points, team),
         team=team,
         together=block,
@@ -213,8 +237,10 @@ def evaluate_steps(
             yield Progress("masking checks, test", 0, 1)
             with team.agreeing(), matmul_precision(FULL):
                 done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
-        about = _with_notes(subject.info, job, beside)
+        about = _with_notes(subject.info, job, beside, attacks)
         report = make_report(merged, about, info, seeds[0], suite, done)
+        if examples:
+            report = replace(report, examples=_examples(subject, parts, attacks, merged, points))
     return Evaluated(report, attacks, tuple(merged), points, job.journal)
 
 
@@ -263,9 +289,31 @@ def _checked(
     return report_checks(subject, dataset, held, attacks, seed, twin)
 
 
-def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[str, Any]:
+def _examples(
+    subject: Subject,
+    parts: dict[str, Target],
+    attacks: Sequence[Attack],
+    found: Sequence[Attacked],
+    points: Sequence[dict[str, Points]],
+) -> tuple[Example, ...]:
+    return tuple(
+        one
+        for part in PARTS
+        for one in attacked_examples(
+            subject,
+            parts[part],
+            attacks,
+            [getattr(row, part) for row in found],
+            [kept[part] for kept in points],
+        )
+    )
+
+
+def _with_notes(
+    info: dict[str, Any], job: Job, beside: Beside | None, attacks: Sequence[Attack]
+) -> dict[str, Any]:
     """What a report says of the network, and of how it was attacked where that tells."""
-    notes = list(info.get("notes", ()))
+    notes = [*info.get("notes", ()), *_size_notes(attacks, job.subject.entries)]
     if beside is not None:
         notes.append(
             f"Attacked beside {beside.others} other network{'s' * (beside.others > 1)}, which can "
@@ -277,6 +325,24 @@ def _with_notes(info: dict[str, Any], job: Job, beside: Beside | None) -> dict[s
             f"computed at a time, not {job.block}, which can change last digits."
         )
     return {**info, "notes": notes} if notes else info
+
+
+def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
+    """Balls that hold all of [0, 1]^entries, often an eps in units of pixels, and of nothing."""
+    reach = {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}
+    notes = []
+    for threat in dict.fromkeys(attack.threat for attack in attacks):
+        if threat.eps > reach.get(threat.norm, math.inf):
+            notes.append(
+                f"WARNING: {threat.norm} eps {threat.text} reaches any point of the data's range "
+                f"[0, 1], where {reach[threat.norm]:.4g} would do: an eps in pixels of 0 to 255 "
+                f"is {threat.text}/255 here."
+            )
+        elif threat.eps == 0:
+            notes.append(
+                f"{threat.norm} eps 0 leaves the examples as they are: nothing is attacked."
+            )
+    return notes
 
 
 def _header(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.evaluation.example_results import Example
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class Gap(Record):
     risk: difference of adversarial risks; accuracy: difference of adversarial
     0-1 losses, which is training minus test robust accuracy. train_error,
     test_error: standard errors of the two risks, whose squares add up to the
-    gap's; None where one example says nothing of them.
+    gap's; None where one example says nothing of them. large: examples whose loss lies
+    above the mean, in the part where they are fewer; None in files of version 0.1.0.
     """
 
     DERIVED = ("halving_test", "halving_train")
+    LATER = ("large",)
 
     risk: float
     risk_ci: Interval
@@ -74,6 +77,7 @@ class Gap(Record):
     accuracy_ci: Interval
     train_error: float | None = None
     test_error: float | None = None
+    large: int | None = None
 
     def __post_init__(self) -> None:
         require(abs(self.accuracy) <= 1, "an accuracy gap from -1 to 1", self.accuracy)
@@ -205,12 +209,12 @@ class AttackReport(Record):
     suite: its name where the attacks were one, each row then the worst case so
     far; checks: for gradient masking; seeds: all of them, the first being `seed`;
     standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
-    in files of version 0.1.0.
+    in files of version 0.1.0; examples: figures of each, where they were asked for.
     """
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
-    LATER = ("standing",)
+    LATER = ("standing", "examples")
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -222,6 +226,7 @@ class AttackReport(Record):
     checks: tuple[Check, ...] = ()
     seeds: tuple[int, ...] = ()
     standing: str = ""
+    examples: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")

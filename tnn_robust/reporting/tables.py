@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tnn_robust.base.codec import Interval
 from tnn_robust.evaluation.curve_results import MinimalReport
+from tnn_robust.evaluation.intervals import FEW
 from tnn_robust.evaluation.results import AttackReport, AttackRow
 
 _SIZE_WIDTH = 11
@@ -25,7 +26,7 @@ def attack_tables(report: AttackReport) -> list[Table]:
     tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
     if len(report.seeds) > 1:
         tables.append(_seed_table(report))
-    if report.suite is not None:
+    if report.suite is not None and any(row.test.attacked for row in report.attacks):
         tables.append(_work_table(report))
     if report.checks:
         tables.append(_check_table(report))
@@ -180,6 +181,12 @@ def attack_notes(report: AttackReport) -> list[str]:
         "An attack gives a lower bound of the adversarial risk and an upper bound of the "
         "robust accuracy; the worst case is per example over the attacks above."
     )
+    if report.suite in (None, "paper"):
+        several = len(report.attacks) > 1
+        what = (
+            f"These are {len(report.attacks)} single attacks" if several else "This is one attack"
+        )
+        notes.append(f"{what}, an optimistic figure: --suite standard settles it, quick is nearer.")
     if any(row.settings.get("stop_broken") for row in report.attacks):
         notes.append(
             "Broken examples left the attack at once (--stop-broken): accuracies are complete, "
@@ -192,6 +199,8 @@ def attack_notes(report: AttackReport) -> list[str]:
             "the verdict: more seeds are more restarts. The mean over seeds is not."
         )
     notes += _behind_notes(report)
+    notes += _empty_notes(report.worst_case)
+    notes += _few_notes(report.worst_case)
     notes += _halving_notes(report.worst_case)
     return [*network_notes(report.model), *notes, *warnings(report)]
 
@@ -227,6 +236,25 @@ def _behind_notes(report: AttackReport) -> list[str]:
         for row in report.attacks
     ]
     return [f"Test risk below that of the worst case, paired: {', '.join(found)}."]
+
+
+def _empty_notes(worst: AttackRow) -> list[str]:
+    """Where nothing was there to be broken, which is no robustness and no attack's merit."""
+    return [
+        f"WARNING: no example of the {name} part is classified correctly without an attack."
+        for name, part in (("training", worst.train), ("test", worst.test))
+        if part.clean_correct == 0
+    ]
+
+
+def _few_notes(worst: AttackRow) -> list[str]:
+    """Where too few examples carry a risk for its interval to be trusted."""
+    if worst.agp.large is None or worst.agp.large >= FEW:
+        return []
+    return [
+        f"Only {worst.agp.large} examples of a part have a loss above its mean: the intervals of "
+        "risks and of the AGP in risk rest on these few, and may not hold with 95 %."
+    ]
 
 
 def _halving_notes(worst: AttackRow) -> list[str]:
