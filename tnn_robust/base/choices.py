@@ -52,8 +52,5 @@ GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
 PARENTS = ("matrix", "pruned", "trained")
 LARGEST_SEED = 2**32 - 1  # what every generator takes
-FIGURE, RANK_TABLE, EXAMPLES = (
-    "figure",
-    "rank table",
-    "table of examples",
-)  # kinds of result files that are no records
+# Kinds of result files that are no records.
+FIGURE, RANK_TABLE, EXAMPLES = "figure", "rank table", "table of examples"
