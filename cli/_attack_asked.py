@@ -92,13 +92,22 @@ class Asked:
         """The same for each network in turn."""
         return [partial(self.load, one) for one in self.networks]
 
+    def suite_for(self, subject: "Subject") -> str | None:
+        """The suite asked for, or the default one where nothing was."""
+        from tnn_robust.evaluation.report import default_suite
+
+        by_default = self.mode in ("report", "compare") and not self.stacked
+        if self.suite is not None or not by_default:
+            return self.suite
+        return default_suite(self.choice, subject.trained)
+
     def attacks_on(self, subject: "Subject") -> "tuple[Attack, ...]":
         """The attacks asked for, as this network takes them."""
         from tnn_robust.evaluation.report import chosen_attacks
 
         return chosen_attacks(
             self.choice,
-            self.suite,
+            self.suite_for(subject),
             trained=subject.trained,
             scores=subject.scores,
             entries=subject.entries,

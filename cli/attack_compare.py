@@ -16,7 +16,7 @@ def compare(asked: Asked) -> None:
             asked.loads(),
             asked.attacks_on,
             stacked=asked.stacked,
-            suite=asked.suite,
+            suite=asked.suite_for,
             team=team,
             seeds=asked.seeds,
             n=asked.n,

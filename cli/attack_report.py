@@ -1,13 +1,11 @@
 """tnn-attack RUN: the adversarial gap report of one network."""
 
-from dataclasses import replace
-
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
 
 from tnn_robust.base.team import joined
-from tnn_robust.evaluation.report import default_suite, evaluate_steps
+from tnn_robust.evaluation.report import evaluate_steps
 from tnn_robust.evaluation.verify import save_points
 from tnn_robust.reporting.examples import write_examples
 from tnn_robust.reporting.tables import attack_notes, attack_tables
@@ -18,14 +16,12 @@ def run(asked: Asked) -> None:
     with joined() as team:
         with team.agreeing():
             subject, dataset = asked.load()
-            if asked.suite is None:
-                asked = replace(asked, suite=default_suite(asked.choice, subject.trained))
             attacks = asked.attacks_on(subject)
         steps = evaluate_steps(
             subject,
             dataset,
             attacks,
-            suite=asked.suite,
+            suite=asked.suite_for(subject),
             seeds=asked.seeds,
             n=asked.n,
             batch_size=asked.batch_size,

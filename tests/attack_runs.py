@@ -1,6 +1,7 @@
 """The library's way from a run directory to its report, for tests that need what is between."""
 
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.progress import Steps, drain
@@ -46,3 +47,8 @@ def lines_of(run: Path) -> int:
     """How many lines its record has, 0 without one."""
     path = journal_of(run)
     return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def own_copy(run: Path, folder: Path) -> Path:
+    """A copy of a shared run that may be written to, without what other tests left unfinished."""
+    return copytree(run, folder, ignore=ignore_patterns("*.progress.jsonl"))

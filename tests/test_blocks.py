@@ -1,11 +1,10 @@
 """The grid of blocks: no digit of a report depends on --batch-size, with or without a resume."""
 
 import json
-from shutil import copytree
 
 import pytest
 import torch
-from attack_runs import journal_of
+from attack_runs import journal_of, own_copy
 from conftest import run_cli
 from torch import nn
 
@@ -82,7 +81,7 @@ def test_nor_on_that_of_a_run_it_goes_on_from(tmp_path, digits_run, monkeypatch)
     from tnn_robust.evaluation.journal import Journal
 
     monkeypatch.setattr(blocks, "_LARGEST", {"cpu": 32})
-    run = copytree(digits_run, tmp_path / "run")
+    run = own_copy(digits_run, tmp_path / "run")
     whole = report(run, tmp_path, *SUITE, "--batch-size", 1000)
     add, calls = Journal.add, []
 

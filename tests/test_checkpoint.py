@@ -200,4 +200,4 @@ def test_incomplete_headers(saved, key):
     tensors, header, _ = read_tensors(saved, kind=KIND)
     del header[key]
     write_tensors(saved, tensors, kind=KIND, header=header)
-    refused(saved, "the checkpoint's header is incomplete")
+    refused(saved, "its header is incomplete")

@@ -54,6 +54,14 @@ def locked(tmp_path, monkeypatch):
                 denied(self)
             return open_file(self, mode, *args, **kwargs)
 
+        descriptor = os.open
+
+        def new_file(path, flags, *args, **kwargs):
+            if flags & os.O_CREAT:
+                denied(Path(path))
+            return descriptor(path, flags, *args, **kwargs)
+
+        monkeypatch.setattr(os, "open", new_file)
         monkeypatch.setattr(Path, "mkdir", mkdir)
         monkeypatch.setattr(Path, "open", opened)
     yield folder

@@ -1,5 +1,6 @@
 """Where files are looked for."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,17 @@ from tnn_robust.data.idx import FILES
 from tnn_robust.data.spec import DataSpec
 
 
+@pytest.fixture
+def near():
+    """A folder of a short name: a message holds four of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder).resolve()
+
+
 @pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
+def places(near, monkeypatch):
     """One folder for each place of the search order, all empty."""
+    tmp_path = near
     monkeypatch.setenv("TNN_DATA", str(tmp_path / "env"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -122,10 +131,10 @@ def test_named_file_is_taken_as_given_first(places, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["npz:no.npz", "ts:no.ts,no.ts", "mat:no.mat,no.mat"])
-def test_missing_named_file_says_where(dataset, places, tmp_path):
+def test_missing_named_file_says_where(dataset, places, near):
     with pytest.raises(DataError, match="no file no") as e:
         load_dataset(DataSpec(dataset, data_dir=str(places["arg"])))
-    for place in (tmp_path, *places.values()):
+    for place in (near, *places.values()):
         assert str(place) in str(e.value)
     assert "TNN_DATA" in str(e.value)
 

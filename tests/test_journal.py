@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from shutil import copyfile, copytree
+from shutil import copyfile
 
 import pytest
-from attack_runs import journal_of, lines_of
+from attack_runs import journal_of, lines_of, own_copy
 from cli_checks import refused
 from conftest import run_cli, train_digits
 
@@ -36,7 +36,7 @@ def report(path: Path) -> dict:
 
 def own(run: Path, folder: Path) -> Path:
     """A copy of a shared run, whose directory may be written to."""
-    return copytree(run, folder / "run")
+    return own_copy(run, folder / "run")
 
 
 def start(run: Path, *options: str) -> subprocess.Popen:

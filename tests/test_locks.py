@@ -151,13 +151,12 @@ def test_words_that_the_output_cannot_encode_are_shown_all_the_same(digits_run, 
 
 
 def test_another_attack_leaves_an_unfinished_one_alone(digits_run, tmp_path, monkeypatch) -> None:
-    from shutil import copytree
 
-    from attack_runs import journal_of
+    from attack_runs import journal_of, own_copy
 
     from tnn_robust.evaluation.journal import Journal
 
-    run = copytree(digits_run, tmp_path / "run")
+    run = own_copy(digits_run, tmp_path / "run")
     suite = (run, "--suite", "quick", "--eps", "0.1", "--n", "20", "--no-checks")
     add = Journal.add
 

@@ -1,10 +1,8 @@
 """Where the device's memory runs out, blocks are halved, and the report says so."""
 
-from shutil import copytree
-
 import pytest
 import torch
-from attack_runs import journal_of
+from attack_runs import journal_of, own_copy
 from cli_checks import load_json, succeeded, without
 from conftest import loaded, run_cli
 
@@ -101,7 +99,7 @@ def test_the_report_names_the_block_and_has_the_figures_of_any_other(
 
 
 def test_a_resumed_report_still_names_it(digits_run, memory, tmp_path, monkeypatch) -> None:
-    run = copytree(digits_run, tmp_path / "run")
+    run = own_copy(digits_run, tmp_path / "run")
     memory(30)
     succeeded(run_cli("attack", run, *ATTACK, "--json", tmp_path / "whole.json"))
     add, added = Journal.add, []

@@ -2,12 +2,11 @@
 
 import json
 from itertools import islice
-from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
-from attack_runs import attack_run, attack_steps
+from attack_runs import attack_run, attack_steps, own_copy
 from cli_checks import load_json, refused, succeeded
 from conftest import run_cli
 from scipy import stats
@@ -131,7 +130,7 @@ def test_a_subset_is_the_same_for_all_seeds(digits_run, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file left open
 def test_interrupted_between_and_within_seeds_it_goes_on(binary_run, tmp_path, monkeypatch):
     monkeypatch.setattr(attack_module, "compute_block", lambda model, device: 10)
-    run = copytree(binary_run, tmp_path / "run")
+    run = own_copy(binary_run, tmp_path / "run")
     choice = AttackChoice(("pgd",), (Eps("0.1", 0.1),), steps=2)
     plain = {"seeds": (0, 1), "n": 30, "batch_size": 10, "checks": False}
     whole = attack_run(run, choice, **plain)

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from shutil import copytree
 
 import pytest
 import torch
-from attack_runs import journal_of, lines_of
+from attack_runs import journal_of, lines_of, own_copy
 from cli_checks import load_json, refused, without
 from conftest import run_cli
 from hypothesis import given, settings
@@ -175,7 +174,7 @@ def child(parent: int, rank: int) -> int:
 
 @pytest.mark.slow
 def test_a_killed_attack_goes_on_with_another_number_of_processes(digits_run, tmp_path) -> None:
-    run = copytree(digits_run, tmp_path / "run")
+    run = own_copy(digits_run, tmp_path / "run")
     alone("attack", run, *SUITE, "--json", tmp_path / "whole.json")
     attack = ("attack", run, *SUITE, "--batch-size", 1)
     process = start(2, attack)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_robust.base.errors import InputError
-from tnn_robust.certification.operators import Faces, Joined, Linear, Mix, Pairs, Spectrum
+from tnn_robust.certification.operators import Faces, HalfSpectrum, Joined, Linear, Mix, Pairs
 from tnn_robust.models.images import to_tvectors
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
@@ -112,7 +112,7 @@ def from_tnn(model: TNN) -> Chain:
     there: tuple[Linear, ...] = ()
     back: tuple[Linear, ...] = ()
     if matrix.is_complex():
-        there, back = (Spectrum(c),), (Spectrum(c, inverse=True),)
+        there, back = (HalfSpectrum(c),), (HalfSpectrum(c, inverse=True),)
     elif model.transform_name != "identity":
         there, back = (Mix(matrix.double()),), (Mix(matrix.double().T),)
     stages, finite = [], True
@@ -222,7 +222,7 @@ def _wide(t: Tensor) -> Tensor:
 
 
 def _device(stage: Stage) -> torch.device:
-    held = (one for one in stage.maps if not isinstance(one, Spectrum | Pairs))
+    held = (one for one in stage.maps if not isinstance(one, HalfSpectrum | Pairs))
     return cast(Tensor, next(held)[0]).device  # type: ignore[index]
 
 
@@ -235,5 +235,5 @@ def _stays_finite(layer: TLayer, dtype: torch.dtype) -> bool:
 
 
 def _is_finite(stage: Stage) -> bool:
-    held = [one[0] for one in stage.maps if not isinstance(one, Spectrum | Pairs)]  # type: ignore[index]
+    held = [one[0] for one in stage.maps if not isinstance(one, HalfSpectrum | Pairs)]  # type: ignore[index]
     return all(bool(torch.isfinite(t).all()) for t in (*held, stage.bias) if t is not None)

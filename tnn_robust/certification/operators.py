@@ -81,7 +81,7 @@ class Faces(NamedTuple):
         return Faces(self.stack.to(held))
 
 
-class Spectrum(NamedTuple):
+class HalfSpectrum(NamedTuple):
     """The unitary DFT along c channels of real values, its c // 2 + 1 faces held; or back.
 
     A fast transform takes few operations; 8 c + 64 covers every algorithm in use, also for
@@ -110,7 +110,7 @@ class Spectrum(NamedTuple):
         total = (counts * t).sum(0, keepdim=True) / math.sqrt(c)
         return total.expand(c, *t.shape[1:]).contiguous()
 
-    def to(self, dtype: torch.dtype) -> "Spectrum":
+    def to(self, dtype: torch.dtype) -> "HalfSpectrum":
         return self
 
     def _there(self, t: Tensor) -> Tensor:

@@ -101,11 +101,11 @@ def compare_steps(
     choose: Callable[[Subject], tuple[Attack, ...]],
     *,
     stacked: bool = False,
-    suite: str | None = None,
+    suite: Callable[[Subject], str | None],
     team: Team = ALONE,
     **settings: Any,
 ) -> Steps[ComparisonReport]:
-    """Attack several networks alike; settings: of `evaluate_steps`.
+    """Attack several networks alike; settings: of `evaluate_steps`; suite: by the first network.
 
     loads: give each network and its data; choose: its attacks. stacked: t-NNs of one
     architecture are attacked together, see `side_by_side`. The first network's training
@@ -115,13 +115,14 @@ def compare_steps(
     """
     with team.agreeing():
         subjects, dataset = _loaded(loads)
+        of_all = suite(subjects[0])
         attacks = [choose(one) for one in subjects]
         for one, chosen in zip(subjects, attacks, strict=True):
             _require_same_ball(subjects[0], one, chosen)
             check_attacks(chosen, one)
         groups = [1] * len(subjects)
         if stacked:
-            groups = groups_of(subjects, attacks[0], suite)
+            groups = groups_of(subjects, attacks[0], of_all)
     names = _numbered([one.name for one in subjects])
     found: list[Evaluated] = []
     for count in groups:
@@ -132,7 +133,7 @@ def compare_steps(
                 subjects[i],
                 dataset,
                 attacks[i],
-                suite=suite,
+                suite=of_all,
                 team=team,
                 beside=None
                 if together is None

@@ -145,6 +145,9 @@ def _require_answer(distributed: Any, address: str, security: Any) -> None:
 _CONFIG = {
     "distributed.scheduler.allowed-failures": TRIES - 1,
     "distributed.scheduler.worker-saturation": 1.0,  # a death harms no task that only waits
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.nanny.http.routes": [],
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -165,7 +168,10 @@ def embedded(workers: int, tls: Path | None = None) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,  # it would answer to every user of the machine
+            # A dashboard would answer to every user of the machine.
+            dashboard_address=None,
+            worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             security=security,
             silence_logs=logging.CRITICAL,
             memory_limit=distributed.system.MEMORY_LIMIT // workers,

@@ -27,6 +27,7 @@ FORMS: dict[str, Form] = {
     "image": to_images,
     "flat": lambda x, _: x.flatten(1),
 }
+_MOST = 60  # letters of one of several errors in a line
 
 
 class Foreign(nn.Module):
@@ -180,7 +181,7 @@ def module_digest(module: nn.Module, spec: str) -> str:
 def _line(error: BaseException) -> str:
     """An error as one line of bounded length."""
     text = " ".join(str(error).split())
-    text = text if len(text) <= 160 else text[:157] + "..."
+    text = text if len(text) <= _MOST else text[: _MOST - 3] + "..."
     return text if isinstance(error, TnnError) else f"{type(error).__name__}: {text}"
 
 
