@@ -136,7 +136,7 @@ def three_seeds(tmp_path_factory):
 
 
 STACKED = {
-    "the default": (),
+    "one step and pgd": ("--attack", "fgsm", "--attack", "pgd"),
     "l2": ("--norm", "l2", "--eps", "0.5", "--steps", 3, "--restarts", 2),
     "apgd": ("--attack", "apgd", "--attack", "apgd-t", "--steps", 4, "--seed", "1,5"),
     "nuclear": ("--attack", "fw", "--norm", "nuclear", "--eps", "0.5", "--steps", 3),

@@ -118,12 +118,12 @@ def test_missing_cifar_batches_are_named(places):
         load_dataset(DataSpec("cifar10", data_dir="arg"))
 
 
-def test_named_file_is_taken_as_given_first(places, tmp_path):
+def test_named_file_is_taken_as_given_first(places, near):
     for expected in (
         places["env"] / "x.npz",
         places["env"] / "sub" / "x.npz",
         places["arg"] / "x.npz",
-        tmp_path / "x.npz",
+        near / "x.npz",
     ):
         touch(expected.parent, "x.npz")
         found = find.find_file("x.npz", folder="sub", data_dir=str(places["arg"]))

@@ -181,7 +181,7 @@ def test_a_torn_or_foreign_record_is_named(swept: Path, tmp_path: Path) -> None:
         (out / name).write_bytes(text)
     first, second, *_ = sorted((out / "cells").glob("*/*.json"))
     whole = first.read_bytes()
-    for spoilt, needed in ((whole[:-9], "cannot be read"), (second.read_bytes(), "another cell")):
+    for spoilt, needed in ((whole[:-9], "cannot read"), (second.read_bytes(), "another cell")):
         first.write_bytes(spoilt)
         result = run_cli("sweep", swept / "spec.toml", "--out", out, "--resume")
         refused(result, str(first), needed, "remove it")

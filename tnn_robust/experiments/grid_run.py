@@ -192,7 +192,8 @@ def read_cells(out: Path, grid: Grid) -> Iterator[GridRecord]:
         try:
             record = GridRecord.from_json(_read(path))
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}; remove it to run the cell again") from error
+            said = f"{error}" if str(path) in str(error) else f"{path}: {error}"
+            raise CheckpointError(f"{said}; remove it to run the cell again") from error
         if record.cell != cell.settings:
             raise CheckpointError(f"{path} is of another cell: remove it to run the cell again")
         yield record
