@@ -1,10 +1,11 @@
 """Whether a GPU says what the CPU says: one small network, the core of every command.
 
-    python scripts/check_gpu.py [--smoke]
+    python scripts/check_gpu.py [--smoke] [training attacks reports curves rest]
 
 Prints a line a check and exits with 1 where one fails. Training, attacks in every norm, suites,
 curve, minimal perturbations, compression, bounds, radii and certificates of digits, which need
-no download. --smoke compares the CPU with itself, to see that the script runs.
+no download; named parts are run alone. --smoke compares the CPU with itself, to see that the
+script runs.
 """
 
 import copy
@@ -151,8 +152,10 @@ def main() -> int:
     ]
     where = "cpu" if SMOKE else torch.cuda.get_device_name()
     print(f"{where}, torch {torch.__version__}")
-    failed = 0
+    failed, wanted = 0, [word for word in sys.argv[1:] if not word.startswith("-")]
     for title, checks in parts:
+        if wanted and title not in wanted:
+            continue
         try:
             for name, fits, text in checks():
                 failed += not fits
