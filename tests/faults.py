@@ -5,7 +5,7 @@ command costs. In the child every way by which Python changes files (creating, w
 replacing, removing, folders) is counted first, if it is below the folder.
 """
 
-# ruff: noqa: PTH, this is below pathlib
+# ruff: noqa: PTH109, PTH112, PTH115, PTH118
 import builtins
 import errno
 import io
