@@ -13,6 +13,7 @@ from tnn_robust.base.codec import Interval
 CONFIDENCE = 0.95
 FEW = 12  # examples above the mean of a part; with fewer no interval of a mean is reliable
 _RESAMPLES = 2000
+_ROUNDING = 1e-6  # of an error; a draw's own below it is none
 _HELD = 2**21  # draws held at once, which bounds the memory
 
 
@@ -144,7 +145,8 @@ def _studentised(found: float, error: float, means: NDArray, errors: NDArray) ->
     """From an estimate and its error, and both resampled, (r,)."""
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(means, tails)
-    spread = errors > 0
+    # Draws of values that are one but for rounding have no error to measure a mean by.
+    spread = errors > _ROUNDING * error
     if error > 0 and spread.any():
         ratios = np.abs(means[spread] - found) / errors[spread]
         half = float(np.quantile(ratios, CONFIDENCE)) * error
