@@ -13,8 +13,8 @@ from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import Points
 
 # Risks and what is made of them agree up to rounding on another machine, counts exactly.
-_OF_PART = ("n", "clean_correct", "correct", "attacked", "broken", "vanished")
-_OF_PART += ("clean_risk", "risk", "accuracy_ci", "risk_ci")
+_COUNTS = ("n", "clean_correct", "correct", "attacked", "broken", "vanished")
+_OF_PART = (*_COUNTS, "clean_risk", "risk", "accuracy_ci", "risk_ci")
 _OF_GAP = ("risk", "accuracy", "accuracy_ci", "risk_ci", "train_error", "test_error", "large")
 _OF_ROW = ("max_perturbation", "behind", "behind_ci")
 # Drawn in another way by version 0.1.0.
@@ -85,8 +85,8 @@ def _of_rows(old: AttackRow, new: AttackRow) -> Iterator[str]:
 def _of_facts(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What is said of the network or the data, as far as both versions say it."""
     shared = [name for name in before if name in now and name not in _OF_PLACE]
-    facts = ({name: one[name] for name in shared} for one in (before, now))
-    for name, was, found in differing(*facts):
+    old, new = ({name: one[name] for name in shared} for one in (before, now))
+    for name, was, found in differing(old, new):
         yield f"{what}, {name}: recorded {was}, found {found}"
 
 
