@@ -223,7 +223,7 @@ class Bench:
     def is_whole(self, what: str, *, hidden: bool = True) -> None:
         found = canonical(self.folder)
         if not hidden:
-            found = {name: one for name, one in found.items() if not Path(name).name[0] == "."}
+            found = {name: one for name, one in found.items() if Path(name).name[0] != "."}
         assert sorted(found) == sorted(self.whole), what
         other = [name for name, value in self.whole.items() if found[name] != value]
         assert not other, f"{what}: {other} differ"
