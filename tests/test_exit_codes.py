@@ -39,7 +39,7 @@ def altered(run: Path, place: Path) -> Path:
     saved = place / "adv.safetensors"
     assert run_cli("attack", run, "--attack", "fgsm", "--n", 9, "--save-adv", saved).exit_code == 0
     tensors, header, _ = read_tensors(saved, kind=KIND)
-    header["report"]["attacks"][0]["test"]["risk"] = 0.0
+    header["report"]["attacks"][0]["max_perturbation"] = 0.0
     write_tensors(saved, tensors, kind=KIND, header=header)
     return saved
 

@@ -78,6 +78,16 @@ def elsewhere(tensors, _) -> None:
         tensors[f"{number}.train.indices"][3] = 271
 
 
+def edited(part: str | None, **figures: float | list[float]) -> Change:
+    def change(_, header) -> None:
+        place = row(header) if part is None else row(header)[part]
+        for name, value in figures.items():
+            assert name in place
+            place[name] = value
+
+    return change
+
+
 # Refused: what the file claims to be it is not.
 REFUSED: dict[str, tuple[Change, str]] = {
     "an example twice": (twice, "2 times"),
@@ -94,6 +104,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a row more": (lambda _, h: h["report"]["attacks"].append(row(h)), "rows"),
     "tensors more": (lambda t, _: t.update({"9.test.y": t["0.test.y"].clone()}), "not name"),
     "nan": (lambda t, _: t["0.test.x_adv"][0].fill_(float("nan")), ""),
+    "a gap of its own": (edited("agp", risk=0.0), "an AGP in risk of"),
+    "a risk of its own": (edited("test", risk=0.001), "an AGP in risk of"),
     "another seed": (lambda _, h: h["report"].update(seed=1), "other train examples"),
 }
 
@@ -109,14 +121,11 @@ def more_settings(_, header) -> None:
     header["attacks"][0]["steps"] = row(header, 0)["settings"]["steps"] = 9999
 
 
-def edited(part: str | None, **figures: float | list[float]) -> Change:
-    def change(_, header) -> None:
-        place = row(header) if part is None else row(header)[part]
-        for name, value in figures.items():
-            assert name in place
-            place[name] = value
-
-    return change
+def safer(_, header) -> None:
+    """A lower risk, and the gap that goes with it."""
+    parts = row(header)
+    parts["agp"]["risk"] += 0.001 - parts["test"]["risk"]
+    parts["test"]["risk"] = 0.001
 
 
 # Read, and told from what the points say.
@@ -124,10 +133,9 @@ TOLD: dict[str, tuple[Change, str]] = {
     "attacked": (edited("test", attacked=20), "square, test, attacked: recorded 20, found"),
     "broken": (edited("train", attacked=20, broken=3), "square, train, broken: recorded 3"),
     "vanished": (edited("test", vanished=9), "vanished: recorded 9"),
-    "risk": (edited("test", risk=0.001), "square, test, risk: recorded 0.001"),
+    "risk": (safer, "square, test, risk: recorded 0.001"),
     "its interval": (edited("test", risk_ci=[0.1, 0.2]), "square, test, risk_ci"),
     "that of accuracy": (edited("test", accuracy_ci=[0.9, 1.0]), "square, test, accuracy_ci"),
-    "gap": (edited("agp", risk=0.0), "square, gap, risk"),
     "its own interval": (edited("agp", risk_ci=[-0.1, 0.1]), "square, gap, risk_ci"),
     "its error": (edited("agp", test_error=0.0), "square, gap, test_error"),
     "large": (edited("agp", large=99), "square, gap, large"),

@@ -1,6 +1,7 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ class Spread(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.values), "a value for at least one seed", "none")
+        require_interval("ci", self.ci)
 
     @property
     def mean(self) -> float:
@@ -139,6 +141,18 @@ class OverSeeds(Record):
     accuracy_test: Spread
     agp_risk: Spread
     agp_accuracy: Spread
+
+    def __post_init__(self) -> None:
+        count = len(self.seeds)
+        require(count == len(set(self.seeds)) >= 1, "different seeds", self.seeds)
+        for name in _SPREADS:
+            values = getattr(self, name).values
+            require(len(values) == count, f"{name} of {count} seeds", len(values))
+        for part in (self.accuracy_train, self.accuracy_test):
+            require(0 <= min(part.values) <= max(part.values) <= 1, "accuracies to 1", part.values)
+
+
+_SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "seeds")
 
 
 @dataclass(frozen=True)
@@ -171,6 +185,19 @@ class AttackRow(Record):
         require(self.eps_value >= 0, "an eps of at least 0", self.eps_value)
         require(self.max_perturbation >= 0, "a norm of at least 0", self.max_perturbation)
         require(self.seconds >= 0, "seconds of at least 0", self.seconds)
+        require_interval("behind_ci", self.behind_ci)
+        self._check_gap()
+
+    def _check_gap(self) -> None:
+        """The gap is that of the parts beside it."""
+        of = {
+            "risk": self.test.risk - self.train.risk,
+            "accuracy": self.train.accuracy - self.test.accuracy,
+        }
+        for name, value in of.items():
+            came = getattr(self.agp, name)
+            near = math.isclose(came, value, rel_tol=1e-6, abs_tol=1e-6 * max(1, self.test.risk))
+            require(near, f"an AGP in {name} of {value:.6g}", f"{came:.6g}")
 
     @property
     def robustness_drop(self) -> float:
