@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tnn_robust.attacks.choice import AttackChoice
-from tnn_robust.base.choices import EXAMPLES, FIGURE
+from tnn_robust.base.choices import EXAMPLES, FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.spec import DataSpec
 
@@ -151,8 +151,8 @@ def check(asked: Asked) -> None:
         raise InputError("an eps range is one sweep of one --attack: for rows give a list")
     if asked.examples is not None and asked.examples.suffix not in (".csv", ".jsonl"):
         raise InputError(f"--examples is a .csv or .jsonl file, got {asked.examples}")
-    if asked.figure is not None and asked.figure.suffix not in (".png", ".svg"):
-        raise InputError(f"--figure is a .png or .svg file, got {asked.figure}")
+    if asked.figure is not None and asked.figure.suffix not in FIGURES:
+        raise InputError(f"--figure is a .png, .svg or .pdf file, got {asked.figure}")
 
 
 def _described(modes: tuple[str, ...]) -> str:

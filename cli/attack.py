@@ -39,7 +39,7 @@ _COMPARE = shared.heading(
 _CURVE = shared.heading(
     "Curve",
     click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn."),
-    click.option("--figure", type=shared.OUT, help="Of the curve: a .png or .svg file."),
+    click.option("--figure", type=shared.OUT, help="Of the curve: a .png, .svg or .pdf file."),
 )
 _MINIMAL = shared.heading(
     "Smallest perturbations",

@@ -87,7 +87,7 @@ _SWEEP = shared.heading(
     ),
     click.option("--resume", is_flag=True, help="Of --sweep: go on at the row it was on."),
     click.option("--csv", "csv_file", type=shared.OUT, help="Of --sweep: the table, a line a row."),
-    click.option("--figure", type=shared.OUT, help="Of --sweep: a .png or .svg file."),
+    click.option("--figure", type=shared.OUT, help="Of --sweep: a .png, .svg or .pdf file."),
 )
 
 
