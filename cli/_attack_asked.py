@@ -52,6 +52,8 @@ class Asked:
     save_adv: Path | None = None
     examples: Path | None = None
     figure: Path | None = None
+    fail_under: float | None = None
+    fail_on_warn: bool = False
 
     @property
     def mode(self) -> str:
@@ -129,6 +131,8 @@ _OF = {
     "stacked": ("compare",),
     "figure": ("curve",),
     "suite": ("report", "compare"),
+    "fail_under": ("report",),
+    "fail_on_warn": ("report",),
 }
 _EXCLUSIVE = ("verify", "compare", "minimal", "curve")
 
@@ -143,6 +147,8 @@ def check(asked: Asked) -> None:
         if getattr(asked, name) and mode not in (*allowed, "verify"):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} is of {_described(allowed)}, got {_described((mode,))}")
+    if asked.fail_on_warn and not asked.checks:
+        raise InputError("--fail-on-warn needs the masking checks: leave out --no-checks")
     if mode in ("curve", "minimal") and len(asked.seeds) > 1:
         raise InputError(f"--{mode} takes one --seed, got {len(asked.seeds)}")
     if mode == "compare" and asked.ranged:

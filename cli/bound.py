@@ -23,7 +23,9 @@ from tnn_robust.base.errors import InputError
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
 @click.option("--figure", type=shared.OUT, help="Of the trajectory: a .png, .svg or .pdf file.")
-@click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
+@click.option(
+    "--json", "json_file", type=shared.OUT, help="Write the report there too; - is standard output."
+)
 @shared.overwriting
 def main(
     json_file: Path | None,
