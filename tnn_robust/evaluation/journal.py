@@ -17,7 +17,7 @@ from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.codec import decoded
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.ledger import Ledger, checked_lines, require_same
-from tnn_robust.base.locks import Busy, lock_file
+from tnn_robust.base.locks import Busy, lock_file, released_on_error
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
 from tnn_robust.evaluation.subject import Subject
@@ -52,19 +52,20 @@ class Journal:
     def __init__(self, folder: Path, header: dict[str, Any], *, resume: bool, team: Team = ALONE):
         path, self._first, self._kept = _file(folder, header), team.first, False
         self._lock = lock_file(path)
-        with team.agreeing():
-            if team.first:
-                self._take(resume)
-        with team.agreeing():
-            if resume and not path.is_file():
-                _explain(folder, path, header)
-            self._ledger = Ledger(
-                path, header, encode=_encode, decode=_decode, key=_key, resume=resume
-            )
-        with team.agreeing():
-            if team.first:
-                self._begin(resume)
-        self._kept = bool(team.total(torch.tensor(int(self._kept))))
+        with released_on_error(self._lock):
+            with team.agreeing():
+                if team.first:
+                    self._take(resume)
+            with team.agreeing():
+                if resume and not path.is_file():
+                    _explain(folder, path, header)
+                self._ledger = Ledger(
+                    path, header, encode=_encode, decode=_decode, key=_key, resume=resume
+                )
+            with team.agreeing():
+                if team.first:
+                    self._begin(resume)
+            self._kept = bool(team.total(torch.tensor(int(self._kept))))
 
     def _take(self, resume: bool) -> None:
         try:
