@@ -26,6 +26,7 @@ DATASETS = (
     "mat:CUBE.mat,GT.mat",
     "ts:TRAIN.ts,TEST.ts",
     "npz:FILE",
+    "npy:DIR",
 )
 SPLITS = ("blocked", "random")
 NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")

@@ -32,6 +32,7 @@ LOADERS: dict[str, Source] = {
     "mat": Source(sources.load_mat, ("patch", "split"), n_files=2),
     "ts": Source(sources.load_ts, ("resample",), n_files=2),
     "npz": Source(sources.load_npz, n_files=1),
+    "npy": Source(sources.load_npy, n_files=1),
 }
 
 
@@ -49,7 +50,7 @@ def load_data(
     max_bytes: int | None = None,
 ) -> Dataset:
     """A named data set, scaled to [0, 1]: digits, mnist, fashion-mnist, cifar10, salinas-a,
-    landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts or npz:FILE.
+    landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts, npz:FILE or npy:DIR.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def load_data(
     split_seed: of subsets and unofficial splits; split, patch: of hyperspectral cubes;
     resample: steps of every time series; data_dir: where to look first (then TNN_DATA, then the
     user cache); download: fetch missing data from OpenML; max_bytes: memory that the data may
-    take once unpacked, by default TNN_MAX_BYTES, else 4 GiB.
+    take once unpacked, by default TNN_MAX_BYTES, else 4 GiB. Large arrays of npz and npy stay
+    in their files: examples are read when they are asked for.
 
     Raises InputError for a request that makes no sense, DataError for files that are
     missing, malformed or unfit for it.

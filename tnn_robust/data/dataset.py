@@ -86,12 +86,12 @@ class Dataset:
     @property
     def d(self) -> int:
         """Number of features."""
-        return self.train.x.shape[1]
+        return self.train.shape[1]
 
     @property
     def c(self) -> int:
         """Number of channels."""
-        return self.train.x.shape[2]
+        return self.train.shape[2]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -146,5 +146,6 @@ def subset(
     if n is not None and n < len(part.y):
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(part.y), generator=generator)[:n].sort().values
-    rows = Part(part.x[indices].to(device, dtype), part.y[indices].to(device))
+    x, y = part.rows(indices)
+    rows = Part(x.to(device, dtype), y.to(device))
     return rows, indices.to(device)

@@ -163,7 +163,7 @@ def subject_of_module(
     InputError for a module that does not fit the data.
     """
     place = device or next((p.device for p in module.parameters()), torch.device("cpu"))
-    x = dataset.train.x[:_LOOKED_AT].to(place)
+    x = dataset.train.rows(slice(_LOOKED_AT)).x.to(place)
     with frozen(module):
         adapted = adapt(
             module, name, x, form=form, classes=dataset.n_classes, image=dataset.image_shape

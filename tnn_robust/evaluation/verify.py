@@ -153,7 +153,7 @@ def recompute(
     results = []
     for rows in torch.arange(len(points.y)).split(_BLOCK):
         indices = points.indices[rows]
-        x, y = examples.x[indices].to(device), examples.y[indices].to(device)
+        x, y = (column.to(device) for column in examples.rows(indices))
         x_adv = points.x_adv[rows].to(device)
         radius = check(x, x_adv, indices)
         # Whether the attack was blind cannot be seen from its result, only taken over.
