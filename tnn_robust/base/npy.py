@@ -95,15 +95,14 @@ def stored_arrays(
     """These arrays of an .npz file, large ones left where they are.
 
     Of compressed members, those over 256 MiB are unpacked into a temporary file.
-    optional: names that may be lacking. Raises DataError for a file without the others, with
-    damaged members, and any other.
+    optional: names that may be lacking, all together. Raises DataError for a file without the
+    others, with damaged members, and any other.
     """
     with reading(path, "an .npz file without pickle"), opened(path) as file:
         _check_index(file)
         with zipfile.ZipFile(file) as archive:
             members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-            require_names(path, names, members)
-            there, room = [*names, *(name for name in optional if name in members)], Room()
+            there, room = present(path, names, optional, members), Room()
             return {
                 name: _member(archive, file, members[name], f"{name} of {path}", room)
                 for name in there
@@ -123,12 +122,17 @@ def stored_array(path: Path, room: Room) -> Array:
         return _content(file, header)
 
 
-def require_names(where: Path, names: Sequence[str], there: Iterable[str]) -> None:
-    """DataError unless all the names are there."""
+def present(
+    where: Path, names: Sequence[str], optional: Sequence[str], there: Iterable[str]
+) -> list[str]:
+    """The names, without the optional where none of them is there; DataError for lacking ones."""
     there = list(there)
+    if not set(optional) & set(there):
+        names = [name for name in names if name not in optional]
     if lacks := [name for name in names if name not in there]:
         has = ", ".join(there) or "nothing"
         raise DataError(f"{where} lacks {', '.join(lacks)}; it has {has}")
+    return list(names)
 
 
 def _stays(header: NpyHeader, most: int) -> bool:

@@ -19,39 +19,40 @@ from tnn_robust.data.raw import Arrays, Raw
 PARTS = ("training", "test")
 
 
-def check_values(raw: Raw) -> None:
-    """Raises DataError unless both parts are real, finite, of one shape and within limits."""
+def check_values(raw: Raw, parts: Sequence[str] = PARTS) -> None:
+    """Raises DataError unless the parts are real, finite, of one shape and within limits."""
     x_train, y_train, x_test, y_test = raw.arrays
-    for part, x, y in ((PARTS[0], x_train, y_train), (PARTS[1], x_test, y_test)):
+    both = {PARTS[0]: (x_train, y_train), PARTS[1]: (x_test, y_test)}
+    asked = {part: both[part] for part in parts}
+    for part, (x, y) in asked.items():
         if x.dtype.kind not in "biuf":
             raise DataError(f"the {part} part has values of type {x.dtype}, needed real numbers")
         if len(x) != len(y):
             raise DataError(f"the {part} part has {len(x)} examples but {len(y)} labels")
         if x.size == 0:
             raise DataError(f"the {part} part is empty: its shape is {x.shape}")
-    if x_train.shape[1:] != x_test.shape[1:]:
+    if len(asked) > 1 and x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
             f"training examples are {x_train.shape[1:]} but test examples {x_test.shape[1:]}"
         )
-    _check_finite(x_train, x_test)
+    _check_finite({part: x for part, (x, _) in asked.items()})
     if raw.limits is not None:
-        _check_limits(x_train, x_test, raw.limits)
+        _check_limits({part: x for part, (x, _) in asked.items()}, raw.limits)
 
 
-def _check_finite(*xs: Array) -> None:
-    counts = [
-        sum(int(np.sum(~np.isfinite(block))) for block in blocks(x)) if x.dtype.kind == "f" else 0
-        for x in xs
-    ]
-    if any(counts):
-        which = " and ".join(
-            f"{n} in the {part} part" for n, part in zip(counts, PARTS, strict=True) if n
-        )
+def _check_finite(xs: dict[str, Array]) -> None:
+    counts = {
+        part: sum(int(np.sum(~np.isfinite(block))) for block in blocks(x))
+        for part, x in xs.items()
+        if x.dtype.kind == "f"
+    }
+    if any(counts.values()):
+        which = " and ".join(f"{n} in the {part} part" for part, n in counts.items() if n)
         raise DataError(f"the data have values that are NaN or infinite: {which}")
 
 
-def _check_limits(x_train: Array, x_test: Array, limits: tuple[float, float]) -> None:
-    for part, x in zip(PARTS, (x_train, x_test), strict=True):
+def _check_limits(xs: dict[str, Array], limits: tuple[float, float]) -> None:
+    for part, x in xs.items():
         low, high = value_range(x)
         if low < limits[0] or high > limits[1]:
             raise DataError(
