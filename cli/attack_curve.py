@@ -10,7 +10,7 @@ from tnn_robust.base.files import write_json
 from tnn_robust.base.progress import drain
 from tnn_robust.evaluation.curve import curve_steps
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
-from tnn_robust.reporting.tables import network_notes
+from tnn_robust.reporting.tables import data_notes, network_notes
 
 
 def curve(asked: Asked) -> None:
@@ -29,4 +29,5 @@ def curve(asked: Asked) -> None:
         write_json(asked.json_file, found.to_json())
     _render.show_tables([curve_table(found)])
     _render.show_chart(curve_lines(found, ascii_only=not _render.encodable("█▒│")))
-    _render.show_lines(["", *network_notes(found.model), f"The curve: {found.verdict}."])
+    notes = [*network_notes(found.model), *data_notes(found.dataset)]
+    _render.show_lines(["", *notes, f"The curve: {found.verdict}."])

@@ -26,7 +26,7 @@ from tnn_robust.evaluation.eps_sweep import (
     join_sweep,
     require_rising,
 )
-from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.rows import check_attacks, make_check
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
@@ -84,7 +84,7 @@ def curve_steps(
     targets = targets_of(subject, dataset, n, seed)
     swept = {}
     with frozen(subject.model):
-        for part in PARTS:
+        for part in targets:
             blocks: list[SweptBlock] = []
             sweep = _sweep(subject, attacks, targets[part])
             while True:
@@ -100,7 +100,7 @@ def curve_steps(
     first = attacks[0]
     return curve_of(
         sizes,
-        swept["train"],
+        swept.get("train"),
         swept["test"],
         norm=first.threat.norm,
         settings={"name": first.name, **first.settings()},
@@ -133,13 +133,12 @@ def _sweep(subject: Subject, attacks: tuple[Attack, ...], target: Target) -> Ite
 
 def _certified(
     subject: Subject, attack: Attack, targets: dict[str, Target]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+) -> dict[str, torch.Tensor]:
     model = subject.model
     threat = attack.threat
     if threat.norm not in TO_L2 or threat.confined or not isinstance(model, TNN):
-        return None
-    radii = []
-    for part in PARTS:
-        x, y = targets[part].examples
-        radii.append(certified_radii(model, x, y, threat.norm).cpu())
-    return radii[0], radii[1]
+        return {}
+    return {
+        part: certified_radii(model, target.examples.x, target.examples.y, threat.norm).cpu()
+        for part, target in targets.items()
+    }

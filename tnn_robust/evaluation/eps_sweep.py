@@ -1,7 +1,7 @@
 """Accuracy, risk and AGP against eps: one warm-started sweep from small balls to large."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,12 +16,15 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.evaluation.agp import measure_parts
 from tnn_robust.evaluation.curve_results import CurvePoint, EpsCurve
 from tnn_robust.evaluation.risk import (
+    NO_OUTCOMES,
     Check,
     Outcomes,
     fresh_rows,
     join,
     measure,
 )
+
+_SAID = {"train": "training", "test": "test"}
 
 
 class SweptBlock(NamedTuple):
@@ -168,7 +171,7 @@ def join_sweep(blocks: Sequence[SweptBlock]) -> list[Outcomes]:
 
 def curve_of(
     sizes: Sequence[float],
-    train: Sequence[Outcomes],
+    train: Sequence[Outcomes] | None,
     test: Sequence[Outcomes],
     *,
     norm: str,
@@ -178,27 +181,27 @@ def curve_of(
     risk_complete: bool,
     model: dict[str, Any] | None = None,
     dataset: dict[str, Any] | None = None,
-    certified: tuple[Tensor, Tensor] | None = None,
+    certified: Mapping[str, Tensor] = {},
 ) -> EpsCurve:
     """The curve of two sweeps, with intervals as in the gap report; `seed` drives the bootstrap.
 
     train, test: outcomes at each of `sizes`. y_test: (n,) int64, whose most
     frequent label makes chance level: an adversary cannot push a constant guess
     below it, while any other decision falls to 0 in a ball that holds points of
-    every class. certified: certified radii (n,) of both parts in the same norm.
+    every class. certified: certified radii (n,) of the parts in the same norm. train: None
+    where there is no training part.
     """
     require_rising(sizes)
     points = []
     # One bootstrap for all eps: intervals move along the curve with the data, not the draw.
-    measured = measure_parts(list(zip(train, test, strict=True)), seed)
-    for size, a, b, found in zip(sizes, train, test, measured, strict=True):
-        counts: list[int] = []
-        for radii, outcomes, part in zip(
-            certified or (), (a, b), ("training", "test"), strict=False
-        ):
-            _require_sound(size, outcomes, radii, part)
-            counts.append(int((radii > size).sum()))
-        points.append(CurvePoint(size, *found, *counts))
+    theirs = train or [NO_OUTCOMES] * len(test)
+    measured = measure_parts(list(zip(theirs, test, strict=True)), seed)
+    for size, a, b, found in zip(sizes, theirs, test, measured, strict=True):
+        counts: dict[str, int] = {}
+        for part, radii in certified.items():
+            _require_sound(size, a if part == "train" else b, radii, _SAID[part])
+            counts[part] = int((radii > size).sum())
+        points.append(CurvePoint(size, *found, counts.get("train"), counts.get("test")))
     return EpsCurve(
         norm=norm,
         settings=settings,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.base.errors import InputError
 from tnn_robust.evaluation.example_results import Example
 
 
@@ -133,18 +134,19 @@ class OverSeeds(Record):
     """
 
     seeds: tuple[int, ...]
-    risk_train: Spread
+    risk_train: Spread | None
     risk_test: Spread
-    accuracy_train: Spread
+    accuracy_train: Spread | None
     accuracy_test: Spread
-    agp_risk: Spread
-    agp_accuracy: Spread
+    agp_risk: Spread | None
+    agp_accuracy: Spread | None
 
 
 @dataclass(frozen=True)
 class AttackRow(Record):
     """What one attack (or the per-example worst case of several) did.
 
+    train and agp are None where the data have no training part of the network's.
     eps is the text the user typed, eps_value its number; max_perturbation is
     the largest norm found, in float64; seconds is wall time for both parts.
     behind: how far the test risk lies below that of the report's worst case, with
@@ -158,9 +160,9 @@ class AttackRow(Record):
     eps: str
     eps_value: float
     settings: dict[str, Any]
-    train: PartResult
+    train: PartResult | None
     test: PartResult
-    agp: Gap
+    agp: Gap | None
     max_perturbation: float
     seconds: float
     behind: float = 0.0
@@ -171,6 +173,26 @@ class AttackRow(Record):
         require(self.eps_value >= 0, "an eps of at least 0", self.eps_value)
         require(self.max_perturbation >= 0, "a norm of at least 0", self.max_perturbation)
         require(self.seconds >= 0, "seconds of at least 0", self.seconds)
+        whole = (self.train is None) == (self.agp is None)
+        require(whole, "an AGP beside a training part alone", "one of the two")
+
+    @property
+    def parts(self) -> dict[str, PartResult]:
+        """The parts that were attacked, by name."""
+        both = {} if self.train is None else {"train": self.train}
+        return {**both, "test": self.test}
+
+    @property
+    def vanished(self) -> int:
+        """Examples of all parts on which the attack met no gradient."""
+        return sum(part.vanished for part in self.parts.values())
+
+    @property
+    def both(self) -> tuple[PartResult, PartResult, Gap]:
+        """Training part, test part and their gap; InputError where there is no training part."""
+        if self.train is None or self.agp is None:
+            raise InputError("a gap is between a training and a test part, and there is one alone")
+        return self.train, self.test, self.agp
 
     @property
     def robustness_drop(self) -> float:
@@ -230,10 +252,11 @@ class AttackReport(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
-        for part in ("train", "test"):
-            worst: PartResult = getattr(self.worst_case, part)
+        for part, worst in self.worst_case.parts.items():
             for row in self.attacks:
-                one: PartResult = getattr(row, part)
+                alike = row.parts.keys() == self.worst_case.parts.keys()
+                require(alike, "the same parts in all rows", ", ".join(row.parts))
+                one = row.parts[part]
                 # Of a random network the clean figures are each attack's own.
                 same = one.n == worst.n
                 require(same, f"one {part} part for all rows", f"{one.n} and {worst.n} examples")
@@ -255,8 +278,11 @@ class AttackReport(Record):
 
     @property
     def agp(self) -> Gap:
-        """The adversarial generalization gap under the worst case of all attacks."""
-        return self.worst_case.agp
+        """The adversarial generalization gap under the worst case of all attacks.
+
+        InputError where there is no training part to set the test part against.
+        """
+        return self.worst_case.both[2]
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, atomically; `load_report` reads it back."""
@@ -266,7 +292,7 @@ class AttackReport(Record):
         return Path(path)
 
     def __str__(self) -> str:
-        worst, gap = self.worst_case, self.agp
+        worst, gap = self.worst_case, self.worst_case.agp
         how = f"suite {self.suite}" if self.suite else ", ".join(row.name for row in self.attacks)
         warned = [f"{one.name} ({one.message})" for one in self.checks if not one.passed]
         lines = [
@@ -274,9 +300,11 @@ class AttackReport(Record):
             *(
                 f"{name}: {part.n} examples, clean {100 * part.clean_accuracy:.2f} %, robust "
                 f"{100 * part.accuracy:.2f} % [{_percents(part.accuracy_ci)}], risk {part.risk:.4g}"
-                for name, part in (("train", worst.train), ("test", worst.test))
+                for name, part in worst.parts.items()
             ),
-            f"AGP (test minus train): risk {gap.risk:+.4g} "
+            no_gap(self.dataset)
+            if gap is None
+            else f"AGP (test minus train): risk {gap.risk:+.4g} "
             f"[{gap.risk_ci[0]:.4g}..{gap.risk_ci[1]:.4g}], accuracy "
             f"{100 * gap.accuracy:+.2f} points [{_percents(gap.accuracy_ci)}]",
         ]
@@ -284,6 +312,17 @@ class AttackReport(Record):
             done = "; ".join(warned) if warned else f"all {len(self.checks)} passed"
             lines.append(f"masking checks: {'WARNING, ' * bool(warned)}{done}")
         return "\n".join(lines)
+
+
+def no_gap(dataset: dict[str, Any]) -> str:
+    """Why a report has no AGP, and which data the network was trained and attacked on."""
+    trained = dataset.get("trained_on")
+    if trained is None:
+        return f"{dataset['name']} has no training part: there is no AGP."
+    return (
+        f"Trained on {trained['name']}, attacked on {dataset['name']}: there is no AGP, because no "
+        "training part of these data is the network's own."
+    )
 
 
 def _percents(interval: Interval) -> str:
