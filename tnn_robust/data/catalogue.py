@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 from tnn_robust.base.choices import DATASETS, SPLITS
 from tnn_robust.base.errors import DataError, InputError, unknown_choice
-from tnn_robust.base.reading import at_most
+from tnn_robust.base.reading import at_most, reading
 from tnn_robust.data import sources
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.other import (
@@ -109,9 +109,12 @@ def load_other(spec: DataSpec, trained: TrainedOn) -> Dataset:
     source, files = _parse(spec.dataset)
     _check_options(spec, source)
     require_unseen(spec, trained)
-    raw = matched(test_part(source.load(spec, files)), spec, trained)
-    check_values(raw, PARTS[1:])
-    scaling, said = scaling_for(raw, trained)
+    raw = test_part(source.load(spec, files))
+    with reading(spec.dataset, "a test part"):
+        check_values(raw, PARTS[1:])
+    raw = matched(raw, spec, trained)
+    with reading(spec.dataset, "a test part"):
+        scaling, said = scaling_for(raw, trained)
     outside = share_outside(raw.arrays.x_test, scaling) if raw.limits is None else 0.0
     return Dataset(
         name=spec.dataset,

@@ -38,8 +38,8 @@ def require_unseen(spec: DataSpec, trained: TrainedOn) -> None:
     for name in ("split_seed", "split", "patch"):
         if getattr(spec, name) != getattr(was, name):
             raise InputError(
-                f"{spec.dataset} split in another way holds examples that the network was trained "
-                f"on: {name} needs to be {getattr(was, name)}, as in training",
+                f"{spec.dataset} split in another way could hold examples that the network was "
+                f"trained on: {name} needs to be {getattr(was, name)}, as in training",
                 field=name,
             )
 
@@ -75,8 +75,8 @@ def matched(raw: Raw, spec: DataSpec, trained: TrainedOn) -> Raw:
         foreign = [name for name in raw.classes if name not in names]
         if foreign:
             raise DataError(
-                f"{spec.dataset} has the class {foreign[0]}, the network {known}: name with "
-                "classes those that take their places, in this order"
+                f"{spec.dataset} has the class {foreign[0]}, which the network was not trained on: "
+                f"give as classes its names for {known}, in this order"
             )
         places = [names.index(name) for name in raw.classes]
     y = np.array(places, np.int64)[raw.arrays.y_test]
@@ -93,7 +93,10 @@ def scaling_for(raw: Raw, trained: TrainedOn) -> tuple[Scaling, str]:
     """What becomes 0 and 1, and a sentence on it: limits of the file's format, else the run's."""
     if raw.limits is not None:
         low, high = raw.limits
-        return Scaling((low,), (high,)), f"Its values are taken from {low:g}..{high:g} to 0..1"
+        said = "Its values are in [0, 1] as they are"
+        if raw.limits != (0.0, 1.0):
+            said = f"Its values of {low:g}..{high:g}, the range of their format, become 0..1"
+        return Scaling((low,), (high,)), said
     scaling, c = trained.scaling, raw.arrays.x_test.shape[2]
     if len(scaling.low) not in (1, c):
         raise DataError(

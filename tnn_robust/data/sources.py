@@ -236,9 +236,10 @@ def load_npy(spec: DataSpec, files: Sequence[str]) -> Raw:
 
 
 def _own_arrays(arrays: Arrays, classes: tuple[str, ...]) -> Raw:
-    layout, xs = "axis 1 = features, axis 2 = channels", (arrays.x_train, arrays.x_test)
+    layout = "axis 1 = features, axis 2 = channels"
+    xs = [x for x in (arrays.x_train, arrays.x_test) if x.size]
     # Bytes that are no 0 and 1 alone can only be grey values.
-    whole = all(x.dtype == np.uint8 and x.size for x in xs)
+    whole = all(x.dtype == np.uint8 for x in xs)
     if whole and any(value_range(x)[1] > 1 for x in xs):
         return Raw(arrays, classes, layout, BYTES, notes=(DIVIDED,))
     return Raw(arrays, classes, layout=layout, limits=(0.0, 1.0))

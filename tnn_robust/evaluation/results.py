@@ -7,6 +7,7 @@ from typing import Any
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
 from tnn_robust.base.errors import InputError
 from tnn_robust.evaluation.example_results import Example
+from tnn_robust.evaluation.intervals import FEW
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,11 @@ class Gap(Record):
     0-1 losses, which is training minus test robust accuracy. train_error,
     test_error: standard errors of the two risks, whose squares add up to the
     gap's; None where one example says nothing of them. large: examples whose loss lies
-    above the mean, in the part where they are fewer; None in files of version 0.1.0.
+    above the mean, in the part where they are fewer; None in files of version 0.1.0. few: so
+    few that the interval of the risk rests on them alone.
     """
 
-    DERIVED = ("halving_test", "halving_train")
+    DERIVED = ("halving_test", "halving_train", "few")
     LATER = ("large",)
 
     risk: float
@@ -86,6 +88,11 @@ class Gap(Record):
         require_interval("risk_ci", self.risk_ci)
         for error in (self.train_error, self.test_error):
             require(error is None or error >= 0, "a standard error of at least 0", error)
+
+    @property
+    def few(self) -> bool:
+        """Whether the losses that carry the risk are too few for an interval of 95 %."""
+        return self.large is not None and self.large < FEW
 
     @property
     def halving_test(self) -> float | None:
