@@ -131,14 +131,12 @@ def _sweep(subject: Subject, attacks: tuple[Attack, ...], target: Target) -> Ite
     )
 
 
-def _certified(
-    subject: Subject, attack: Attack, targets: dict[str, Target]
-) -> dict[str, torch.Tensor]:
+def _certified(subject: Subject, attack: Attack, targets: dict[str, Target]) -> list[torch.Tensor]:
     model = subject.model
     threat = attack.threat
     if threat.norm not in TO_L2 or threat.confined or not isinstance(model, TNN):
-        return {}
-    return {
-        part: certified_radii(model, target.examples.x, target.examples.y, threat.norm).cpu()
-        for part, target in targets.items()
-    }
+        return []
+    return [
+        certified_radii(model, target.examples.x, target.examples.y, threat.norm).cpu()
+        for target in targets.values()
+    ]

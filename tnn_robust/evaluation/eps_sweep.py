@@ -1,7 +1,7 @@
 """Accuracy, risk and AGP against eps: one warm-started sweep from small balls to large."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,8 +23,6 @@ from tnn_robust.evaluation.risk import (
     join,
     measure,
 )
-
-_SAID = {"train": "training", "test": "test"}
 
 
 class SweptBlock(NamedTuple):
@@ -181,27 +179,31 @@ def curve_of(
     risk_complete: bool,
     model: dict[str, Any] | None = None,
     dataset: dict[str, Any] | None = None,
-    certified: Mapping[str, Tensor] = {},
+    certified: Sequence[Tensor] = (),
 ) -> EpsCurve:
     """The curve of two sweeps, with intervals as in the gap report; `seed` drives the bootstrap.
 
     train, test: outcomes at each of `sizes`. y_test: (n,) int64, whose most
     frequent label makes chance level: an adversary cannot push a constant guess
     below it, while any other decision falls to 0 in a ball that holds points of
-    every class. certified: certified radii (n,) of the parts in the same norm. train: None
+    every class. certified: certified radii (n,) of the parts, in the same norm. train: None
     where there is no training part.
     """
     require_rising(sizes)
     points = []
     # One bootstrap for all eps: intervals move along the curve with the data, not the draw.
+
+    def parts(a: Outcomes, b: Outcomes) -> list[tuple[str, Outcomes]]:
+        return [*([] if train is None else [("training", a)]), ("test", b)]
+
     theirs = train or [NO_OUTCOMES] * len(test)
     measured = measure_parts(list(zip(theirs, test, strict=True)), seed)
     for size, a, b, found in zip(sizes, theirs, test, measured, strict=True):
         counts: dict[str, int] = {}
-        for part, radii in certified.items():
-            _require_sound(size, a if part == "train" else b, radii, _SAID[part])
+        for (part, outcomes), radii in zip(parts(a, b), certified, strict=False):
+            _require_sound(size, outcomes, radii, part)
             counts[part] = int((radii > size).sum())
-        points.append(CurvePoint(size, *found, counts.get("train"), counts.get("test")))
+        points.append(CurvePoint(size, *found, counts.get("training"), counts.get("test")))
     return EpsCurve(
         norm=norm,
         settings=settings,

@@ -117,12 +117,17 @@ def _halving(grown: float | None, fixed: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Spread(Record):
-    """A figure under every seed, in their order, and Student's 95 % interval of its mean."""
+    """A figure under every seed, in their order, and Student's 95 % interval of its mean.
+
+    over: what the interval is over, in words; empty in files of version 0.1.0.
+    """
 
     DERIVED = ("mean",)
+    LATER = ("over",)
 
     values: tuple[float, ...]
     ci: Interval
+    over: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.values), "a value for at least one seed", "none")
@@ -243,6 +248,7 @@ class AttackReport(Record):
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
+    DERIVED = ("intervals",)
     LATER = ("standing", "examples")
 
     model: dict[str, Any]
@@ -282,6 +288,13 @@ class AttackReport(Record):
         require(len(bits) == length, f"standing of {length} bytes", len(bits))
         count = sum(byte.bit_count() for byte in bits)
         require(count == test.correct, f"{test.correct} standing examples", count)
+
+    @property
+    def intervals(self) -> str:
+        """What the 95 % intervals of rows and AGP are over."""
+        count = len(self.seeds)
+        noise = f", the worst case of {count} attack seeds" if count > 1 else ""
+        return f"over examples, of this one network{noise}"
 
     @property
     def agp(self) -> Gap:

@@ -67,4 +67,4 @@ def _parts(runs: Sequence[SeedOutcomes]) -> tuple[list[Outcomes], list[Outcomes]
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(tuple(values), student_interval(values))
+    return Spread(tuple(values), student_interval(values), "attack seeds, on the same examples")

@@ -39,10 +39,12 @@ class _Group:
     def row(self) -> GridRow:
         spreads = {}
         for name, values in self.values.items():
-            ci = student_interval(values) if len(values) > 1 else self._over_examples()[name]
+            several = len(values) > 1
+            ci = student_interval(values) if several else self._over_examples()[name]
             if name in _SHARES and ci is not None:
                 ci = max(ci[0], 0.0), min(ci[1], 1.0)
-            spreads[name] = Spread(tuple(values), ci)
+            over = "cells, which differ in their seeds" if several else "examples of one cell"
+            spreads[name] = Spread(tuple(values), ci, over)
         return GridRow(setting=self.setting, blind=self.blind, warned=self.warned, **spreads)
 
     def _over_examples(self) -> dict[str, Interval]:

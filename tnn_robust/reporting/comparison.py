@@ -54,6 +54,8 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
         f"accuracy minus that of {report.rows[0].name}, paired over the test examples.",
         f"risk and AGP are of the {first.model['loss']} loss in all rows; drop = clean minus "
         "robust accuracy; warn = masking checks that failed.",
+        "All intervals are over examples, of the networks as they are: what another seed of "
+        "training would give is not in them.",
     ]
     notes += other_data_notes(first)
     advice: dict[str, None] = {}  # once for all rows

@@ -121,7 +121,8 @@ def _seed_table(report: AttackReport) -> Table:
                 )
             )
     columns = ("attack", "acc. test", "95 % CI", "risk test", "95 % CI", "AGP", "95 % CI")
-    return Table(f"Mean over {len(report.seeds)} seeds, by Student's t", columns, rows)
+    title = f"Mean over {len(report.seeds)} attack seeds, by Student's t on the same examples"
+    return Table(title, columns, rows)
 
 
 def _gap_table(report: AttackReport) -> Table:
@@ -210,7 +211,8 @@ def attack_notes(report: AttackReport) -> list[str]:
     if len(report.seeds) > 1:
         notes.append(
             f"Rows are the worst case of every example over {len(report.seeds)} seeds, which is "
-            "the verdict: more seeds are more restarts. The mean over seeds is not."
+            "the verdict: more seeds are more restarts. The mean over seeds is not; its intervals "
+            "are over attack seeds, all others over examples, of this one network."
         )
     notes += _behind_notes(report)
     notes += _empty_notes(report.worst_case)
