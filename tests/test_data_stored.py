@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_checks import refused, save_npz, succeeded
-from conftest import run_cli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,14 +85,18 @@ def test_read_by_rows_or_whole_is_the_same(tmp_path, dtype, n, seed, classes, sh
     same(lazy, whole)
 
 
-@given(rows=st.lists(st.integers(0, 19), max_size=40), mask=st.lists(st.booleans(), min_size=20))
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.integers(0, 19), max_size=40),
+    mask=st.lists(st.booleans(), min_size=20, max_size=20),
+)
 def test_rows_are_those_of_the_array(tmp_path_factory, rows, mask):
     path, array = _array(tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(npy, "_IN_MEMORY", 0)
         lazy = stored_arrays(path, ["x"])["x"]
     assert isinstance(lazy, stored.Stored)
-    places, chosen = np.array(rows, int), np.array(mask[:20])
+    places, chosen = np.array(rows, int), np.array(mask)
     assert np.array_equal(lazy[places], array[places])
     assert np.array_equal(lazy[chosen], array[chosen])
     assert np.array_equal(lazy[3:17:2], array[3:17:2])
@@ -130,24 +132,6 @@ def test_a_file_that_shrinks_or_changes_is_one_line(tmp_path, in_files, form):
         _ = data.test.x
 
 
-def test_a_file_that_shrinks_under_an_attack_is_one_line(tmp_path, in_files, monkeypatch):
-    path, run = tmp_path / "set.npz", tmp_path / "run"
-    name = save_npz(path)
-    train = ("--dataset", name, "--epochs", 1, "--width", 4, "--attack", "none", "--out", run)
-    succeeded(run_cli("train", *train))
-    read = stored.Stored.__getitem__
-
-    def shrinking(self, rows):
-        if isinstance(rows, np.ndarray):  # the examples of the attack
-            os.truncate(path, 700)
-        return read(self, rows)
-
-    monkeypatch.setattr(stored.Stored, "__getitem__", shrinking)
-    attack = ("attack", run, "--attack", "fgsm", "--json", tmp_path / "r.json")
-    refused(run_cli(*attack), "changed while it was read", "now 700")
-    assert not (tmp_path / "r.json").exists()
-
-
 def test_a_damaged_member_is_found_where_it_lies(tmp_path, in_files):
     path = Path(write(tmp_path / "set", arrays_of("f4", 3000, 0), "plain").partition(":")[2])
     content = bytearray(path.read_bytes())
@@ -164,6 +148,16 @@ def test_a_damaged_member_is_found_where_it_lies(tmp_path, in_files):
     path.write_bytes(content)
     with pytest.raises(DataError):
         stored_arrays(path, ["x_train"])
+
+
+def test_arrays_between_those_that_stay_are_read_from_their_own_place(tmp_path, in_files):
+    # Larger than what a reader of the zip file has buffered.
+    arrays = {f"{i}": np.full((9000, 1 + i % 2), i, "f4" if i % 2 else "U1") for i in range(4)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = stored_arrays(tmp_path / "a.npz", list(arrays))
+    assert [isinstance(one, stored.Stored) for one in found.values()] == [False, True, False, True]
+    for name, array in arrays.items():
+        assert np.array_equal(found[name][:], array)
 
 
 def test_a_folder_lacks_arrays_or_promises_too_much(tmp_path, in_files):
@@ -250,9 +244,9 @@ def peaks(tmp_path, n: int, dtype: str, form: str) -> tuple[list[int], int]:
 
 
 def test_the_peak_of_attacking_some_is_that_of_some(tmp_path):
-    found, mib = peaks(tmp_path, 70_000, "u1", "plain")
-    assert found[:2] == [1000, 1000] and found[3:5] == [1000, 70_000]
-    assert mib >= 50 and found[5] - found[2] < 45, "read whole it took 6 times its bytes"
+    found, mib = peaks(tmp_path, 35_000, "u1", "plain")
+    assert found[:2] == [1000, 1000] and found[3:5] == [1000, 35_000]
+    assert mib >= 26 and found[5] - found[2] < 20, "read whole it took 6 times its bytes"
 
 
 @pytest.mark.slow

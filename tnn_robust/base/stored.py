@@ -4,10 +4,8 @@ Reads rather than a memory map: of a file that shrinks, a map kills the process,
 one sentence.
 """
 
-import io
 import math
 import os
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from tnn_robust.base.errors import DataError
 
 _HELD = 2**22  # entries of a block, 16 MiB of float32
+_PIECE = 2**20  # bytes read at a time
 
 
 class PositionedFile:
@@ -26,13 +25,12 @@ class PositionedFile:
 
     def __init__(self, file: IO[bytes], path: Path | str):
         self._path = path
-        self._file = io.FileIO(os.dup(file.fileno()))
-        weakref.finalize(self, self._file.close)
-        self._lock = threading.Lock()  # two readers would move each other's place
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
         self._was = self._state()
 
     def _state(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._descriptor)
         return status.st_size, status.st_mtime_ns
 
     def require_unchanged(self) -> None:
@@ -47,17 +45,14 @@ class PositionedFile:
 
     def read_into(self, out: NDArray[np.uint8], place: int) -> None:
         """Fill `out` with the bytes from `place` on; DataError where the file ends before."""
-        view, done = out.data, 0
-        with self._lock:
-            try:
-                self._file.seek(place)
-                while done < len(out):
-                    count = self._file.readinto(view[done:])
-                    if not count:
-                        break
-                    done += count
-            except OSError as error:
-                raise DataError(f"cannot read {self._path}: {error.strerror}") from error
+        done = 0
+        try:
+            # Not by a seek: whoever else reads the file has the same place in it.
+            while piece := os.pread(self._descriptor, min(_PIECE, len(out) - done), place + done):
+                out[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+                done += len(piece)
+        except OSError as error:
+            raise DataError(f"cannot read {self._path}: {error.strerror}") from error
         if done < len(out):
             self.require_unchanged()
             raise DataError(f"{self._path} ends at byte {place + done}, in its values")

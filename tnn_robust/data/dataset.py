@@ -91,6 +91,11 @@ class Dataset:
         """What other data must go with, for a network trained on these."""
         return TrainedOn(self.name, self.digest, self.classes, self.scaling, self.spec)
 
+    def require_training_part(self, what: str) -> None:
+        """InputError where there is none, which `what` needs."""
+        if not len(self.train.y):
+            raise InputError(f"{what} a training part, and {self.name} has none for this network")
+
     @property
     def parts(self) -> dict[str, Part]:
         """The parts that have examples, by name: "train", "test"."""

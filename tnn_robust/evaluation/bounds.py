@@ -104,6 +104,7 @@ def bound_steps(
     """The same of a subject; its attacks are of one norm and eps, else InputError."""
     model, taught = subject.model, _teacher(teacher, teacher_norm)
     assert isinstance(model, TNN)
+    dataset.require_training_part("a generalization bound needs")
     check_attacks(attacks, subject)
     net, spectrum = hypothesis_class(model), spectra(model)
     facts = measured_facts(model, subject.loss, dataset, attacks[0], net, spectrum, confidence)
