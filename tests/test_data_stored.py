@@ -244,9 +244,9 @@ def peaks(tmp_path, n: int, dtype: str, form: str) -> tuple[list[int], int]:
 
 
 def test_the_peak_of_attacking_some_is_that_of_some(tmp_path):
-    found, mib = peaks(tmp_path, 35_000, "u1", "plain")
-    assert found[:2] == [1000, 1000] and found[3:5] == [1000, 35_000]
-    assert mib >= 26 and found[5] - found[2] < 20, "read whole it took 6 times its bytes"
+    found, mib = peaks(tmp_path, 25_000, "u1", "plain")
+    assert found[:2] == [1000, 1000] and found[3:5] == [1000, 25_000]
+    assert mib >= 18 and found[5] - found[2] < 20, "read whole it took 6 times its bytes"
 
 
 @pytest.mark.slow

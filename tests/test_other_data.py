@@ -1,6 +1,7 @@
 """A saved network on other data than its own: the test part, both data named, and no gap."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tnn_robust.base import npy, stored
 from tnn_robust.data.other import TrainedOn, scaling_for
 from tnn_robust.data.parts import Scaling
 from tnn_robust.data.raw import Arrays, Raw
+from tnn_robust.evaluation.checks import _surrogate
+from tnn_robust.evaluation.subject import live_subject
 
 FAST = ("--attack", "fgsm", "--eps", "0.1", "--no-checks")
 
@@ -210,8 +213,15 @@ def test_from_python_the_figures_are_those_of_the_examples(place):
 def test_checks_need_no_training_part(place):
     data = tr.load_data(f"npz:{place}/own.npz")
     other = tr.load_data(f"npz:{place}/shifted.npz", like=data)
-    report = tr.evaluate(tr.load_model(place / "run"), other, tr.attacks.FGSM("linf", 0.1), n=8)
-    assert "transfer" in {check.name for check in report.checks}
+    subject = live_subject(tr.load_model(place / "run"), other, None)
+    # Its plain network is trained on the test examples that there are.
+    found = [
+        _surrogate(subject, one, 0)(data.test.x)
+        for one in (other, replace(other, train=other.test))
+    ]
+    assert torch.equal(*found) and not torch.equal(
+        found[0], _surrogate(subject, data, 0)(data.test.x)
+    )
 
 
 def test_values_in_their_own_units_are_scaled_as_in_training(toy_ts, tmp_path):
@@ -225,7 +235,8 @@ def test_values_in_their_own_units_are_scaled_as_in_training(toy_ts, tmp_path):
     assert torch.allclose(other.test.x[:, :, 0], wanted) and not other.test.x[:, :, 1].any()
     assert other.clipped == 1 / 12
     assert any("scaled as in training" in one and "8.33 %" in one for one in other.notes)
-    report = tr.evaluate(tr.TNN.for_data(data, layers=1, width=2), other, checks=False)
+    fgsm = tr.attacks.FGSM("linf", 0.1)
+    report = tr.evaluate(tr.TNN.for_data(data, layers=1, width=2), other, fgsm, checks=False)
     assert "8.33 % of the values were clipped" in " ".join(_notes(report))
 
 
