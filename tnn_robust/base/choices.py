@@ -52,6 +52,8 @@ COMPRESSIONS = (
 GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
 PARENTS = ("matrix", "pruned", "trained")
+FIGURES = (".png", ".svg", ".pdf")
 LARGEST_SEED = 2**32 - 1  # what every generator takes
 # Kinds of result files that are no records.
 FIGURE, RANK_TABLE, EXAMPLES = "figure", "rank table", "table of examples"
+PAGE, CARD = "report page", "model card"

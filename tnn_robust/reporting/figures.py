@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tnn_robust.base.choices import FIGURES
 from tnn_robust.base.codec import Interval
 from tnn_robust.base.drawing import BLUE, GREY, ORANGE, band, line
 from tnn_robust.base.errors import InputError
@@ -12,7 +13,6 @@ from tnn_robust.base.files import WRITER, write_bytes
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.reporting.tables import Table
 
-FORMATS = (".png", ".svg")
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -26,24 +26,27 @@ _STYLE: Any = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "svg.hashsalt": "tnn-robust",  # the same curve is the same file
+    "svg.fonttype": "none",  # text stays text, to be searched and read aloud
+    "pdf.fonttype": 42,
 }
 _NAMES = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$"}
 
 
 def curve_figure(curve: EpsCurve, path: Path) -> None:
-    """Draw accuracy, risk and AGP against eps into a .png or .svg file, whole or not at all.
+    """Draw accuracy, risk and AGP against eps into a .png, .svg or .pdf file, whole or not at all.
 
     Bands are 95 % intervals. Raises InputError for another kind of file and
     where the file cannot be written.
     """
-    save_figure(path, (9.5, 5.2), lambda figure: _draw(figure, curve))
+    save_figure(path, (9.5, 5.2), lambda figure: draw_curve(figure, curve))
 
 
 def require_figure(path: Path) -> str:
-    """The kind of figure, "png" or "svg"; InputError for another kind of file."""
+    """The kind of figure, "png", "svg" or "pdf"; InputError for another kind of file."""
     kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise InputError(f"a figure needs a name ending in {' or '.join(FORMATS)}, got {path.name}")
+    if kind not in FIGURES:
+        known = f"{', '.join(FIGURES[:-1])} or {FIGURES[-1]}"
+        raise InputError(f"a figure needs a name ending in {known}, got {path.name}")
     return kind[1:]
 
 
@@ -51,7 +54,13 @@ def save_figure(
     path: Path, inches: tuple[float, float], draw: Callable[[Any], None], *, dpi: int = 160
 ) -> None:
     """Let `draw` fill a matplotlib figure and write it, whole or not at all."""
-    kind = require_figure(path)
+    write_bytes(path, figure_bytes(require_figure(path), inches, draw, dpi=dpi))
+
+
+def figure_bytes(
+    kind: str, inches: tuple[float, float], draw: Callable[[Any], None], *, dpi: int = 160
+) -> bytes:
+    """What such a file holds; kind: png, svg or pdf."""
     # Here: half a second that only a figure needs. Never pyplot, whose figures are global.
     import matplotlib
     from matplotlib.figure import Figure
@@ -60,12 +69,19 @@ def save_figure(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
-        about = {"Creator": WRITER, "Date": None} if kind == "svg" else {"Software": WRITER}
-        figure.savefig(content, format=kind, dpi=dpi, metadata=about)
-    write_bytes(path, content.getvalue())
+        figure.savefig(content, format=kind, dpi=dpi, metadata=_ABOUT[kind])
+    return content.getvalue()
 
 
-def _draw(figure: Any, curve: EpsCurve) -> None:
+# Without a date: the same figure is the same file.
+_ABOUT: dict[str, dict[str, str | None]] = {
+    "svg": {"Creator": WRITER, "Date": None},
+    "png": {"Software": WRITER},
+    "pdf": {"Creator": WRITER, "CreationDate": None},
+}
+
+
+def draw_curve(figure: Any, curve: EpsCurve) -> None:
     """Accuracy large on the left; risk and both gaps small on the right."""
     grid = figure.add_gridspec(3, 2, width_ratios=(1.55, 1))
     accuracy = figure.add_subplot(grid[:, 0])

@@ -139,7 +139,7 @@ def _line(values: Sequence[Any]) -> str:
 
 
 def grid_figure(report: GridReport, path: Any) -> None:
-    """Robust accuracy and AGP against the longest axis as .png or .svg."""
+    """Robust accuracy and AGP against the longest axis as .png, .svg or .pdf."""
     save_figure(path, (9.5, 4.2), lambda figure: _draw(figure, report), dpi=110)
 
 

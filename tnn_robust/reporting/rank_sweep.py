@@ -207,11 +207,12 @@ def _flat(row: SweepRow, best: bool) -> dict[str, Any]:
 
 
 def sweep_figure(report: SweepReport, path: Path) -> None:
-    """Robust accuracy and AGP against parameters (log axis) as .png or .svg."""
-    save_figure(path, (9.5, 4.4), lambda figure: _draw(figure, report), dpi=110)
+    """Robust accuracy and AGP against parameters (log axis) as .png, .svg or .pdf."""
+    save_figure(path, (9.5, 4.4), lambda figure: draw_sweep(figure, report), dpi=110)
 
 
-def _draw(figure: Any, report: SweepReport) -> None:
+def draw_sweep(figure: Any, report: SweepReport) -> None:
+    """The same on a matplotlib figure."""
     accuracy, gap = figure.subplots(1, 2)
     pairs = list(zip(report.rows, report.pareto, strict=True))
     for axes in (accuracy, gap):

@@ -22,6 +22,17 @@ class Table(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
+def markdown(table: Table) -> str:
+    """A table as Markdown, its title a sentence above."""
+    lines = [f"{table.title}.", "", _line(table.columns), _line(["---"] * len(table.columns))]
+    return "\n".join([*lines, *(_line(row) for row in table.rows), ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    safe = [cell.replace("|", "\\|").replace("\n", "<br>") for cell in cells]
+    return "| " + " | ".join(safe) + " |"
+
+
 def attack_tables(report: AttackReport) -> list[Table]:
     """The adversarial gap report: accuracies, risks, the gap, and what they rest on."""
     tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
