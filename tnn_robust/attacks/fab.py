@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import _random_point, _unblocked, _value
+from tnn_robust.attacks.ascent import _open_ways, _random_point, _value
 from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.balls import Ball, ball_of
-from tnn_robust.attacks.best import better, is_blind
+from tnn_robust.attacks.best import better, is_blind, largest, take_rows
 from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
 from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.graphs import Function, recorded
 from tnn_robust.base.losses import margin, margin_loss
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
@@ -134,55 +135,79 @@ def _walk(
 ) -> tuple[Tensor, Tensor]:
     """One restart, Algorithm 1 of arXiv 1907.02044 from z: the nearest point found, x where
     there is none, and where every gradient vanished."""
-    alpha_max, eta, beta = rates
-    radius, bad = ball_of(norm).radius, torch.zeros_like(x[:, 0, 0])
-    nearest, least, vanished = x, bad + torch.inf, torch.ones_like(y, dtype=torch.bool)
+    advance = _step_of(model, x, y, norm, rates)
+    play = recorded(advance, z, recordable=getattr(model, "recordable", False))
+    least, bad = x.new_full(x.shape[:1], torch.inf), x.new_zeros(x.shape[:1])
+    state: tuple[Tensor, ...] = (z, x, least, torch.ones_like(y, dtype=torch.bool), bad)
     for _ in range(steps):
-        gap, slope, blind = _boundary(model, z, y, norm)
-        vanished = vanished & blind
+        state = play(*state)
+    _, nearest, _, vanished, bad = state
+    finite_or_raise(bad)
+    # What a graph has put out is overwritten by the next restart.
+    return nearest.clone(), vanished.clone()
+
+
+def _step_of(
+    model: Model, x: Tensor, y: Tensor, norm: str, rates: tuple[float, float, float]
+) -> Function:
+    """A step of the walk: the point z, the nearest that fooled and its norm, where no gradient
+    was met, and NaN once a score was not finite -> the same after it."""
+    alpha_max, eta, beta = rates
+    radius = ball_of(norm).radius
+
+    def step(
+        z: Tensor, nearest: Tensor, least: Tensor, vanished: Tensor, bad: Tensor
+    ) -> tuple[Tensor, ...]:
+        gap, towards, blind = _boundary(model, z, y, norm)
         # The same plane from where we are and from the clean point, whose gap on it is linear.
-        step = onto_plane(z, slope, -gap, norm)
-        home = onto_plane(x, slope, -gap - (slope * (x - z)).sum((1, 2)), norm)
-        far, near = radius(step), radius(home)
+        ahead = onto_plane(z, towards, gap, norm)
+        home = onto_plane(x, towards, gap + (towards * (z - x)).sum((1, 2)), norm)
+        far, near = radius(ahead), radius(home)
         alpha = far / (far + near).clamp_min(torch.finfo(z.dtype).tiny)
         alpha = alpha.clamp_max(alpha_max)[:, None, None]
-        z = ((1 - alpha) * (z + eta * step) + alpha * (x + eta * home)).clamp(*BOX)
+        ahead, home = ahead.mul_(eta).add_(z), home.mul_(eta).add_(x)
+        z = torch.lerp(ahead, home, alpha).clamp_(*BOX)
         value, length = _value(model, z, y, margin_loss), radius(z - x)
-        bad = bad + 0.0 * value  # NaN once a score was not finite
         fooled = value >= 0
         closer = fooled & (length < least)
         nearest = torch.where(closer[:, None, None], z, nearest)
         least = torch.where(closer, length, least)
-        z = torch.where(fooled[:, None, None], (1 - beta) * x + beta * z, z)
-    finite_or_raise(bad)
-    return nearest, vanished
+        back = (fooled * (1 - beta)).to(z.dtype)[:, None, None]
+        return torch.lerp(z, x, back), nearest, least, vanished & blind, bad + 0.0 * value
+
+    return step
 
 
 def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest of the linearised class boundaries at z: the score gap to it (n,) and its
-    gradient (n, d, c), both scaled to a largest entry of one, and whether all were zero."""
-    z = z.detach().requires_grad_()
+    """The nearest of the linearised class boundaries at z: the rise of the scores that it lies
+    away (n,), the direction (n, d, c) in which they rise, both scaled to a largest entry of
+    one, and whether the gradients of all were zero.
+
+    One plane at a time, in place: the gradients of all at once are more than a cache holds.
+    """
+    z, length_of = z.detach().requires_grad_(), ball_of(_DUAL[norm]).radius
+    low, high = _open_ways(z.detach())
+    best = z.new_full(z.shape[:1], torch.inf)
+    gap, towards = torch.zeros_like(best), torch.zeros_like(low)
+    blind, useful = torch.ones_like(y, dtype=torch.bool), torch.empty_like(low)
     with torch.enable_grad():
         gaps = _gaps(model(z), y)
         planes = gaps.shape[1]
-        slopes = torch.stack(
-            [
-                torch.autograd.grad(gaps[:, i].sum(), z, retain_graph=i < planes - 1)[0]
-                for i in range(planes)
-            ],
-            dim=1,
-        )
-    blind = torch.stack([is_blind(slope) for slope in slopes.unbind(1)]).all(0)
-    slopes = torch.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0)
-    size = slopes.abs().amax((2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
-    gaps, slopes = gaps.detach() / size, slopes / size[:, :, None, None]
-    # Entries at the face they would have to cross bring no boundary nearer.
-    there = z.detach()[:, None].expand_as(slopes).flatten(0, 1)
-    useful = _unblocked(-(slopes * gaps.sign()[:, :, None, None]).flatten(0, 1), there)
-    lengths = ball_of(_DUAL[norm]).radius(useful).reshape(gaps.shape)
-    distance = torch.where(lengths > 0, gaps.abs() / lengths, torch.inf)
-    rows, best = torch.arange(len(z), device=z.device), distance.argmin(1)
-    return gaps[rows, best], slopes[rows, best], blind
+    for i, rise in enumerate(gaps.detach().unbind(1)):
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(gaps[:, i].sum(), z, retain_graph=i < planes - 1)
+        blind &= is_blind(slope)
+        slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+        size = largest(slope).clamp_min(torch.finfo(z.dtype).tiny)
+        rise = rise / size
+        slope.div_(torch.where(rise > 0, -size, size)[:, None, None])
+        # Entries at the face they would have to cross bring no boundary nearer.
+        length = length_of(torch.clamp(slope, low, high, out=useful))
+        distance = torch.where(length > 0, rise.abs() / length, torch.inf)
+        nearer = distance < best
+        take_rows(towards, slope, nearer)
+        gap, best = torch.where(nearer, rise.abs(), gap), torch.minimum(distance, best)
+    return gap, towards, blind
 
 
 def _gaps(scores: Tensor, y: Tensor) -> Tensor:
@@ -211,47 +236,73 @@ def onto_plane(z: Tensor, slope: Tensor, rise: Tensor, norm: str) -> Tensor:
     """The least delta (n, d, c) in norm linf, l2 or l1 with <slope, delta> = rise (n,) and
     z + delta in the box; where no point of the box rises so far, the step to the highest.
 
-    Exact up to rounding, by sorting (arXiv 1907.02044, Sec. 2.2): every entry moves one way,
-    as far as a common level asks and the box allows.
+    Exact up to the rounding of z's dtype (arXiv 1907.02044, Sec. 2.2): every entry moves one
+    way, as far as a common level asks and the box allows.
     """
-    slope, place = slope.flatten(1).double(), z.flatten(1).double()
-    slope = slope * rise.double().sign()[:, None]
-    room = torch.where(slope > 0, BOX[1] - place, place - BOX[0]) * (slope != 0)
-    sized = _MOVES[norm](slope.abs(), room, rise.double().abs()[:, None])
-    return (slope.sign() * sized).reshape(z.shape).to(z.dtype)
+    shape, sign = z.shape, torch.where(rise < 0, -1.0, 1.0).to(z.dtype)
+    slope, z = slope.flatten(1) * sign[:, None], z.flatten(1)
+    way = slope.sign()
+    # Up to 1 - z, down to z; and nowhere along a slope of zero.
+    room = torch.addcmul(way.clamp_min(0.0), way, z, value=-1.0)
+    sized = _MOVES[norm](slope.abs(), room, rise.abs()[:, None])
+    return (way * sized).reshape(shape)
 
 
 def _linf_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    return torch.minimum(_level(weight * room, weight, rise), room)
+    return torch.minimum(_level(room, weight * room, weight, rise), room)
 
 
 def _l2_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    level = _level(weight * room, weight**2, rise)
-    # Where the level is inf, a weight of zero must not make it NaN; its room is zero anyway.
-    return torch.minimum(level * weight.clamp_min(_TINY), room)
+    weight = weight.clamp_min(torch.finfo(weight.dtype).tiny)
+    level = _level(room / weight, weight * room, weight**2, rise)
+    return torch.minimum(level * weight, room)
 
 
 def _l1_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
     """The steepest entries first, each as far as its face."""
-    steepest, order = weight.sort(1, descending=True)
+    weight = weight * room.sign()  # no steps are wasted on those that cannot move
+    for count in _MOST_MOVED if weight.device.type == "cpu" else ():
+        if count < weight.shape[1]:
+            steepest, order = weight.topk(count, dim=1)
+            if bool(((steepest * room.gather(1, order)).sum(1, keepdim=True) >= rise).all()):
+                break
+    else:
+        steepest, order = weight.sort(1, descending=True)
     gain = steepest * room.gather(1, order)
     taken = torch.minimum((rise - (gain.cumsum(1) - gain)).clamp_min(0.0), gain)
-    return torch.zeros_like(room).scatter(1, order, taken / steepest.clamp_min(_TINY))
+    tiny = torch.finfo(weight.dtype).tiny
+    return torch.zeros_like(room).scatter(1, order, taken / steepest.clamp_min(tiny))
 
 
-def _level(full: Tensor, rate: Tensor, rise: Tensor) -> Tensor:
-    """The t (n, 1) at which sum_i min(rate_i t, full_i) = rise, inf where it never is."""
-    ends, order = (full / rate.clamp_min(_TINY)).sort(1)
-    full, rate = full.gather(1, order), rate.gather(1, order)
-    done = full.cumsum(1) - full  # by the entries that are full before this one
-    rising = rate.flip(1).cumsum(1).flip(1)
-    at = (done + ends * rising < rise).sum(1, keepdim=True)
-    last = at.clamp_max(full.shape[1] - 1)
-    level = (rise - done.gather(1, last)) / rising.gather(1, last).clamp_min(_TINY)
-    return torch.where(at > last, torch.inf, level)
+def _level(end: Tensor, full: Tensor, rate: Tensor, rise: Tensor) -> Tensor:
+    """The t (n, 1) at which sum_i min(rate_i t, full_i) = rise, full_i = rate_i end_i; the
+    largest number where it never is.
+
+    By Newton's method from 0: the sum is concave and piecewise linear in t, so that t never
+    goes too far, and each round passes an end at least, in practice all but four to six. On
+    a CPU it stops there; elsewhere, where that would have to be asked for, it takes all rounds.
+    """
+    limits, level = torch.finfo(rise.dtype), torch.zeros_like(rise)
+    rising, done = _sums(end, full, rate, level)
+    for _ in range(_ROUNDS):
+        ahead = ((rise - done) / rising.clamp_min(limits.tiny)).clamp_max(limits.max)
+        if rise.device.type == "cpu" and not bool((ahead > level).any()):
+            break
+        level = torch.maximum(level, ahead)
+        rising, done = _sums(end, full, rate, level)
+    return level
 
 
-_TINY = torch.finfo(torch.float64).tiny
+def _sums(end: Tensor, full: Tensor, rate: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The rates of the entries that end behind the level, and what the others have risen, (n, 1)
+    each. Arithmetic in place of masks, which cost a CPU five times as much."""
+    ahead = (end - level).sign_().clamp_min_(0.0)
+    rising = torch.linalg.vecdot(rate, ahead)[:, None]
+    return rising, torch.linalg.vecdot(full, ahead.neg_().add_(1.0))[:, None]
+
+
+_ROUNDS = 40
+_MOST_MOVED = (32, 256)  # entries that a step in l1 moves, nearly always
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "linf": _linf_move,
