@@ -19,8 +19,9 @@ from attack_cases import (
 from scipy.optimize import linprog, minimize
 
 from tnn_robust.attacks.balls import BALLS
-from tnn_robust.attacks.fab import fab, fab_in_ball, onto_plane
+from tnn_robust.attacks.fab import fab, fab_in_ball
 from tnn_robust.attacks.points import frozen, verify
+from tnn_robust.attacks.projections import onto_plane
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import margin, predict
 from tnn_robust.base.randomness import Streams

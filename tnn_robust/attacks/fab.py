@@ -4,7 +4,6 @@ Croce & Hein 2020 (arXiv 1907.02044). It needs no radius: it walks along the
 linearised decision boundary, drawn back to the clean point at every step.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.balls import Ball, ball_of
 from tnn_robust.attacks.best import better, is_blind, largest, take_rows
 from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
+from tnn_robust.attacks.projections import onto_plane
 from tnn_robust.base.errors import unknown_choice
 from tnn_robust.base.graphs import Function, recorded
 from tnn_robust.base.losses import margin, margin_loss
@@ -22,6 +22,8 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
 
 _MOST_PLANES = 10
+# Of these the nearest few are met again in the steps between two looks at all of them.
+_NEAR_PLANES, _LOOK_AROUND = 3, 5
 _HALVINGS = 12  # of the final search: down to 1 / 4096 of the way
 _DRAWS = 1 << 13
 _FARTHEST_START = 0.25  # of the largest norm in the box, before anything was found
@@ -44,9 +46,10 @@ def fab(
 
     x (n, d, c) in the box [0, 1], y (n,); norm linf, l2 or l1. The norm is inf
     (and the point x) where nothing was found, 0 where x is misclassified
-    itself. Each step takes two scores and one gradient a class boundary, of
-    the ten nearest classes. alpha_max: how strongly a step may be drawn to the
-    clean point; eta: overshoot; beta: how far a found point is kept away from it.
+    itself. Each step takes two scores and one gradient a class boundary: of
+    the ten highest other classes every fifth time, else of the three of them
+    whose boundaries were nearest then. alpha_max: how strongly a step may be drawn to
+    the clean point; eta: overshoot; beta: how far a found point is kept away from it.
 
     Raises InputError for another norm and AttackError where scores are not finite.
     """
@@ -99,8 +102,8 @@ def _search(
     streams: Streams,
     rates: tuple[float, float, float],
 ) -> _Found:
-    if norm not in _MOVES:
-        raise unknown_choice("norm of fab", norm, _MOVES)
+    if norm not in _DUAL:
+        raise unknown_choice("norm of fab", norm, _DUAL)
     ball = ball_of(norm)
     clean = _value(model, x, y, margin_loss)
     finite_or_raise(clean)
@@ -135,30 +138,46 @@ def _walk(
 ) -> tuple[Tensor, Tensor]:
     """One restart, Algorithm 1 of arXiv 1907.02044 from z: the nearest point found, x where
     there is none, and where every gradient vanished."""
-    advance = _step_of(model, x, y, norm, rates)
-    play = recorded(advance, z, recordable=getattr(model, "recordable", False))
+    quiet = getattr(model, "recordable", False)
+    look, go_on = (
+        recorded(_step_of(model, x, y, norm, rates, all_planes), z, recordable=quiet)
+        for all_planes in (True, False)
+    )
+    with torch.no_grad():
+        others = _rivals(model(x), y)
+    rivals = others[:, :_NEAR_PLANES]
     least, bad = x.new_full(x.shape[:1], torch.inf), x.new_zeros(x.shape[:1])
-    state: tuple[Tensor, ...] = (z, x, least, torch.ones_like(y, dtype=torch.bool), bad)
-    for _ in range(steps):
-        state = play(*state)
-    _, nearest, _, vanished, bad = state
+    state: tuple[Tensor, ...] = (z, x, least, torch.ones_like(y, dtype=torch.bool), bad, rivals)
+    for i in range(steps):
+        again = i % _LOOK_AROUND and rivals.shape[1] < others.shape[1]
+        state = (go_on if again else look)(*state)
+    _, nearest, _, vanished, bad, _ = state
     finite_or_raise(bad)
     # What a graph has put out is overwritten by the next restart.
     return nearest.clone(), vanished.clone()
 
 
 def _step_of(
-    model: Model, x: Tensor, y: Tensor, norm: str, rates: tuple[float, float, float]
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    rates: tuple[float, float, float],
+    all_planes: bool,
 ) -> Function:
     """A step of the walk: the point z, the nearest that fooled and its norm, where no gradient
-    was met, and NaN once a score was not finite -> the same after it."""
+    was met, NaN once a score was not finite, and the classes (n, few) whose boundaries were
+    the nearest when last all were looked at -> the same after it."""
     alpha_max, eta, beta = rates
     radius = ball_of(norm).radius
 
     def step(
-        z: Tensor, nearest: Tensor, least: Tensor, vanished: Tensor, bad: Tensor
+        z: Tensor, nearest: Tensor, least: Tensor, vanished: Tensor, bad: Tensor, rivals: Tensor
     ) -> tuple[Tensor, ...]:
-        gap, towards, blind = _boundary(model, z, y, norm)
+        asked = None if all_planes else rivals
+        gap, towards, blind, order = _boundary(model, z, y, norm, asked)
+        if all_planes:
+            rivals = order[:, : rivals.shape[1]]
         # The same plane from where we are and from the clean point, whose gap on it is linear.
         ahead = onto_plane(z, towards, gap, norm)
         home = onto_plane(x, towards, gap + (towards * (z - x)).sum((1, 2)), norm)
@@ -173,15 +192,19 @@ def _step_of(
         nearest = torch.where(closer[:, None, None], z, nearest)
         least = torch.where(closer, length, least)
         back = (fooled * (1 - beta)).to(z.dtype)[:, None, None]
-        return torch.lerp(z, x, back), nearest, least, vanished & blind, bad + 0.0 * value
+        z, bad = torch.lerp(z, x, back), bad + 0.0 * value
+        return z, nearest, least, vanished & blind, bad, rivals
 
     return step
 
 
-def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
+def _boundary(
+    model: Model, z: Tensor, y: Tensor, norm: str, rivals: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The nearest of the linearised class boundaries at z: the rise of the scores that it lies
     away (n,), the direction (n, d, c) in which they rise, both scaled to a largest entry of
-    one, and whether the gradients of all were zero.
+    one, whether the gradients of all were zero, and the classes (n, planes), nearest first.
+    rivals (n, few): the classes asked about, None for the `_rivals` at z.
 
     One plane at a time, in place: the gradients of all at once are more than a cache holds.
     """
@@ -191,8 +214,11 @@ def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Te
     gap, towards = torch.zeros_like(best), torch.zeros_like(low)
     blind, useful = torch.ones_like(y, dtype=torch.bool), torch.empty_like(low)
     with torch.enable_grad():
-        gaps = _gaps(model(z), y)
+        scores = model(z)
+        rivals = _rivals(scores.detach(), y) if rivals is None else rivals
+        gaps = _gaps(scores, y, rivals)
         planes = gaps.shape[1]
+    distances = []
     for i, rise in enumerate(gaps.detach().unbind(1)):
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(gaps[:, i].sum(), z, retain_graph=i < planes - 1)
@@ -204,19 +230,27 @@ def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Te
         # Entries at the face they would have to cross bring no boundary nearer.
         length = length_of(torch.clamp(slope, low, high, out=useful))
         distance = torch.where(length > 0, rise.abs() / length, torch.inf)
+        distances.append(distance)
         nearer = distance < best
         take_rows(towards, slope, nearer)
         gap, best = torch.where(nearer, rise.abs(), gap), torch.minimum(distance, best)
-    return gap, towards, blind
+    order = torch.stack(distances, dim=1).argsort(dim=1, stable=True)
+    return gap, towards, blind, rivals.gather(1, order)
 
 
-def _gaps(scores: Tensor, y: Tensor) -> Tensor:
-    """f_y - f_j of the highest other classes j, (n, planes); of one score its margin."""
+def _rivals(scores: Tensor, y: Tensor) -> Tensor:
+    """The highest other classes (n, planes); of one score the other class."""
+    if scores.shape[1] == 1:
+        return 1 - y[:, None]
+    others = scores.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(scores.shape[1] - 1, _MOST_PLANES), dim=1).indices
+
+
+def _gaps(scores: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """f_y - f_j of these classes j, (n, planes); of one score its margin."""
     if scores.shape[1] == 1:
         return margin(scores, y)[:, None]
-    others = scores.scatter(1, y[:, None], -torch.inf)
-    count = min(scores.shape[1] - 1, _MOST_PLANES)
-    return scores.gather(1, y[:, None]) - others.topk(count, dim=1).values
+    return scores.gather(1, y[:, None]) - scores.gather(1, rivals)
 
 
 def _drawn_in(model: Model, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
@@ -232,84 +266,8 @@ def _drawn_in(model: Model, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return point
 
 
-def onto_plane(z: Tensor, slope: Tensor, rise: Tensor, norm: str) -> Tensor:
-    """The least delta (n, d, c) in norm linf, l2 or l1 with <slope, delta> = rise (n,) and
-    z + delta in the box; where no point of the box rises so far, the step to the highest.
-
-    Exact up to the rounding of z's dtype (arXiv 1907.02044, Sec. 2.2): every entry moves one
-    way, as far as a common level asks and the box allows.
-    """
-    shape, sign = z.shape, torch.where(rise < 0, -1.0, 1.0).to(z.dtype)
-    slope, z = slope.flatten(1) * sign[:, None], z.flatten(1)
-    way = slope.sign()
-    # Up to 1 - z, down to z; and nowhere along a slope of zero.
-    room = torch.addcmul(way.clamp_min(0.0), way, z, value=-1.0)
-    sized = _MOVES[norm](slope.abs(), room, rise.abs()[:, None])
-    return (way * sized).reshape(shape)
-
-
-def _linf_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    return torch.minimum(_level(room, weight * room, weight, rise), room)
-
-
-def _l2_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    weight = weight.clamp_min(torch.finfo(weight.dtype).tiny)
-    level = _level(room / weight, weight * room, weight**2, rise)
-    return torch.minimum(level * weight, room)
-
-
-def _l1_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    """The steepest entries first, each as far as its face."""
-    weight = weight * room.sign()  # no steps are wasted on those that cannot move
-    for count in _MOST_MOVED if weight.device.type == "cpu" else ():
-        if count < weight.shape[1]:
-            steepest, order = weight.topk(count, dim=1)
-            if bool(((steepest * room.gather(1, order)).sum(1, keepdim=True) >= rise).all()):
-                break
-    else:
-        steepest, order = weight.sort(1, descending=True)
-    gain = steepest * room.gather(1, order)
-    taken = torch.minimum((rise - (gain.cumsum(1) - gain)).clamp_min(0.0), gain)
-    tiny = torch.finfo(weight.dtype).tiny
-    return torch.zeros_like(room).scatter(1, order, taken / steepest.clamp_min(tiny))
-
-
-def _level(end: Tensor, full: Tensor, rate: Tensor, rise: Tensor) -> Tensor:
-    """The t (n, 1) at which sum_i min(rate_i t, full_i) = rise, full_i = rate_i end_i; the
-    largest number where it never is.
-
-    By Newton's method from 0: the sum is concave and piecewise linear in t, so that t never
-    goes too far, and each round passes an end at least, in practice all but four to six. On
-    a CPU it stops there; elsewhere, where that would have to be asked for, it takes all rounds.
-    """
-    limits, level = torch.finfo(rise.dtype), torch.zeros_like(rise)
-    rising, done = _sums(end, full, rate, level)
-    for _ in range(_ROUNDS):
-        ahead = ((rise - done) / rising.clamp_min(limits.tiny)).clamp_max(limits.max)
-        if rise.device.type == "cpu" and not bool((ahead > level).any()):
-            break
-        level = torch.maximum(level, ahead)
-        rising, done = _sums(end, full, rate, level)
-    return level
-
-
-def _sums(end: Tensor, full: Tensor, rate: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """The rates of the entries that end behind the level, and what the others have risen, (n, 1)
-    each. Arithmetic in place of masks, which cost a CPU five times as much."""
-    ahead = (end - level).sign_().clamp_min_(0.0)
-    rising = torch.linalg.vecdot(rate, ahead)[:, None]
-    return rising, torch.linalg.vecdot(full, ahead.neg_().add_(1.0))[:, None]
-
-
-_ROUNDS = 40
-_MOST_MOVED = (32, 256)  # entries that a step in l1 moves, nearly always
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-_MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "linf": _linf_move,
-    "l2": _l2_move,
-    "l1": _l1_move,
-}
-FAB_NORMS = tuple(_MOVES)
+FAB_NORMS = tuple(_DUAL)
 
 
 class FAB(Attack):
