@@ -229,7 +229,7 @@ def _boundary(
         slope.div_(torch.where(rise > 0, -size, size)[:, None, None])
         # Entries at the face they would have to cross bring no boundary nearer.
         length = length_of(torch.clamp(slope, low, high, out=useful))
-        distance = torch.where(length > 0, rise.abs() / length, torch.inf)
+        distance = (rise.abs() / length).masked_fill(~(length > 0), torch.inf)
         distances.append(distance)
         nearer = distance < best
         take_rows(towards, slope, nearer)

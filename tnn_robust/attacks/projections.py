@@ -20,7 +20,7 @@ def onto_plane(z: Tensor, slope: Tensor, rise: Tensor, norm: str) -> Tensor:
     Exact up to the rounding of z's dtype (arXiv 1907.02044, Sec. 2.2): every entry moves one
     way, as far as a common level asks and the box allows.
     """
-    shape, sign = z.shape, torch.where(rise < 0, -1.0, 1.0).to(z.dtype)
+    shape, sign = z.shape, (rise < 0).to(z.dtype).mul_(-2.0).add_(1.0)
     slope, z = slope.flatten(1) * sign[:, None], z.flatten(1)
     way = slope.sign()
     # Up to 1 - z, down to z; and nowhere along a slope of zero.
