@@ -1,6 +1,6 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +216,18 @@ class AttackRow(Record):
 class Check(Record):
     """One gradient-masking check: PASS while the value stays within the threshold, else WARN.
 
-    message: one sentence with the number behind the value.
+    message: one sentence with the number behind the value; seconds: wall time, which
+    makes no two checks different.
     """
 
     DERIVED = ("verdict",)
+    LATER = ("seconds",)
 
     name: str
     value: float
     threshold: float
     message: str
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def passed(self) -> bool:
