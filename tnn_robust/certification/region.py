@@ -261,8 +261,11 @@ def _by_dual(
 
 
 def _svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vh = torch.linalg.svd(a.permute(1, 0, 2), full_matrices=False)
-    return u, s, vh
+    """Singular values of rows that are not finite are NaN, which says nothing."""
+    rows = a.permute(1, 0, 2)
+    finite = torch.isfinite(rows).all(2).all(1)[:, None, None]
+    u, s, vh = torch.linalg.svd(torch.where(finite, rows, 0.0), full_matrices=False)
+    return u, torch.where(finite[:, 0], s, torch.nan), vh
 
 
 def _largest_singular(a: Tensor) -> tuple[Tensor, Tensor]:
