@@ -147,6 +147,8 @@ def _named(report: AttackReport) -> str:
 
 
 def _gap(worst: AttackRow) -> str:
+    if worst.agp is None:
+        return "These data have no training part, so there is no adversarial generalization gap."
     low, high = worst.agp.risk_ci
     gap = (
         f"The adversarial generalization gap, adversarial risk on test minus training examples, "
