@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from tnn_robust.evaluation.eps_sweep import (
     require_rising,
 )
 from tnn_robust.evaluation.journal import FinishedBlock, Journal, identity, journal_of
-from tnn_robust.evaluation.report import targets_of
+from tnn_robust.evaluation.report import size_notes, targets_of
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import check_attacks, make_check
 from tnn_robust.evaluation.subject import Subject, live_subject
@@ -133,11 +133,15 @@ def curve_steps(
             seed=seed,
             y_test=targets["test"].examples.y.cpu(),
             risk_complete=True,
-            model=subject.info,
+            model=_noted(subject.info, size_notes(attacks[-1:], subject.entries)),
             dataset=info,
             certified=certified,
         )
     return Swept(found, record)
+
+
+def _noted(info: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    return {**info, "notes": [*info.get("notes", ()), *notes]} if notes else info
 
 
 def _sweep_part(
