@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import click
 import cloup
 from tnn_robust_cli._config import read_config, save_config
+from tnn_robust_cli._paths import RESULT
 
 from tnn_robust import __version__
 from tnn_robust.attacks.choice import AttackChoice
@@ -260,7 +261,7 @@ def configured(function: Callable) -> Callable:
         ),
         click.option(
             "--save-config",
-            type=OUT,
+            type=RESULT,
             expose_value=False,
             callback=_remember,
             help="Write the options given to a TOML file, for --config.",
@@ -367,6 +368,12 @@ OUT = click.Path(path_type=Path)
 SEED = click.IntRange(min=0, max=LARGEST_SEED)
 SEEDS = _Parsed("S[,S...]", _seeds)
 
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=RESULT,
+    help="Write the report there too; - is standard output, and all else then standard error.",
+)
 overwriting = click.option(
     "--overwrite", is_flag=True, help="Also write result files over files of your own."
 )

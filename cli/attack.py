@@ -26,9 +26,9 @@ _REPORT = shared.heading(
     ),
     click.option("--checks/--no-checks", default=True, help="For gradient masking."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
-    click.option("--examples", type=_results.RESULT, help="Figures per example: a .csv or .jsonl."),
-    click.option("--save-adv", type=_results.RESULT, help="Write the adversarial examples there."),
-    _results.json_option,
+    click.option("--examples", type=shared.RESULT, help="Figures per example: a .csv or .jsonl."),
+    click.option("--save-adv", type=shared.RESULT, help="Write the adversarial examples there."),
+    shared.json_option,
     shared.overwriting,
 )
 _GATE = shared.heading(
@@ -51,7 +51,7 @@ _COMPARE = shared.heading(
 _CURVE = shared.heading(
     "Curve",
     click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn."),
-    click.option("--figure", type=_results.RESULT, help="Of the curve: a .png, .svg or .pdf file."),
+    click.option("--figure", type=shared.RESULT, help="Of the curve: a .png, .svg or .pdf file."),
 )
 _MINIMAL = shared.heading(
     "Smallest perturbations",

@@ -23,10 +23,8 @@ from tnn_robust.base.errors import InputError
 @shared.attacking
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
-@click.option(
-    "--figure", type=_results.RESULT, help="Of the trajectory: a .png, .svg or .pdf file."
-)
-@_results.json_option
+@click.option("--figure", type=shared.RESULT, help="Of the trajectory: a .png, .svg or .pdf file.")
+@shared.json_option
 @shared.overwriting
 def main(
     json_file: Path | None,

@@ -88,9 +88,9 @@ _SWEEP = shared.heading(
     ),
     click.option("--resume", is_flag=True, help="Of --sweep: go on at the row it was on."),
     click.option(
-        "--csv", "csv_file", type=_results.RESULT, help="Of --sweep: the table, a line a row."
+        "--csv", "csv_file", type=shared.RESULT, help="Of --sweep: the table, a line a row."
     ),
-    click.option("--figure", type=_results.RESULT, help="Of --sweep: a .png, .svg or .pdf file."),
+    click.option("--figure", type=shared.RESULT, help="Of --sweep: a .png, .svg or .pdf file."),
 )
 
 
@@ -101,9 +101,9 @@ _SWEEP = shared.heading(
 @_TRAINING
 @shared.attacking
 @click.option("--seed", type=shared.SEED, default=0)
-@click.option("--out", type=_results.RESULT, required=True, help="The new run directory.")
+@click.option("--out", type=shared.RESULT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@_results.json_option
+@shared.json_option
 @_SWEEP
 def main(
     json_file: Path | None,

@@ -18,17 +18,15 @@ POINTS = ".safetensors"
 
 @shared.command("tnn-report")
 @click.argument("files", nargs=-1, required=True, type=shared.OUT)
-@click.option(
-    "--html", type=_results.RESULT, help="Write all reports as one page, e.g. report.html."
-)
-@click.option("--figure", type=_results.RESULT, help="Draw one picture: a .png, .svg or .pdf file.")
+@click.option("--html", type=shared.RESULT, help="Write all reports as one page, e.g. report.html.")
+@click.option("--figure", type=shared.RESULT, help="Draw one picture: a .png, .svg or .pdf file.")
 @click.option(
     "--picture",
     metavar="NAME",
     help="Which picture --figure draws: accuracy, spectra, curve, sweep or gallery. "
     "Default: the report's first.",
 )
-@click.option("--card", type=_results.RESULT, help="Write a model card in Markdown, e.g. card.md.")
+@click.option("--card", type=shared.RESULT, help="Write a model card in Markdown, e.g. card.md.")
 @click.option("--title", help="Of the page.  [default: the names of the files]")
 @click.option("--data-dir", metavar="DIR", help="Where the data of a gallery are.")
 @shared.overwriting
@@ -60,18 +58,19 @@ def main(
     from tnn_robust.reporting.html import write_page
     from tnn_robust.reporting.pictures import chosen_picture
 
-    asked = ((html, choices.PAGE), (figure, choices.FIGURE), (card, choices.CARD))
-    written = [(path, (kind,)) for path, kind in asked if path is not None]
-    with _results.writing(written, overwrite=overwrite):
+    asked = ((html, (choices.PAGE,)), (figure, (choices.FIGURE,)), (card, (choices.CARD,)))
+    wanted = [(path, kinds) for path, kinds in asked if path is not None]
+    with _results.writing(wanted, overwrite=overwrite):
         sections = [_section(path, data_dir) for path in files]
+        pictures = [one for each in sections for one in each.pictures]
         if figure is not None:
-            chosen_picture([p for one in sections for p in one.pictures], picture).save(figure)
+            chosen_picture(pictures, picture).save(figure)
         if card is not None:
             model_card(card, sections)
         if html is not None:
             write_page(html, sections, title or ", ".join(one.title for one in sections))
-    if written:
-        _render.show_lines([f"Saved in {', '.join(str(path) for path, _ in written)}."])
+    if wanted:
+        _render.show_lines([f"Saved in {', '.join(str(path) for path, _ in wanted)}."])
         return
     for one in sections:
         _render.show_lines(["", *one.summary, ""])

@@ -44,7 +44,7 @@ ENGINES = ("processes", "dask")
 @shared.scheduler
 @shared.device
 @shared.data_place
-@click.option("--out", type=_results.RESULT, required=True, help="Directory of what is found.")
+@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
 def main(out: Path, **given: Any) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @shared.command("tnn-sweep")
 @click.argument("spec", type=shared.OUT)
-@click.option("--out", type=_results.RESULT, required=True, help="Directory of what is found.")
+@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
 @shared.scheduler
 @click.option(
     "--workers",

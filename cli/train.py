@@ -96,7 +96,7 @@ _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
     help="0:20 or 1,5: a network each, trained side by side, into OUT/seed-0, ...",
 )
 @shared.device
-@click.option("--out", type=_results.RESULT, required=True, help="The run directory.")
+@click.option("--out", type=shared.RESULT, required=True, help="The run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
 def main(out: Path, **given: Any) -> None:
