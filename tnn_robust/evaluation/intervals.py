@@ -9,21 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnn_robust.base.codec import Interval
+from tnn_robust.base.proportion import CONFIDENCE, accuracy_interval
 
-CONFIDENCE = 0.95
 # Examples above the mean of a part; with fewer an interval of a mean rests on too little, and in
 # simulations (scripts/coverage.py) came out too wide rather than too narrow.
 FEW = 20
 _RESAMPLES = 2000
+_ROUNDING = 1e-6  # of an error; a draw's own below it is none
 _HELD = 2**21  # draws held at once, which bounds the memory
-
-
-def accuracy_interval(correct: int, n: int) -> Interval:
-    """Clopper-Pearson interval of a proportion: exact, so never too narrow."""
-    from scipy import stats  # here: half a second that only a finished report needs
-
-    found = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="exact")
-    return float(found.low), float(found.high)
 
 
 def accuracy_gap_interval(train: tuple[int, int], test: tuple[int, int]) -> Interval:
@@ -146,7 +139,8 @@ def _studentised(found: float, error: float, means: NDArray, errors: NDArray) ->
     """From an estimate and its error, and both resampled, (r,)."""
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(means, tails)
-    spread = errors > 0
+    # Draws of values that are one but for rounding have no error to measure a mean by.
+    spread = errors > _ROUNDING * error
     if error > 0 and spread.any():
         ratios = np.abs(means[spread] - found) / errors[spread]
         half = float(np.quantile(ratios, CONFIDENCE)) * error

@@ -242,7 +242,7 @@ def evaluate_steps(
         if checks:
             yield Progress("masking checks, test", 0, 1)
             with team.agreeing(), matmul_precision(FULL):
-                done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
+                done = _checked(subject, dataset, parts["test"], attacks, merged, seeds[0])
         about = _with_notes(subject.info, job, beside, attacks)
         report = make_report(merged, about, info, seeds[0], suite, done)
         if examples:
@@ -277,11 +277,16 @@ def _seed_by_seed(
 
 
 def _checked(
-    subject: Subject, dataset: Dataset, test: Target, attacks: Sequence[Attack], seed: int
+    subject: Subject,
+    dataset: Dataset,
+    test: Target,
+    attacks: Sequence[Attack],
+    found: Sequence[Attacked],
+    seed: int,
 ) -> list[Check]:
     held = (test.examples, test.indices)
     twin = dense_twin(subject.info, subject.device)
-    return report_checks(subject, dataset, held, attacks, seed, twin)
+    return report_checks(subject, dataset, held, attacks, found, seed, twin)
 
 
 def _examples(
