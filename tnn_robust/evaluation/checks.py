@@ -159,11 +159,12 @@ def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
         transform="identity",
     )
     device = subject.device
-    twin = new_model(plain, seed, dtype=dataset.train.x.dtype).to(device)
-    order = torch.randperm(len(dataset.train.y), generator=torch.Generator().manual_seed(seed))
-    rows = order[:_SURROGATE_EXAMPLES]
-    x = dataset.train.x[rows].reshape(len(rows), -1, 1).to(device)
-    y = dataset.train.y[rows].to(device)
+    # An attacker may train on any examples: without a training part on those of the test part.
+    part = dataset.train if len(dataset.train.y) else dataset.test
+    order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(seed))
+    x, y = (column.to(device) for column in part.rows(order[:_SURROGATE_EXAMPLES]))
+    x = x.flatten(1).unsqueeze(2)
+    twin = new_model(plain, seed, dtype=x.dtype).to(device)
     optimizer = make_optimizer(twin, _SURROGATE)
     for _ in fit(
         twin,
