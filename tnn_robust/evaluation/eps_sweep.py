@@ -16,6 +16,7 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.evaluation.agp import measure_parts
 from tnn_robust.evaluation.curve_results import CurvePoint, EpsCurve
 from tnn_robust.evaluation.risk import (
+    NO_OUTCOMES,
     Check,
     Outcomes,
     fresh_rows,
@@ -25,14 +26,13 @@ from tnn_robust.evaluation.risk import (
 
 
 class SweptBlock(NamedTuple):
-    """A stretch of examples swept: how many so far, their outcomes at each eps, their points.
+    """A stretch of examples swept: its first row, its outcomes at each eps, its points.
 
     x_adv: (n, d, c) on the CPU, the point behind the last outcomes: the one that
     broke an example, else the best one found.
     """
 
-    done: int
-    total: int
+    start: int
     outcomes: tuple[Outcomes, ...]
     x_adv: Tensor
 
@@ -62,6 +62,7 @@ def curve_part(
     seed: int,
     block: int,
     follow_broken: bool = False,
+    starts: Sequence[int] | None = None,
 ) -> Iterator[SweptBlock]:
     """Sweep examples block by block through rising eps; the outcomes of each are monotone.
 
@@ -74,6 +75,7 @@ def curve_part(
     follow_broken: attack broken examples too, which changes no verdict and only
         raises their loss; else they keep the loss that broke them, a lower
         bound of the risk that falls behind the more of them there are.
+    starts: first rows of the blocks to do, multiples of `block`; None does all.
 
     A point of a smaller ball lies in the larger one. So an example broken once
     stays broken, a standing one starts from its best point so far, and the loss
@@ -82,7 +84,7 @@ def curve_part(
     Raises InputError for sizes that do not rise, AttackError as `attack_part`.
     """
     require_rising(sizes)
-    for first in range(0, len(x), block):
+    for first in range(0, len(x), block) if starts is None else starts:
         clean, labels, where = fresh_rows(first, first + block, x, y, indices)
         streams = Streams(seed, where)
         state = _clean_state(model, clean, labels, loss)
@@ -94,7 +96,7 @@ def curve_part(
                     model, clean, labels, streams, state, attack, check, loss, follow_broken
                 )
             found.append(state.outcomes)
-        yield SweptBlock(min(first + block, len(x)), len(x), tuple(found), state.x_adv.cpu())
+        yield SweptBlock(first, tuple(found), state.x_adv.cpu())
 
 
 class _State(NamedTuple):
@@ -161,14 +163,14 @@ def _worse(old: Outcomes, new: Outcomes) -> tuple[Outcomes, Tensor]:
     return merged, taken
 
 
-def join_sweep(blocks: Sequence[SweptBlock]) -> list[Outcomes]:
-    """Blocks of one part, one after the other: the outcomes of all examples at each eps."""
-    return [join(list(column)) for column in zip(*(b.outcomes for b in blocks), strict=True)]
+def join_sweep(blocks: Sequence[Sequence[Outcomes]]) -> list[Outcomes]:
+    """Outcomes at each eps of the blocks of one part, one after the other, as those of all."""
+    return [join(column) for column in zip(*blocks, strict=True)]
 
 
 def curve_of(
     sizes: Sequence[float],
-    train: Sequence[Outcomes],
+    train: Sequence[Outcomes] | None,
     test: Sequence[Outcomes],
     *,
     norm: str,
@@ -178,27 +180,31 @@ def curve_of(
     risk_complete: bool,
     model: dict[str, Any] | None = None,
     dataset: dict[str, Any] | None = None,
-    certified: tuple[Tensor, Tensor] | None = None,
+    certified: Sequence[Tensor] = (),
 ) -> EpsCurve:
     """The curve of two sweeps, with intervals as in the gap report; `seed` drives the bootstrap.
 
     train, test: outcomes at each of `sizes`. y_test: (n,) int64, whose most
     frequent label makes chance level: an adversary cannot push a constant guess
     below it, while any other decision falls to 0 in a ball that holds points of
-    every class. certified: certified radii (n,) of both parts in the same norm.
+    every class. certified: certified radii (n,) of the parts, in the same norm. train: None
+    where there is no training part.
     """
     require_rising(sizes)
     points = []
     # One bootstrap for all eps: intervals move along the curve with the data, not the draw.
-    measured = measure_parts(list(zip(train, test, strict=True)), seed)
-    for size, a, b, found in zip(sizes, train, test, measured, strict=True):
-        counts: list[int] = []
-        for radii, outcomes, part in zip(
-            certified or (), (a, b), ("training", "test"), strict=False
-        ):
+
+    def parts(a: Outcomes, b: Outcomes) -> list[tuple[str, Outcomes]]:
+        return [*([] if train is None else [("training", a)]), ("test", b)]
+
+    theirs = train or [NO_OUTCOMES] * len(test)
+    measured = measure_parts(list(zip(theirs, test, strict=True)), seed)
+    for size, a, b, found in zip(sizes, theirs, test, measured, strict=True):
+        counts: dict[str, int] = {}
+        for (part, outcomes), radii in zip(parts(a, b), certified, strict=False):
             _require_sound(size, outcomes, radii, part)
-            counts.append(int((radii > size).sum()))
-        points.append(CurvePoint(size, *found, *counts))
+            counts[part] = int((radii > size).sum())
+        points.append(CurvePoint(size, *found, counts.get("training"), counts.get("test")))
     return EpsCurve(
         norm=norm,
         settings=settings,

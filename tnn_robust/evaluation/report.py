@@ -1,10 +1,8 @@
 """The adversarial gap report: a network and its data under attacks, measured and checked."""
 
-import contextlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import attacks_of, make_perturb
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.locks import released_on_error
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.team import ALONE, Team
@@ -29,13 +28,12 @@ from tnn_robust.evaluation.attack_seeds import merge_seeds
 from tnn_robust.evaluation.checks import report_checks
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.examples import attacked_examples
-from tnn_robust.evaluation.journal import Journal
+from tnn_robust.evaluation.journal import Journal, identity, journal_of
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.rows import Points, attacked, check_attacks, make_report, points_of
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.blocks import compute_block
-from tnn_robust.models.checkpoint import versions
 
 PARTS = ("train", "test")
 
@@ -92,6 +90,8 @@ def evaluate(
     Parameters
     ----------
     model: a t-NN, or any torch module on (n, d, c) or on images (n, channels, h, w).
+    data: its training part is taken for the network's training sample; of other data
+        (`load_data(..., like=)`) the test part alone is attacked, and there is no AGP.
     attacks: one or several; None for a suite.
     suite: quick (the default), standard for a published figure, or paper; of `threat`,
         by default l_inf 8/255.
@@ -108,7 +108,6 @@ def evaluate(
     """
     subject = live_subject(model, data, loss)
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
         subject = subject.kept_in(Path(out))
     if attacks is None:
         suite = suite or "quick"
@@ -214,45 +213,41 @@ def evaluate_steps(
             raise InputError("keeping points, one of an example, takes one seed", field="save_adv")
         check_attacks(attacks, subject)
         parts = targets_of(subject, dataset, n, seeds[0])
-        for part in PARTS:
-            team.require_at_least_one(len(parts[part].indices), f"{part} examples")
+        for part, target in parts.items():
+            team.require_at_least_one(len(target.indices), f"{part} examples")
     info, block = describe_data(dataset), compute_block(subject.model, subject.device)
-    header = _header(subject, info, attacks, suite, seeds, n, block)
+    if resume and keep_points:
+        raise InputError(
+            "a resumed evaluation keeps no points: its blocks are figures, not points",
+            field="save_adv",
+        )
+    header = identity(subject, info, attacks, kind=suite, seeds=seeds, n=n, block=block)
     own = partial(make_perturb, transform=subject.transform)
     job = Job(
         subject=subject,
         block=block,
         batch_size=batch_size,
         keep_points=keep_points or examples,
-        journal=_journal(subject, header, journal, resume, keep_points, team),
+        journal=journal_of(subject, header, resume=resume, team=team)
+        if journal or resume
+        else None,
         team=team,
         together=block,
         perturb_of=own if beside is None else beside.perturb_of,
     )
-    with _let_go_on_error(job.journal):
+    with released_on_error(job.journal):
         runs, points = yield from _seed_by_seed(job, parts, attacks, suite, seeds)
         merged = merge_seeds(seeds, runs, sequential=is_sequential(suite))
         done: list[Check] = []
         if checks:
             yield Progress("masking checks, test", 0, 1)
             with team.agreeing(), matmul_precision(FULL):
-                done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
+                done = _checked(subject, dataset, parts["test"], attacks, merged, seeds[0])
         about = _with_notes(subject.info, job, beside, attacks)
         report = make_report(merged, about, info, seeds[0], suite, done)
         if examples:
             report = replace(report, examples=_examples(subject, parts, attacks, merged, points))
     return Evaluated(report, attacks, tuple(merged), points, job.journal)
-
-
-@contextlib.contextmanager
-def _let_go_on_error(journal: Journal | None) -> Iterator[None]:
-    """What is on record when the work is cut off can be gone on with at once."""
-    try:
-        yield
-    except BaseException:
-        if journal is not None:
-            journal.release()
-        raise
 
 
 def _seed_by_seed(
@@ -274,19 +269,24 @@ def _seed_by_seed(
                 results[part] = yield from attack_target(job, attack, place, target)
             found.append(attacked(attack, results, time.perf_counter() - started))
             if job.keep_points:
-                points.append({p: points_of(results[p], *targets[p][1:3]) for p in PARTS})
+                points.append({p: points_of(results[p], *targets[p][1:3]) for p in targets})
             if is_sequential(suite):
-                targets = {p: targets[p]._replace(so_far=results[p]) for p in PARTS}
+                targets = {p: targets[p]._replace(so_far=results[p]) for p in targets}
         runs.append(found)
     return runs, points
 
 
 def _checked(
-    subject: Subject, dataset: Dataset, test: Target, attacks: Sequence[Attack], seed: int
+    subject: Subject,
+    dataset: Dataset,
+    test: Target,
+    attacks: Sequence[Attack],
+    found: Sequence[Attacked],
+    seed: int,
 ) -> list[Check]:
     held = (test.examples, test.indices)
     twin = dense_twin(subject.info, subject.device)
-    return report_checks(subject, dataset, held, attacks, seed, twin)
+    return report_checks(subject, dataset, held, attacks, found, seed, twin)
 
 
 def _examples(
@@ -298,7 +298,7 @@ def _examples(
 ) -> tuple[Example, ...]:
     return tuple(
         one
-        for part in PARTS
+        for part in parts
         for one in attacked_examples(
             subject,
             parts[part],
@@ -345,64 +345,14 @@ def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
     return notes
 
 
-def _header(
-    subject: Subject,
-    dataset_info: dict[str, Any],
-    attacks: tuple[Attack, ...],
-    suite: str | None,
-    seeds: tuple[int, ...],
-    n: int | None,
-    block: int,
-) -> dict[str, Any]:
-    """All that the outcomes are a function of."""
-    return {
-        "checkpoint": subject.digest,
-        "data": dataset_info["digest"],
-        "attacks": [attack.to_json() for attack in attacks],
-        "suite": suite,
-        "seed": list(seeds),
-        "n": n,
-        "block": block,
-        "device": str(subject.device),
-        "versions": versions(),
-    }
-
-
-def _journal(
-    subject: Subject,
-    header: dict[str, Any],
-    wanted: bool,
-    resume: bool,
-    keep_points: bool,
-    team: Team,
-) -> Journal | None:
-    """The record to resume from, in the subject's folder."""
-    if resume and keep_points:
-        raise InputError(
-            "a resumed evaluation keeps no points: its blocks are figures, not points",
-            field="save_adv",
-        )
-    folder = subject.folder
-    if folder is None:
-        if resume:
-            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
-        return None
-    # Somebody else's run can be attacked without writing to it, but not resumed.
-    if not wanted or not (resume or os.access(folder, os.W_OK)):
-        return None
-    return Journal(folder, header, resume=resume, team=team)
-
-
 def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:
-    """Both parts, at most n examples of each drawn by seed, on the model's device."""
+    """The parts that have examples, at most n of each drawn by seed, on the model's device."""
     place = (subject.device, subject.dtype)
-    held = {part: subset(getattr(dataset, part), n, seed, *place) for part in PARTS}
-    return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, seed)
+    held = {name: subset(part, n, seed, *place) for name, part in dataset.parts.items()}
+    return _reseeded({name: Target(name, *one, seed=0) for name, one in held.items()}, seed)
 
 
 def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
     """The same examples with the noise of another seed."""
     # The two parts count their examples from 0: keep their noise apart.
-    return {
-        part: targets[part]._replace(seed=2 * seed + number) for number, part in enumerate(PARTS)
-    }
+    return {part: one._replace(seed=2 * seed + PARTS.index(part)) for part, one in targets.items()}
