@@ -1,4 +1,4 @@
-"""Who tnn-attack attacks: run directories, a user's own networks, or several side by side."""
+"""Whose network a command takes: run directories, a user's own, or several side by side."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ subjects = shared.options(
             "models",
             multiple=True,
             metavar="PACKAGE.MODULE:CALLABLE",
-            help="Attack this torch module instead: the code is imported and called. "
+            help="Take this torch module instead: the code is imported and called. "
             "Data, eps and loss are those of RUN, or give --dataset.",
         ),
         click.option(
@@ -61,7 +61,8 @@ def _check(
     if compare and recorded:
         raise InputError("--verify is of one network: it takes no --compare")
     if not (runs or models or recorded):
-        raise InputError("tnn-attack needs a RUN directory, a --model or --verify FILE")
+        name = click.get_current_context().command.name
+        raise InputError(f"{name} needs a RUN directory or a --model")
     if compare and len(runs) + len(models) < 2:
         raise InputError("--compare needs at least two networks")
     if not compare and (len(runs) > 1 or len(models) > 1):

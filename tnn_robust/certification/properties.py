@@ -1,0 +1,39 @@
+"""Properties of an ONNX network, file by file."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tnn_robust.base.errors import InputError
+from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.certification.certify import require_time
+from tnn_robust.certification.decide import decide
+from tnn_robust.certification.onnx_network import read_onnx
+from tnn_robust.certification.property_results import PropertyReport, PropertyRow
+from tnn_robust.certification.vnnlib import read_vnnlib
+from tnn_robust.models.checkpoint import versions
+
+
+def property_steps(
+    network: Path, properties: Sequence[Path], *, time_limit: float = 60.0, seed: int = 0
+) -> Steps[PropertyReport]:
+    """Decide VNN-LIB properties of an ONNX network; see `decide`.
+
+    time_limit: seconds a property, from its reading on. Raises DataError for files that are no
+    such network or property.
+    """
+    require_time(time_limit)
+    if not properties:
+        raise InputError("a network needs at least one property, got none")
+    held = read_onnx(network)
+    digest = hashlib.sha256(network.read_bytes()).hexdigest()
+    wanted = [read_vnnlib(path) for path in properties]
+    rows: list[PropertyRow] = []
+    for path, one in zip(properties, wanted, strict=True):
+        started = time.perf_counter()
+        answer = decide(held.chain, one, run=held.run, time_limit=time_limit, seed=seed)
+        point = (None if t is None else tuple(map(float, t)) for t in (answer.x, answer.y))
+        rows.append(PropertyRow(str(path), answer.result, time.perf_counter() - started, *point))
+        yield Progress(f"certify, {path.name}", len(rows), len(properties), rows[-1])
+    return PropertyReport(str(network), digest, time_limit, versions(), tuple(rows))
