@@ -6,9 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _subjects
-from tnn_robust_cli._attack_asked import Network
 
-from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
 
@@ -30,15 +28,6 @@ _METHOD = shared.heading(
         default=True,
         help="Also attack every example: breaks what is not certified, and checks what is.",
     ),
-    click.option("--seed", type=shared.SEED, default=0, help="Of the examples and the attack."),
-    shared.device,
-)
-_EXAMPLES = shared.heading(
-    "Examples",
-    click.option("--part", default="test", help="train or test."),
-    click.option("--n", type=click.IntRange(min=1), help="At most so many, drawn by --seed."),
-    click.option("--first", type=click.IntRange(min=1), help="The first so many instead."),
-    shared.data_place,
 )
 _REPORT = shared.heading(
     "Report",
@@ -63,7 +52,7 @@ _PROPERTY = shared.heading(
 
 @shared.command("tnn-certify")
 @_subjects.subjects
-@shared.options(_THREAT, _METHOD, _EXAMPLES, _REPORT, _PROPERTY)
+@shared.options(_THREAT, _METHOD, _subjects.examples, _REPORT, _PROPERTY)
 def main(
     properties: tuple[Path, ...],
     json_file: Path | None,
@@ -72,9 +61,6 @@ def main(
     figure: Path | None,
     overwrite: bool,
     resume: bool,
-    device: str,
-    data_dir: str | None,
-    download: bool,
     **given: Any,
 ) -> None:
     """Certify the decisions of a run directory's network, or of a torch Sequential.
@@ -97,17 +83,11 @@ def main(
     if properties:
         _properties(given, properties, json_file)
         return
-    place = {"data_dir": data_dir, "download": download}
-    (network,) = _subjects.take({**given, **place}, compare=False, recorded=False)
     _check_forms(examples, figure)
-    eps = given["eps"]
-    asked = {name: given[name] for name in ("norm", "channels", "faces")}
-    choice = AttackChoice(eps=eps.sizes if eps else (), **asked)
-    keys = ("part", "method", "time_limit", "attack", "n", "first", "seed")
-    settings = {name: given[name] for name in keys}
+    settings = {name: given[name] for name in ("method", "time_limit", "attack")}
     settings |= {"resume": resume, "examples": examples is not None}
     to = {"json_file": json_file, "save_adv": save_adv, "examples": examples, "figure": figure}
-    _certify(network, choice, settings, {"device": device, **place}, to)
+    _certify(given, settings, to)
 
 
 def _check_forms(examples: Path | None, figure: Path | None) -> None:
@@ -117,19 +97,12 @@ def _check_forms(examples: Path | None, figure: Path | None) -> None:
         raise InputError(f"--figure is a .png or .svg file, got {figure}")
 
 
-def _certify(
-    network: Network,
-    choice: AttackChoice,
-    settings: dict[str, Any],
-    place: dict[str, Any],
-    to: dict[str, Path | None],
-) -> None:
+def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path | None]) -> None:
     """Certify, write what was asked for, and print."""
     from tnn_robust_cli import _render
 
-    from tnn_robust.evaluation.certified import certified_steps, save_broken, threats_of
+    from tnn_robust.evaluation.certified import certified_steps, save_broken
     from tnn_robust.evaluation.certified_results import CertifiedExample
-    from tnn_robust.evaluation.subject import load_subject
     from tnn_robust.reporting.certified import (
         certified_figure,
         certified_notes,
@@ -138,12 +111,12 @@ def _certify(
     )
     from tnn_robust.reporting.examples import write_examples
 
-    lent = {name: getattr(network, name) for name in ("model", "model_input", "data")}
-    subject, dataset = load_subject(network.run, **lent, **place)
-    threats = threats_of(choice, subject.trained)
+    chosen = _subjects.chosen(given)
+    subject, dataset = _subjects.load(given)
+    threats = _subjects.threats(given, subject)
     if to["figure"] is not None:
         require_eps(threats)
-    steps = certified_steps(subject, dataset, threats, journal=True, **settings)
+    steps = certified_steps(subject, dataset, threats, journal=True, **chosen, **settings)
     with shared.going_on(subject.folder, "what is decided"):
         found = _render.follow(steps)
     report = found.report
@@ -175,7 +148,7 @@ def _properties(
         given["runs"][0], properties, time_limit=given["time_limit"], seed=given["seed"]
     )
     report = _render.follow(steps)
-    single = len(properties) == 1
+    single = len(properties) == 1 and not properties[0].is_dir()
     tables = [] if single else property_tables(report)
     lines = competition_lines(report) if single else []
     _render.deliver(report.to_json(), json_file, tables, [])

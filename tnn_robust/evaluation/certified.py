@@ -1,7 +1,6 @@
 """Certificates of a network on a part of its data: several threats, resumable, as one report."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from tnn_robust.evaluation.certified_results import (
 from tnn_robust.evaluation.decided_journal import Batch, DecidedJournal
 from tnn_robust.evaluation.examples import judged
 from tnn_robust.evaluation.intervals import accuracy_interval
+from tnn_robust.evaluation.journal import journal_folder
 from tnn_robust.evaluation.report import PARTS
 from tnn_robust.evaluation.size_notes import size_notes
 from tnn_robust.evaluation.subject import Subject, live_subject
@@ -145,7 +145,7 @@ def certified_steps(
     """The same of a subject, step by step; journal: keep a record of what is decided in the
     subject's folder, removed by the result's `finish`."""
     _check(subject, threats, part, method, time_limit)
-    held, indices = _selected(subject, dataset, part, n, first, seed)
+    held, indices = selected(subject, dataset, part, n, first, seed)
     chain_of(subject.model, held.x)
     info = describe_data(dataset)
     settings = {"method": method, "time_limit": time_limit, "attack": attack, "seed": seed}
@@ -205,7 +205,7 @@ def _check(
         ball_for(threat, subject.transform)
 
 
-def _selected(
+def selected(
     subject: Subject, dataset: Dataset, part: str, n: int | None, first: int | None, seed: int
 ) -> tuple[Part, Tensor]:
     """The examples asked for, on the model's device, and their places in the part."""
@@ -222,14 +222,8 @@ def _selected(
 
 
 def _journal(subject: Subject, header: dict[str, Any], *, resume: bool) -> DecidedJournal | None:
-    folder = subject.folder
-    if folder is None:
-        if resume:
-            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
-        return None
-    if not (resume or os.access(folder, os.W_OK)):
-        return None
-    return DecidedJournal(folder, header, resume=resume)
+    folder = journal_folder(subject, resume=resume)
+    return None if folder is None else DecidedJournal(folder, header, resume=resume)
 
 
 def _row(job: _Job, number: int, threat: Threat) -> Steps[tuple[Certification, float]]:

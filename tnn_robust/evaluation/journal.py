@@ -3,16 +3,21 @@
 A report is a function of these blocks, so a resumed one is the same.
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.codec import decoded
-from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.journal import WorkJournal, unfinished_in
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
+from tnn_robust.evaluation.subject import Subject
+from tnn_robust.models.checkpoint import versions
 
 PREFIX = "attack-"
 
@@ -48,6 +53,49 @@ class Journal(WorkJournal[Key, tuple[Key, FinishedBlock]]):
     def of(self, attack: int, part: str) -> dict[int, FinishedBlock]:
         """The finished blocks of one attack on one part, by their first row."""
         return {k[2]: entry for k, (_, entry) in self.known.items() if k[:2] == (attack, part)}
+
+
+def identity(
+    subject: Subject,
+    data: dict[str, Any],
+    attacks: Sequence[Attack],
+    *,
+    kind: str | None,
+    seeds: Sequence[int],
+    n: int | None,
+    block: int,
+) -> dict[str, Any]:
+    """All that outcomes are a function of; kind: the suite, or the way attacks are used."""
+    return {
+        "checkpoint": subject.digest,
+        "data": data["digest"],
+        "attacks": [attack.to_json() for attack in attacks],
+        "suite": kind,
+        "seed": list(seeds),
+        "n": n,
+        "block": block,
+        "device": str(subject.device),
+        "versions": versions(),
+    }
+
+
+def journal_of(
+    subject: Subject, header: dict[str, Any], *, resume: bool, team: Team = ALONE
+) -> Journal | None:
+    """The record in the subject's folder, if it has one that may be written to."""
+    folder = journal_folder(subject, resume=resume)
+    return None if folder is None else Journal(folder, header, resume=resume, team=team)
+
+
+def journal_folder(subject: Subject, *, resume: bool) -> Path | None:
+    """The subject's folder where it may be written to; InputError for none to resume from."""
+    folder = subject.folder
+    if folder is None:
+        if resume:
+            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
+        return None
+    # Somebody else's run can be attacked without writing to it, but not resumed.
+    return folder if resume or os.access(folder, os.W_OK) else None
 
 
 def unfinished(folder: Path) -> list[Path]:
