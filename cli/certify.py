@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _subjects
 
@@ -48,6 +49,8 @@ _PROPERTY = shared.heading(
         help="RUN is an ONNX network: answer sat, with a point, or unsat; several give a table.",
     ),
 )
+
+_OF_PROPERTIES = ("runs", "properties", "time_limit", "seed", "json_file", "overwrite")
 
 
 @shared.command("tnn-certify")
@@ -142,8 +145,17 @@ def _properties(
     from tnn_robust.certification.properties import property_steps
     from tnn_robust.reporting.certified import competition_lines, property_tables
 
-    if len(given["runs"]) != 1 or given["models"]:
+    if len(given["runs"]) != 1:
         raise InputError("--vnnlib takes one ONNX network: tnn-certify net.onnx --vnnlib FILE")
+    context = click.get_current_context()
+    typed = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in _OF_PROPERTIES
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+    if typed:
+        raise InputError(f"{', '.join(typed)}: a property says all of that itself")
     steps = property_steps(
         given["runs"][0], properties, time_limit=given["time_limit"], seed=given["seed"]
     )
