@@ -13,6 +13,7 @@ from tnn_robust.base.files import WRITER, write_bytes, write_lines
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.certify import chain_of
 from tnn_robust.certification.chain import Chain, merged
+from tnn_robust.models.images import to_tvectors
 
 _OPSET, _IR = 13, 8  # old enough for the verifiers of the field
 
@@ -59,7 +60,11 @@ def _model(chain: Chain, shape: tuple[int, ...]) -> bytes:
     from onnx import TensorProto, checker, helper, numpy_helper
 
     nodes, held, now = [helper.make_node("Flatten", ["x"], ["h0"], axis=1)], [], "h0"
-    for number, (matrix, bias, relu) in enumerate(layers_of(chain), 1):
+    layers = layers_of(chain)
+    if len(shape) == 3:  # images, whose entries are in another order than their t-vectors'
+        places = to_tvectors(torch.arange(int(np.prod(shape))).reshape(1, *shape)).flatten()
+        layers[0] = (layers[0][0][:, places.argsort().numpy()], *layers[0][1:])
+    for number, (matrix, bias, relu) in enumerate(layers, 1):
         names = (f"weight{number}", f"bias{number}")
         held += [numpy_helper.from_array(t, n) for t, n in zip((matrix, bias), names, strict=True)]
         out = f"z{number}"
@@ -104,10 +109,15 @@ def export_property(path: Path | str, x: Tensor, y: int, threat: Threat, scores:
     write_lines(Path(path), (f"{line}\n" for line in lines))
 
 
-def _box(x: Tensor, threat: Threat) -> tuple[list[float], list[float]]:
-    """The sides of the box around an example, entry by entry, row by row."""
+def require_box(threat: Threat) -> None:
+    """InputError for a threat that VNN-LIB has no words for."""
     if threat.norm != "linf" or threat.faces is not None:
         raise InputError(f"a VNN-LIB property is of a box, norm linf, got {threat}", field="norm")
+
+
+def _box(x: Tensor, threat: Threat) -> tuple[list[float], list[float]]:
+    """The sides of the box around an example, entry by entry, row by row."""
+    require_box(threat)
     wide, reach = x.double().cpu(), torch.zeros_like(x, dtype=torch.float64, device="cpu")
     c = x.shape[1]
     start, stop = (0, c) if threat.channels is None else parse_range(threat.channels, c, "channels")

@@ -5,7 +5,7 @@ from pathlib import Path
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.files import require_writable, write_lines
 from tnn_robust.base.threat import Threat
-from tnn_robust.certification.export import export_onnx, export_property
+from tnn_robust.certification.export import export_onnx, export_property, require_box
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.certified import selected
 from tnn_robust.evaluation.subject import Subject
@@ -36,6 +36,8 @@ def export(
     if n is None and first is None:
         first = _FIRST
     held, indices = selected(subject, dataset, part, n, first, seed)
+    if folder is not None:
+        require_box(threat)
     name = threat.text.replace("/", "-")
     files = [folder / f"{part}_{i}_{name}.vnnlib" for i in indices.tolist()] if folder else []
     listed = [folder / "instances.csv"] if folder else []
