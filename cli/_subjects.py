@@ -64,11 +64,11 @@ def load(given: dict[str, Any]) -> "tuple[Subject, Dataset]":
 
 def threats(given: dict[str, Any], subject: "Subject") -> "tuple[Threat, ...]":
     """The threats of the options of `_options.threat`, with the defaults of a run."""
-    from tnn_robust.evaluation.certified import threats_of
+    from tnn_robust.evaluation.certificates import chosen_threats
 
     asked = {name: given[name] for name in ("norm", "channels", "faces")}
     eps = given["eps"].sizes if given["eps"] else ()
-    return threats_of(AttackChoice(eps=eps, **asked), subject.trained)
+    return chosen_threats(AttackChoice(eps=eps, **asked), subject.trained)
 
 
 def chosen(given: dict[str, Any]) -> dict[str, Any]:

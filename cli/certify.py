@@ -104,12 +104,12 @@ def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path
     """Certify, write what was asked for, and print."""
     from tnn_robust_cli import _render
 
-    from tnn_robust.evaluation.certified import certified_steps, save_broken
-    from tnn_robust.evaluation.certified_results import CertifiedExample
-    from tnn_robust.reporting.certified import (
-        certified_figure,
-        certified_notes,
-        certified_tables,
+    from tnn_robust.evaluation.certificate_results import CertifiedExample
+    from tnn_robust.evaluation.certificates import certified_steps, save_broken
+    from tnn_robust.reporting.certificates import (
+        certificate_figure,
+        certificate_notes,
+        certificate_tables,
         require_eps,
     )
     from tnn_robust.reporting.examples import write_examples
@@ -129,10 +129,10 @@ def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path
         if to["examples"] is not None:
             write_examples(to["examples"], report.examples, CertifiedExample)
         if to["figure"] is not None:
-            certified_figure(report, to["figure"])
+            certificate_figure(report, to["figure"])
     finally:  # what cannot be written must not cost the report too
-        notes = certified_notes(report)
-        _render.deliver(report.to_json(), to["json_file"], certified_tables(report), notes)
+        notes = certificate_notes(report)
+        _render.deliver(report.to_json(), to["json_file"], certificate_tables(report), notes)
     found.finish()
 
 
@@ -143,7 +143,7 @@ def _properties(
     from tnn_robust_cli import _render
 
     from tnn_robust.certification.properties import property_steps
-    from tnn_robust.reporting.certified import competition_lines, property_tables
+    from tnn_robust.reporting.certificates import competition_lines, property_tables
 
     if len(given["runs"]) != 1:
         raise InputError("--vnnlib takes one ONNX network: tnn-certify net.onnx --vnnlib FILE")

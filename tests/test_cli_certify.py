@@ -21,7 +21,7 @@ from tnn_robust.base.files import read_tensors
 from tnn_robust.base.losses import margin
 from tnn_robust.certification import certify as certify_module
 from tnn_robust.certification.results import BROKEN
-from tnn_robust.evaluation import certified as certified_module
+from tnn_robust.evaluation import certificates as certificates_module
 from tnn_robust.evaluation.subject import load_subject
 
 
@@ -40,7 +40,7 @@ def test_the_report_is_what_certify_says_and_reads_back(run, tmp_path):
     printed = succeeded(run_cli("certify", run, *asked, *(one for pair in options for one in pair)))
     report = tr.load_report(files["r.json"])
     subject, data = load_subject(run)
-    tensors, _, _ = read_tensors(files["p.safetensors"], kind=certified_module.KIND)
+    tensors, _, _ = read_tensors(files["p.safetensors"], kind=certificates_module.KIND)
     rows = list(csv.DictReader(files["e.csv"].read_text().splitlines()))
     assert [one["decision"][0] for one in rows] == list("".join(r.decisions for r in report.rows))
     assert max(map(len, printed.splitlines())) <= 80 and "Auto-PGD attacked every" in printed
@@ -112,7 +112,7 @@ def test_interrupted_and_resumed_it_is_the_same_report(run, tmp_path, monkeypatc
     monkeypatch.setattr(certify_module, "_TOGETHER", 3)
     whole, again = tmp_path / "whole.json", tmp_path / "again.json"
     succeeded(run_cli("certify", run, *options, whole))
-    honest, calls = certified_module.DecidedJournal.add, []
+    honest, calls = certificates_module.DecidedJournal.add, []
 
     def add(journal, batches):
         honest(journal, batches)
@@ -120,7 +120,7 @@ def test_interrupted_and_resumed_it_is_the_same_report(run, tmp_path, monkeypatc
         if len(calls) < 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(certified_module.DecidedJournal, "add", add)
+    monkeypatch.setattr(certificates_module.DecidedJournal, "add", add)
     for resume in ((), ("--resume",)):
         stopped = run_cli("certify", run, *options, again, *resume)
         assert stopped.exit_code == 130 and "go on with --resume" in stopped.stderr

@@ -32,7 +32,7 @@ _FACE = {
     "load_report": "reporting.saved",
     "bound": "evaluation.bounds",
     "certify": "certification.certify",
-    "certificates": "evaluation.certified",
+    "certificates": "evaluation.certificates",
     "compress": "compression.compress",
     "t_product": "algebra.tproduct",
     "t_svd": "algebra.tsvd",
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from tnn_robust.data.catalogue import load_data
     from tnn_robust.data.dataset import Dataset
     from tnn_robust.evaluation.bounds import bound
-    from tnn_robust.evaluation.certified import certificates
+    from tnn_robust.evaluation.certificates import certificates
     from tnn_robust.evaluation.compare import compare
     from tnn_robust.evaluation.curve import curve
     from tnn_robust.evaluation.minimal import minimal

@@ -7,7 +7,7 @@ from tnn_robust.base.files import require_writable, write_lines
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.export import export_onnx, export_property, require_box
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.evaluation.certified import selected
+from tnn_robust.evaluation.certificates import selected
 from tnn_robust.evaluation.subject import Subject
 
 _FIRST = 10

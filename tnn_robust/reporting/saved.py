@@ -8,7 +8,7 @@ from tnn_robust.base.reading import parsed_json, read_bytes, reading
 from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
-from tnn_robust.evaluation.certified_results import CertificationReport
+from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport

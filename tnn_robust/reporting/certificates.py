@@ -8,7 +8,7 @@ from tnn_robust.base.drawing import BLUE, GREY, ORANGE, band
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.property_results import PropertyReport
-from tnn_robust.evaluation.certified_results import CertificationReport
+from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, interval_text, network_notes, percent
 
@@ -21,7 +21,7 @@ _METHODS = {
 }
 
 
-def certified_tables(report: CertificationReport) -> list[Table]:
+def certificate_tables(report: CertificationReport) -> list[Table]:
     """A row a threat, narrow enough for 80 columns."""
     clean = ("clean", percent(report.rows[0].clean_accuracy), *[""] * 6)
     rows = [
@@ -42,7 +42,7 @@ def certified_tables(report: CertificationReport) -> list[Table]:
     return [Table(title, columns, [clean, *rows])]
 
 
-def certified_notes(report: CertificationReport) -> list[str]:
+def certificate_notes(report: CertificationReport) -> list[str]:
     """What a reader must know beside the table, a sentence each."""
     limit = "" if report.time_limit is None else f", at most {report.time_limit:g} s an example"
     notes = [
@@ -71,7 +71,7 @@ def require_eps(threats: Sequence[Threat]) -> None:
         raise InputError(f"a figure against eps needs two of them or more, got {count}")
 
 
-def certified_figure(report: CertificationReport, path: Path) -> None:
+def certificate_figure(report: CertificationReport, path: Path) -> None:
     """Draw the shares of certified, unknown and broken examples against eps into a .png or
     .svg file."""
     save_figure(path, (6.4, 4.2), lambda figure: _draw(figure, report))

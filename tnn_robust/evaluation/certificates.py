@@ -24,7 +24,7 @@ from tnn_robust.certification.certify import certify_steps, chain_of, require_ti
 from tnn_robust.certification.results import Certification
 from tnn_robust.data.dataset import Dataset, describe_data, subset
 from tnn_robust.data.parts import Part
-from tnn_robust.evaluation.certified_results import (
+from tnn_robust.evaluation.certificate_results import (
     CertificationReport,
     CertificationRow,
     CertifiedExample,
@@ -41,7 +41,7 @@ from tnn_robust.models.checkpoint import versions
 KIND = "certification-points"
 
 
-class Certified(NamedTuple):
+class Certificates(NamedTuple):
     """A report and what is behind it: found, a row each; indices (n,) of the examples in their
     part; journal: the record on disk, if any."""
 
@@ -141,7 +141,7 @@ def certified_steps(
     journal: bool = False,
     resume: bool = False,
     examples: bool = False,
-) -> Steps[Certified]:
+) -> Steps[Certificates]:
     """The same of a subject, step by step; journal: keep a record of what is decided in the
     subject's folder, removed by the result's `finish`."""
     _check(subject, threats, part, method, time_limit)
@@ -182,10 +182,10 @@ def certified_steps(
         rows=tuple(rows),
         examples=tuple(each),
     )
-    return Certified(report, tuple(found), indices.cpu(), kept)
+    return Certificates(report, tuple(found), indices.cpu(), kept)
 
 
-def threats_of(choice: AttackChoice, trained: Attack | None) -> tuple[Threat, ...]:
+def chosen_threats(choice: AttackChoice, trained: Attack | None) -> tuple[Threat, ...]:
     """The threats of a choice of norm, eps, channels and faces, with the defaults of attacks."""
     return tuple(one.threat for one in attacks_of(replace(choice, names=("pgd",)), trained))
 
@@ -308,7 +308,7 @@ def _plain(threat: Threat) -> dict[str, Any]:
     }
 
 
-def save_broken(path: Path, certified: Certified) -> str:
+def save_broken(path: Path, certified: Certificates) -> str:
     """Write the points that break the broken examples, with the report; returns the digest.
 
     Tensors ROW.x (m, d, c) and ROW.indices (m,), ROW counting the threats from 0.
