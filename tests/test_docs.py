@@ -11,7 +11,7 @@ import click
 import pytest
 from cli_checks import succeeded
 from conftest import run_cli
-from tnn_robust_cli import attack, bound, compress, reproduce, sweep, train
+from tnn_robust_cli import attack, bound, certify, compress, export, reproduce, sweep, train
 
 from tnn_robust.base import choices
 from tnn_robust.experiments.grid import read_spec
@@ -21,8 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
     "tnn-train": train.main,
     "tnn-attack": attack.main,
+    "tnn-certify": certify.main,
     "tnn-compress": compress.main,
     "tnn-bound": bound.main,
+    "tnn-export": export.main,
     "tnn-reproduce": reproduce.main,
     "tnn-sweep": sweep.main,
 }
@@ -93,6 +95,16 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
     printed = run_python_of(ROOT / "README.md", tmp_path)
     assert "AGP (test minus train)" in printed and "masking checks" in printed
     assert "tubal ranks 4, 4, 4" in printed
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_certification_page_run(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    for name, *arguments in commands_of(ROOT / "docs" / "certification.md"):
+        succeeded(run_cli(name.removeprefix("tnn-"), *arguments))
+    assert (tmp_path / "certified.svg").is_file()
 
 
 @pytest.mark.slow

@@ -248,7 +248,8 @@ def _row(job: _Job, number: int, threat: Threat) -> Steps[tuple[Certification, f
             if job.journal is not None:
                 job.journal.add([Batch(number, progress.found, now - since)])
             seconds, since = seconds + now - since, now
-        yield progress._replace(text=f"{progress.text}, {threat}")
+        text = f"{progress.text}, {threat}: {progress.done} of {progress.total}"
+        yield progress._replace(text=text, found=progress.found or None)
 
 
 def _row_of(job: _Job, found: Certification, seconds: float) -> CertificationRow:
