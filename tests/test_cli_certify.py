@@ -109,7 +109,7 @@ COMPLETE = ("--eps", "0.03", "--n", 6, "--method", "complete", "--json")
 
 @pytest.mark.parametrize("options", [LINEAR, COMPLETE], ids=["linear", "complete"])
 def test_interrupted_and_resumed_it_is_the_same_report(run, tmp_path, monkeypatch, options):
-    monkeypatch.setattr(certify_module, "_TOGETHER", 3)
+    monkeypatch.setattr(certify_module, "TOGETHER", 3)
     whole, again = tmp_path / "whole.json", tmp_path / "again.json"
     succeeded(run_cli("certify", run, *options, whole))
     honest, calls = certificates_module.DecidedJournal.add, []
@@ -139,7 +139,7 @@ def test_interrupted_and_resumed_it_is_the_same_report(run, tmp_path, monkeypatc
 def test_a_signal_keeps_what_is_decided(run, tmp_path, number):
     options = ("--eps", "0.02", "--method", "alpha-crown", "--json")
     code = (
-        "from tnn_robust.certification import certify; certify._TOGETHER = 4; "
+        "from tnn_robust.certification import certify; certify.TOGETHER = 4; "
         "from tnn_robust_cli.certify import main; main()"
     )
     process = subprocess.Popen(

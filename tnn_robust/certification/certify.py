@@ -12,7 +12,7 @@ from tnn_robust.attacks.apgd import APGD, APGDT
 from tnn_robust.attacks.live import Live, live_model
 from tnn_robust.attacks.points import feasible, frozen, verify
 from tnn_robust.attacks.structured import ball_for
-from tnn_robust.base.choices import CERTIFY_METHODS
+from tnn_robust.base.choices import CERTIFY_METHODS, LARGEST_SEED
 from tnn_robust.base.errors import AttackError, CertificateError, InputError, unknown_choice
 from tnn_robust.base.losses import margin
 from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
@@ -39,7 +39,7 @@ from tnn_robust.models.network import TNN
 METHODS = CERTIFY_METHODS
 # Examples that are bounded together: what is lost of an interrupted certification, and what
 # the memory grows with; more would be no faster.
-_TOGETHER = 32
+TOGETHER = 32
 
 
 def certify(
@@ -151,8 +151,8 @@ class _Job:
 
 def _decide(job: _Job, known: dict[int, Decided]) -> Steps[None]:
     # Counted from the first example, so that a resumed certification has the same digits.
-    for start in range(0, len(job.y), _TOGETHER):
-        rows = range(start, min(start + _TOGETHER, len(job.y)))
+    for start in range(0, len(job.y), TOGETHER):
+        rows = range(start, min(start + TOGETHER, len(job.y)))
         left = torch.tensor([i for i in rows if i not in known], dtype=torch.int64)
         if len(left):
             yield from _decide_some(job, left.to(job.y.device), known)
@@ -213,10 +213,14 @@ def _require_same(certifier: Certifier, x: Tensor, scores: Tensor) -> None:
 def _attacked(
     job: _Job, x: Tensor, y: Tensor, left: Tensor, rows: Tensor, until: float
 ) -> dict[int, Tensor]:
-    """Points of Auto-PGD that break examples, by their place in x; both forms of the attack."""
+    """Points of Auto-PGD that break examples, by their place in x; both forms of the attack.
+
+    Restarts are attacks of their own, so that the clock is looked at between them.
+    """
     found: dict[int, Tensor] = {}
     ball = ball_for(job.threat, job.live.transform)
-    for attack in (APGD(job.threat, steps=50, restarts=2), APGDT(job.threat, steps=30)):
+    again = APGD(job.threat, steps=50)
+    for number, attack in enumerate((again, again, APGDT(job.threat, steps=30))):
         todo = left[[int(i) not in found for i in left]]
         if not len(todo) or (attack.name == "apgd-t" and job.certifier.chain.scores < 3):
             continue
@@ -224,7 +228,7 @@ def _attacked(
             break
         perturb = attack.perturbation(ball)
         with frozen(job.model), torch.enable_grad():
-            streams = Streams(job.seed, rows[todo])
+            streams = Streams((job.seed + number) % (LARGEST_SEED + 1), rows[todo])
             try:
                 points = perturb(job.live.scores, x[todo].clone(), y[todo], streams).x
             except AttackError:  # scores that are not finite somewhere: the search goes on

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.base.drawing import BLUE, GREY, ORANGE, band
+from tnn_robust.base.drawing import BLUE, GREY, ORANGE
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.property_results import PropertyReport
@@ -83,14 +83,15 @@ def _draw(figure: Any, report: CertificationReport) -> None:
     sizes = [row.eps_value for row in rows]
     certified = [100 * row.certified_accuracy for row in rows]
     standing = [100 * row.at_most for row in rows]
-    axes.fill_between(sizes, 0, certified, color=BLUE, alpha=0.35, linewidth=0, label="certified")
-    axes.fill_between(
-        sizes, certified, standing, color=GREY, alpha=0.25, linewidth=0, label="unknown"
-    )
-    axes.fill_between(sizes, standing, 100, color=ORANGE, alpha=0.35, linewidth=0, label="broken")
-    axes.plot(sizes, certified, "o-", color=BLUE)
-    axes.plot(sizes, standing, "s--", color=ORANGE)
-    band(axes, sizes, [row.certified_ci for row in rows], BLUE, 100.0)
+    # Between two eps what is certified at the larger one holds, and what breaks at the smaller.
+    shade = {"alpha": 0.35, "linewidth": 0}
+    axes.fill_between(sizes, 0, 100, color=GREY, alpha=0.2, linewidth=0, label="unknown")
+    axes.fill_between(sizes, standing, 100, color=ORANGE, step="post", label="broken", **shade)
+    axes.fill_between(sizes, 0, certified, color=BLUE, step="pre", label="certified", **shade)
+    axes.plot(sizes, standing, "s", color=ORANGE, clip_on=False)
+    low, high = ([100 * row.certified_ci[side] for row in rows] for side in (0, 1))
+    axes.vlines(sizes, low, high, color=BLUE, linewidth=1.5, clip_on=False)
+    axes.plot(sizes, certified, "o", color=BLUE, clip_on=False)
     axes.set_ylim(0, 100)
     axes.set_xlim(sizes[0], sizes[-1])
     axes.set_xlabel(f"eps, {rows[0].norm}")
