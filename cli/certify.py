@@ -143,7 +143,7 @@ def _properties(
     from tnn_robust_cli import _render
 
     from tnn_robust.certification.properties import property_steps
-    from tnn_robust.reporting.certificates import competition_lines, property_tables
+    from tnn_robust.reporting.certificates import competition_lines, property_notes, property_tables
 
     if len(given["runs"]) != 1:
         raise InputError("--vnnlib takes one ONNX network: tnn-certify net.onnx --vnnlib FILE")
@@ -162,9 +162,9 @@ def _properties(
     report = _render.follow(steps)
     single = len(properties) == 1 and not properties[0].is_dir()
     tables = [] if single else property_tables(report)
-    lines = competition_lines(report) if single else []
-    _render.deliver(report.to_json(), json_file, tables, [])
-    _render.show_chart(lines)
+    notes = [] if single else property_notes(report)
+    _render.deliver(report.to_json(), json_file, tables, notes)
+    _render.show_chart(competition_lines(report) if single else [])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tnn_robust.certification.results import BROKEN, CERTIFIED, UNKNOWN, Decided
 # the regions, and (m,) bool whether the user's network misjudges them.
 Attempt = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _STEPS = 8
-_STRETCH = 0.25  # seconds between two looks at the clock, about
+_STRETCH = 0.5  # seconds between two looks at the clock, about
 # The bound of a claim that no point contradicts; by how much is not known.
 _PROVED = 1e-300
 

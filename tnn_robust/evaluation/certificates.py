@@ -217,8 +217,7 @@ def selected(
             f"first needs a number of at least 1 and no n beside it, got {first} and {n}",
             field="first",
         )
-    start = Part(held.x[:first], held.y[:first])
-    return subset(start, None, seed, subject.device, subject.dtype)
+    return subset(held.rows(slice(0, first)), None, seed, subject.device, subject.dtype)
 
 
 def _journal(subject: Subject, header: dict[str, Any], *, resume: bool) -> DecidedJournal | None:
@@ -232,7 +231,7 @@ def _row(job: _Job, number: int, threat: Threat) -> Steps[tuple[Certification, f
     seconds = sum(batch.seconds for batch in held.values())
     steps = certify_steps(
         job.subject.model,
-        job.part,
+        (job.part.x, job.part.y),
         threat,
         **job.settings,
         decided=[one for batch in held.values() for one in batch.decided],

@@ -29,7 +29,7 @@ from tnn_robust.evaluation.eps_sweep import (
     require_rising,
 )
 from tnn_robust.evaluation.journal import FinishedBlock, Journal, identity, journal_of
-from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import check_attacks, make_check
 from tnn_robust.evaluation.subject import Subject, live_subject
@@ -119,14 +119,14 @@ def curve_steps(
     record = journal_of(subject, header, resume=resume) if journal or resume else None
     swept = {}
     with released_on_error(record), frozen(subject.model):
-        for part in PARTS:
+        for part in targets:
             swept[part] = yield from _sweep_part(subject, attacks, targets[part], block, record)
         with matmul_precision(FULL):
             certified = _certified(subject, attacks[0], targets)
         first = attacks[0]
         found = curve_of(
             sizes,
-            swept["train"],
+            swept.get("train"),
             swept["test"],
             norm=first.threat.norm,
             settings={"name": first.name, **first.settings()},
@@ -205,15 +205,12 @@ def _sweep(
     )
 
 
-def _certified(
-    subject: Subject, attack: Attack, targets: dict[str, Target]
-) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _certified(subject: Subject, attack: Attack, targets: dict[str, Target]) -> list[torch.Tensor]:
     model = subject.model
     threat = attack.threat
     if threat.norm not in TO_L2 or threat.confined or not isinstance(model, TNN):
-        return None
-    radii = []
-    for part in PARTS:
-        x, y = targets[part].examples
-        radii.append(certified_radii(model, x, y, threat.norm).cpu())
-    return radii[0], radii[1]
+        return []
+    return [
+        certified_radii(model, target.examples.x, target.examples.y, threat.norm).cpu()
+        for target in targets.values()
+    ]

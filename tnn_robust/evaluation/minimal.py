@@ -18,7 +18,7 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.curve_results import MinimalReport
 from tnn_robust.evaluation.examples import minimal_examples
-from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
@@ -32,8 +32,10 @@ def minimal(
     n: int | None = None,
     seed: int = 0,
     progress: Tell | None = None,
-) -> tuple[MinimalReport, MinimalReport]:
+) -> tuple[MinimalReport, ...]:
     """The smallest eps found that breaks each example: reports of training and test part.
+
+    Of other data than the network's (`load_data(..., like=)`) there is the test part alone.
 
     norm: linf, l2 or l1; n: at most so many examples of each part, drawn by seed. What is
     found is an upper bound of the smallest one.
@@ -44,7 +46,7 @@ def minimal(
 
 def minimal_steps(
     subject: Subject, dataset: Dataset, norm: str, *, n: int | None = None, seed: int = 0
-) -> Steps[tuple[MinimalReport, MinimalReport]]:
+) -> Steps[tuple[MinimalReport, ...]]:
     """The same of a subject; InputError for a norm it is not made for."""
     if norm not in LP:
         raise InputError(
@@ -52,7 +54,7 @@ def minimal_steps(
         )
     targets = targets_of(subject, dataset, n, seed)
     reports = []
-    for part in PARTS:
+    for part in targets:
         (x, y), indices, norms = targets[part].examples, targets[part].indices, []
         block = compute_block(subject.model, indices.device)
         with frozen(subject.model):
@@ -68,8 +70,7 @@ def minimal_steps(
         report = minimal_report(all_norms, part=part, norm=norm, settings=settings, seed=seed)
         examples = minimal_examples(subject, targets[part], all_norms)
         reports.append(replace(report, examples=tuple(examples)))
-    train, test = reports
-    return train, test
+    return tuple(reports)
 
 
 def minimal_report(

@@ -90,6 +90,8 @@ def evaluate(
     Parameters
     ----------
     model: a t-NN, or any torch module on (n, d, c) or on images (n, channels, h, w).
+    data: its training part is taken for the network's training sample; of other data
+        (`load_data(..., like=)`) the test part alone is attacked, and there is no AGP.
     attacks: one or several; None for a suite.
     suite: quick (the default), standard for a published figure, or paper; of `threat`,
         by default l_inf 8/255.
@@ -211,8 +213,8 @@ def evaluate_steps(
             raise InputError("keeping points, one of an example, takes one seed", field="save_adv")
         check_attacks(attacks, subject)
         parts = targets_of(subject, dataset, n, seeds[0])
-        for part in PARTS:
-            team.require_at_least_one(len(parts[part].indices), f"{part} examples")
+        for part, target in parts.items():
+            team.require_at_least_one(len(target.indices), f"{part} examples")
     info, block = describe_data(dataset), compute_block(subject.model, subject.device)
     if resume and keep_points:
         raise InputError(
@@ -240,7 +242,7 @@ def evaluate_steps(
         if checks:
             yield Progress("masking checks, test", 0, 1)
             with team.agreeing(), matmul_precision(FULL):
-                done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
+                done = _checked(subject, dataset, parts["test"], attacks, merged, seeds[0])
         about = _with_notes(subject.info, job, beside, attacks)
         report = make_report(merged, about, info, seeds[0], suite, done)
         if examples:
@@ -267,19 +269,24 @@ def _seed_by_seed(
                 results[part] = yield from attack_target(job, attack, place, target)
             found.append(attacked(attack, results, time.perf_counter() - started))
             if job.keep_points:
-                points.append({p: points_of(results[p], *targets[p][1:3]) for p in PARTS})
+                points.append({p: points_of(results[p], *targets[p][1:3]) for p in targets})
             if is_sequential(suite):
-                targets = {p: targets[p]._replace(so_far=results[p]) for p in PARTS}
+                targets = {p: targets[p]._replace(so_far=results[p]) for p in targets}
         runs.append(found)
     return runs, points
 
 
 def _checked(
-    subject: Subject, dataset: Dataset, test: Target, attacks: Sequence[Attack], seed: int
+    subject: Subject,
+    dataset: Dataset,
+    test: Target,
+    attacks: Sequence[Attack],
+    found: Sequence[Attacked],
+    seed: int,
 ) -> list[Check]:
     held = (test.examples, test.indices)
     twin = dense_twin(subject.info, subject.device)
-    return report_checks(subject, dataset, held, attacks, seed, twin)
+    return report_checks(subject, dataset, held, attacks, found, seed, twin)
 
 
 def _examples(
@@ -291,7 +298,7 @@ def _examples(
 ) -> tuple[Example, ...]:
     return tuple(
         one
-        for part in PARTS
+        for part in parts
         for one in attacked_examples(
             subject,
             parts[part],
@@ -321,15 +328,13 @@ def _with_notes(
 
 
 def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:
-    """Both parts, at most n examples of each drawn by seed, on the model's device."""
+    """The parts that have examples, at most n of each drawn by seed, on the model's device."""
     place = (subject.device, subject.dtype)
-    held = {part: subset(getattr(dataset, part), n, seed, *place) for part in PARTS}
-    return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, seed)
+    held = {name: subset(part, n, seed, *place) for name, part in dataset.parts.items()}
+    return _reseeded({name: Target(name, *one, seed=0) for name, one in held.items()}, seed)
 
 
 def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
     """The same examples with the noise of another seed."""
     # The two parts count their examples from 0: keep their noise apart.
-    return {
-        part: targets[part]._replace(seed=2 * seed + number) for number, part in enumerate(PARTS)
-    }
+    return {part: one._replace(seed=2 * seed + PARTS.index(part)) for part, one in targets.items()}

@@ -104,12 +104,20 @@ def _draw(figure: Any, report: CertificationReport) -> None:
 def property_tables(report: PropertyReport) -> list[Table]:
     """A row a property: its answer and the seconds it took."""
     rows = [(Path(row.file).name, row.result, f"{row.seconds:.2f}") for row in report.rows]
+    return [Table(Path(report.network).name, ("property", "answer", "s"), rows)]
+
+
+def property_notes(report: PropertyReport) -> list[str]:
+    """How many of each answer, and what they mean."""
     counts = ", ".join(
         f"{count} {name}"
         for name in ("unsat", "sat", "unknown", "timeout")
         if (count := sum(row.result == name for row in report.rows))
     )
-    return [Table(f"{Path(report.network).name}: {counts}", ("property", "answer", "s"), rows)]
+    return [
+        f"Of {len(report.rows)} properties {counts}. unsat: no input meets the property, rounding "
+        "of a float32 pass included; sat: the ONNX runtime confirms one that does."
+    ]
 
 
 def competition_lines(report: PropertyReport) -> list[str]:
