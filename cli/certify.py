@@ -19,7 +19,14 @@ _METHOD = shared.heading(
         default="alpha-crown",
         help=f"{', '.join(choices.CERTIFY_METHODS)}, each at least as tight as the one before. "
         "The default gives CROWN the easy examples and optimises slopes for the others alone: "
-        "nearly all that can be certified without a search, in a second or less an example.",
+        "nearly all that can be certified without a search, in a second or less an example. "
+        "smooth is randomised smoothing: l2 radii of a smoothed classifier, of any module.",
+    ),
+    click.option("--sigma", type=float, help="Of smooth: the noise's standard deviation."),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        help="Of smooth: noisy copies an example; 100000 if not given.",
     ),
     click.option(
         "--time-limit", type=float, default=60.0, help="Seconds an example, or a property."
@@ -75,7 +82,7 @@ def main(
     from tnn_robust.base.files import require_result_file
 
     files = {
-        json_file: ("property-report" if properties else "certification-report",),
+        json_file: (_kind_of(given["method"], properties),),
         save_adv: ("certification-points",),
         examples: (choices.EXAMPLES,),
         figure: (choices.FIGURE,),
@@ -87,10 +94,32 @@ def main(
         _properties(given, properties, json_file)
         return
     _check_forms(examples, figure)
+    if given["method"] == choices.SMOOTH:
+        _smooth(given, resume, json_file, examples)
+        return
+    if noise := _typed("sigma", "samples"):
+        raise InputError(f"{', '.join(noise)}: only with --method smooth")
     settings = {name: given[name] for name in ("method", "time_limit", "attack")}
     settings |= {"resume": resume, "examples": examples is not None}
     to = {"json_file": json_file, "save_adv": save_adv, "examples": examples, "figure": figure}
     _certify(given, settings, to)
+
+
+def _kind_of(method: str, properties: tuple[Path, ...]) -> str:
+    if properties:
+        return "property-report"
+    return "smoothed-report" if method == choices.SMOOTH else "certification-report"
+
+
+def _typed(*names: str) -> list[str]:
+    """Those of some options, by their parameters' names, that were given on the command line."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
 
 
 def _check_forms(examples: Path | None, figure: Path | None) -> None:
@@ -136,6 +165,38 @@ def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path
     found.finish()
 
 
+def _smooth(
+    given: dict[str, Any], resume: bool, json_file: Path | None, examples: Path | None
+) -> None:
+    """Smooth, write what was asked for, and print."""
+    from tnn_robust_cli import _render
+
+    from tnn_robust.evaluation.smoothed import smoothed_steps
+    from tnn_robust.evaluation.smoothed_results import SmoothedExample
+    from tnn_robust.reporting.examples import write_examples
+    from tnn_robust.reporting.smoothed import smoothed_notes, smoothed_tables
+
+    if typed := _typed("time_limit", "attack", "save_adv", "figure"):
+        raise InputError(f"{', '.join(typed)}: not with --method smooth")
+    if given["sigma"] is None:
+        raise InputError("--method smooth needs --sigma, such as --sigma 0.25")
+    subject, dataset = _subjects.load(given)
+    asked = {"sigma": given["sigma"], "resume": resume, "examples": examples is not None}
+    if given["samples"] is not None:
+        asked["samples"] = given["samples"]
+    threats, chosen = _subjects.threats(given, subject), _subjects.chosen(given)
+    steps = smoothed_steps(subject, dataset, threats, journal=True, **chosen, **asked)
+    with shared.going_on(subject.folder, "what is counted"):
+        found = _render.follow(steps)
+    try:
+        if examples is not None:
+            write_examples(examples, found.report.examples, SmoothedExample)
+    finally:  # what cannot be written must not cost the report too
+        tables, notes = smoothed_tables(found.report), smoothed_notes(found.report)
+        _render.deliver(found.report.to_json(), json_file, tables, notes)
+    found.finish()
+
+
 def _properties(
     given: dict[str, Any], properties: tuple[Path, ...], json_file: Path | None
 ) -> None:
@@ -147,14 +208,8 @@ def _properties(
 
     if len(given["runs"]) != 1:
         raise InputError("--vnnlib takes one ONNX network: tnn-certify net.onnx --vnnlib FILE")
-    context = click.get_current_context()
-    typed = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name not in _OF_PROPERTIES
-        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
-    ]
-    if typed:
+    others = [str(option.name) for option in click.get_current_context().command.params]
+    if typed := _typed(*(name for name in others if name not in _OF_PROPERTIES)):
         raise InputError(f"{', '.join(typed)}: a property says all of that itself")
     steps = property_steps(
         given["runs"][0], properties, time_limit=given["time_limit"], seed=given["seed"]
