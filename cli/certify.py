@@ -19,7 +19,8 @@ _METHOD = shared.heading(
         default="alpha-crown",
         help=f"{', '.join(choices.CERTIFY_METHODS)}, each at least as tight as the one before. "
         "The default gives CROWN the easy examples and optimises slopes for the others alone: "
-        "nearly all that can be certified without a search, in a second or less an example.",
+        "nearly all that can be certified without a search, in a second or less an example. "
+        "Or smooth: randomised smoothing, of any module in l2, for the smoothed classifier.",
     ),
     click.option(
         "--time-limit", type=float, default=60.0, help="Seconds an example, or a property."
@@ -29,6 +30,9 @@ _METHOD = shared.heading(
         default=True,
         help="Also attack every example: breaks what is not certified, and checks what is.",
     ),
+    click.option("--sigma", type=float, help="Of smooth: the noise, e.g. 0.25; must be given."),
+    click.option("--samples", type=int, default=100_000, help="Of smooth: draws an example."),
+    click.option("--alpha", type=float, default=0.001, help="Of smooth: chance of an error."),
 )
 _REPORT = shared.heading(
     "Report",
@@ -75,7 +79,7 @@ def main(
     from tnn_robust.base.files import require_result_file
 
     files = {
-        json_file: ("property-report" if properties else "certification-report",),
+        json_file: ("certification-report", "property-report", "smoothed-report"),
         save_adv: ("certification-points",),
         examples: (choices.EXAMPLES,),
         figure: (choices.FIGURE,),
@@ -90,7 +94,12 @@ def main(
     settings = {name: given[name] for name in ("method", "time_limit", "attack")}
     settings |= {"resume": resume, "examples": examples is not None}
     to = {"json_file": json_file, "save_adv": save_adv, "examples": examples, "figure": figure}
-    _certify(given, settings, to)
+    if given["method"] == "smooth":
+        _smooth(given, settings, to)
+    elif given["sigma"] is not None:
+        raise InputError(f"sigma is of --method smooth, got {given['method']}", field="sigma")
+    else:
+        _certify(given, settings, to)
 
 
 def _check_forms(examples: Path | None, figure: Path | None) -> None:
@@ -133,6 +142,37 @@ def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path
     finally:  # what cannot be written must not cost the report too
         notes = certificate_notes(report)
         _render.deliver(report.to_json(), to["json_file"], certificate_tables(report), notes)
+    found.finish()
+
+
+def _smooth(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path | None]) -> None:
+    """The same by randomised smoothing, for the smoothed classifier."""
+    from tnn_robust_cli import _render
+
+    from tnn_robust.evaluation.smoothed import smoothed_steps
+    from tnn_robust.evaluation.smoothed_results import SmoothedExample
+    from tnn_robust.reporting.certificates import smoothed_notes, smoothed_tables
+    from tnn_robust.reporting.examples import write_examples
+
+    if given["sigma"] is None:
+        raise InputError("randomised smoothing needs a sigma such as 0.25", field="sigma")
+    if to["save_adv"] or to["figure"]:
+        raise InputError("randomised smoothing has no --save-adv and no --figure")
+    of_smooth = {name: given[name] for name in ("sigma", "samples", "alpha")}
+    kept = {name: settings[name] for name in ("resume", "examples")}
+    chosen = _subjects.chosen(given)
+    subject, dataset = _subjects.load(given)
+    threats = _subjects.threats({**given, "norm": given["norm"] or "l2"}, subject)
+    steps = smoothed_steps(subject, dataset, threats, journal=True, **of_smooth, **chosen, **kept)
+    with shared.going_on(subject.folder, "what is finished"):
+        found = _render.follow(steps)
+    report = found.report
+    try:
+        if to["examples"] is not None:
+            write_examples(to["examples"], report.examples, SmoothedExample)
+    finally:  # what cannot be written must not cost the report too
+        notes = smoothed_notes(report)
+        _render.deliver(report.to_json(), to["json_file"], smoothed_tables(report), notes)
     found.finish()
 
 

@@ -12,6 +12,7 @@ from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport
+from tnn_robust.evaluation.smoothed_results import SmoothedReport
 from tnn_robust.theory.results import BoundReport
 
 Report = (
@@ -21,6 +22,7 @@ Report = (
     | EpsCurve
     | CompressionReport
     | PropertyReport
+    | SmoothedReport
     | SweepReport
     | BoundReport
 )
@@ -28,6 +30,7 @@ _KINDS: dict[str, Any] = {
     "attack-report": AttackReport,
     "certification-report": CertificationReport,
     "property-report": PropertyReport,
+    "smoothed-report": SmoothedReport,
     "comparison-report": ComparisonReport,
     "eps-curve": EpsCurve,
     "compression-report": CompressionReport,
