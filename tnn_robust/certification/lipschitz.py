@@ -29,8 +29,14 @@ def body_lipschitz(model: TNN) -> Tensor:
     fall short; a ReLU adds nothing. M counts with its own norm on the way in
     and out, so that one held in float32, orthogonal only to 1e-7, is no gap.
     """
+    return layer_norms(model).prod()
+
+
+@torch.no_grad()
+def layer_norms(model: TNN) -> Tensor:
+    """(L,) float64: the same of each t-layer alone."""
     norms = [layer_singular_values(layer).amax() for layer in model.t_layers]
-    return (torch.stack(norms) * around_norm(model)).prod()
+    return torch.stack(norms) * around_norm(model)
 
 
 def around_norm(model: TNN) -> Tensor:
@@ -65,7 +71,7 @@ def l2_certified_radii(model: TNN, x: Tensor, y: Tensor) -> Tensor:
     misclassified. Holds for the function in exact arithmetic: the scores are
     the model's own, in its dtype, and rounding there is not accounted for.
     """
-    scores, slopes = model(x).double(), _slopes(model, y)
+    scores, steep = model(x).double(), slopes(model, y)
     if scores.shape[1] == 1:
         margins = scores * (2 * y - 1)[:, None]
     else:
@@ -73,7 +79,7 @@ def l2_certified_radii(model: TNN, x: Tensor, y: Tensor) -> Tensor:
         own = torch.zeros_like(margins, dtype=torch.bool).scatter_(1, y[:, None], True)
         margins = margins.masked_fill(own, torch.inf)  # nobody needs to beat itself
     # A margin of zero is an error whatever the slope, 0 / 0 included.
-    radii = margins / (slopes * body_lipschitz(model))
+    radii = margins / (steep * body_lipschitz(model))
     return torch.where(margins > 0, radii, 0.0).amin(1)
 
 
@@ -95,14 +101,14 @@ def worst_scores(model: TNN, x: Tensor, y: Tensor, radius: float) -> Tensor:
     at once: any loss that falls with the margins is then certified from above. They are
     scores of no input. Rounding of the model's own scores is not accounted for.
     """
-    loss = radius * body_lipschitz(model) * _slopes(model, y)
+    loss = radius * body_lipschitz(model) * slopes(model, y)
     scores = model(x).double()
     if scores.shape[1] == 1:
         return scores - (2 * y - 1)[:, None] * loss
     return scores + loss
 
 
-def _slopes(model: TNN, y: Tensor) -> Tensor:
+def slopes(model: TNN, y: Tensor) -> Tensor:
     """(n, s) norms ||w|| of one score, ||w_y - w_j|| of several: 0 for j = y."""
     head = model.head.detach().double().flatten(1)
     if len(head) == 1:

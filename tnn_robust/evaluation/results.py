@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.evaluation.certified_results import Certified
 from tnn_robust.evaluation.example_results import Example
 
 
@@ -209,12 +210,14 @@ class AttackReport(Record):
     suite: its name where the attacks were one, each row then the worst case so
     far; checks: for gradient masking; seeds: all of them, the first being `seed`;
     standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
-    in files of version 0.1.0; examples: figures of each, where they were asked for.
+    in files of version 0.1.0; examples: figures of each, where they were asked for;
+    certified: the other side, where it is known; uncertified: in words why it is not, empty
+    where it was not asked for.
     """
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
-    LATER = ("standing", "examples")
+    LATER = ("standing", "examples", "certified", "uncertified")
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -227,6 +230,8 @@ class AttackReport(Record):
     seeds: tuple[int, ...] = ()
     standing: str = ""
     examples: tuple[Example, ...] = ()
+    certified: Certified | None = None
+    uncertified: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
@@ -242,6 +247,12 @@ class AttackReport(Record):
                 fits = worst.correct <= one.correct
                 require(fits, f"a worst case of at most {row.name}'s {one.correct}", worst.correct)
         self._check_standing()
+        if self.certified is not None:
+            for name in ("train", "test"):
+                worst, sure = getattr(self.worst_case, name), getattr(self.certified, name)
+                require(sure.n == worst.n, f"certificates of {worst.n} examples", sure.n)
+                fallen = worst.n - worst.correct
+                require(sure.broken == fallen, f"{fallen} broken examples", sure.broken)
 
     def _check_standing(self) -> None:
         if not self.standing:
