@@ -124,7 +124,7 @@ _JSON = {
 # Options that are of some of the reports alone.
 _OF = {
     "save_adv": ("report",),
-    "resume": ("report",),
+    "resume": ("report", "curve"),
     "examples": ("report", "minimal"),
     "stacked": ("compare",),
     "figure": ("curve",),

@@ -187,11 +187,11 @@ def _complain(text: str, *, everywhere: bool = True) -> None:
 
 @contextlib.contextmanager
 def going_on(out: Path | None, what: str) -> Iterator[None]:
-    """Ctrl-C says what is kept, and how to go on; out: None where nothing is."""
+    """Ctrl-C says what is kept, and how to go on; out: None, or not there, where nothing is."""
     try:
         yield
     except KeyboardInterrupt:
-        if out is None:
+        if out is None or not out.exists():
             raise
         click.echo(f"Interrupted. {out} holds {what}; go on with --resume.", err=True)
         raise SystemExit(INTERRUPTED) from None

@@ -25,7 +25,7 @@ _REPORT = shared.heading(
         "report, standard is for publication.",
     ),
     click.option("--checks/--no-checks", default=True, help="For gradient masking."),
-    click.option("--resume", is_flag=True, help="Go on with an interrupted report."),
+    click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
     click.option("--examples", type=shared.OUT, help="Figures per example: a .csv or .jsonl."),
     click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there."),
     click.option("--json", "json_file", type=shared.OUT, help="Write the report there too."),

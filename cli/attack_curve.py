@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
+from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
 
 from tnn_robust.attacks.registry import attacks_of
-from tnn_robust.base.files import write_json
-from tnn_robust.base.progress import drain
 from tnn_robust.evaluation.curve import curve_steps
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
 from tnn_robust.reporting.tables import network_notes
@@ -20,13 +19,23 @@ def curve(asked: Asked) -> None:
     if not choice.names:
         choice = replace(choice, names=("pgd",))
     attacks = attacks_of(choice, subject.trained)
-    with _render.progress_bar() as bar:
-        steps = curve_steps(subject, dataset, attacks, n=asked.n, seed=asked.seeds[0])
-        found = drain(steps, bar.tell)
-    if asked.figure is not None:
-        curve_figure(found, asked.figure)
-    if asked.json_file is not None:
-        write_json(asked.json_file, found.to_json())
-    _render.show_tables([curve_table(found)])
+    steps = curve_steps(
+        subject,
+        dataset,
+        attacks,
+        n=asked.n,
+        seed=asked.seeds[0],
+        journal=True,
+        resume=asked.resume,
+    )
+    with shared.going_on(subject.folder, "what is finished"):
+        swept = _render.follow(steps)
+    found = swept.curve
+    try:
+        if asked.figure is not None:
+            curve_figure(found, asked.figure)
+    finally:  # what cannot be written must not cost the rest
+        _render.deliver(found.to_json(), asked.json_file, [curve_table(found)], [])
     _render.show_chart(curve_lines(found, ascii_only=not _render.encodable("█▒│")))
     _render.show_lines(["", *network_notes(found.model), f"The curve: {found.verdict}."])
+    swept.finish()

@@ -46,8 +46,8 @@ def sweep(model, x, y, sizes=SIZES, *, norm="linf", block=256, indices=None, **o
             **options,
         )
     )
-    assert (blocks[-1].done, blocks[-1].total) == (len(x), len(x))
-    return join_sweep(blocks), torch.cat([one.x_adv for one in blocks])
+    assert [one.start for one in blocks] == list(range(0, len(x), block))
+    return join_sweep([one.outcomes for one in blocks]), torch.cat([one.x_adv for one in blocks])
 
 
 def drawn(sizes, train, test, y_test, norm="linf", **options):

@@ -14,7 +14,8 @@ from attack_runs import journal_of, lines_of, own_copy
 from cli_checks import refused
 from conftest import run_cli, train_digits
 
-from tnn_robust.evaluation import report as attack_module
+import tnn_robust as tr
+from tnn_robust.evaluation import journal as journal_module
 from tnn_robust.models import blocks
 from tnn_robust.models.checkpoint import FILE_NAME as CHECKPOINT
 
@@ -122,9 +123,9 @@ def test_a_record_of_another_run_is_refused_naming_the_difference(
         ("--suite", "standard", "attacks.0.steps was 20, is 100"),
     ):
         refuses(option, value, says=difference)
-    ours = attack_module.versions()
+    ours = journal_module.versions()
     with monkeypatch.context() as patched:
-        patched.setattr(attack_module, "versions", lambda: {**ours, "torch": "1.0"})
+        patched.setattr(journal_module, "versions", lambda: {**ours, "torch": "1.0"})
         refuses(says=f"versions.torch was {ours['torch']}, is 1.0")
     other = train_digits(tmp_path / "other", "--epochs", 1, "--seed", 9)
     copyfile(other / CHECKPOINT, run / CHECKPOINT)
@@ -138,3 +139,59 @@ def test_nothing_to_resume_is_an_error(digits_run, tmp_path) -> None:
     assert result.exit_code == 2 and "nothing to resume" in result.stderr
     result = run_cli("attack", run, *OPTIONS, "--resume", "--save-adv", "x.safetensors")
     assert result.exit_code == 2 and "--save-adv" in result.stderr
+
+
+EPS = [0, 0.02, 0.05]
+
+
+class Died(Exception):
+    pass
+
+
+def swept(run: Path, folder: Path, blocks: int | None = None, **options):
+    """A curve whose process dies after so many blocks; and the number of blocks it swept."""
+    seen = []
+
+    def tell(progress) -> None:
+        seen.append(progress)
+        if len(seen) == blocks:
+            raise Died
+
+    model, data = tr.load_model(run), tr.load_data("digits")
+    attack = tr.attacks.PGD("linf", 0.1, steps=3)
+    found = tr.curve(
+        model, data, eps=EPS, attack=attack, n=30, out=folder, progress=tell, **options
+    )
+    return found, len(seen)
+
+
+def test_a_curve_goes_on_to_the_same_curve(digits_run, tmp_path) -> None:
+    whole, blocks = swept(digits_run, tmp_path / "whole")
+    assert blocks == 8 and not list((tmp_path / "whole").iterdir())
+    folder = tmp_path / "died"
+    with pytest.raises(Died):
+        swept(digits_run, folder, 3)
+    record = journal_of(folder)
+    torn = record.read_bytes()
+    record.write_bytes(torn[: torn.rindex(b"\n", 0, -1) + 1])  # one eps of the last block is gone
+    with pytest.raises(Died):
+        swept(digits_run, folder, 2, resume=True)
+    again, left = swept(digits_run, folder, resume=True)
+    assert left == blocks - 4 and again == whole and not list(folder.iterdir())
+    with pytest.raises(tr.InputError, match="nothing to resume"):
+        swept(digits_run, folder, resume=True)
+
+
+def test_a_curve_killed_goes_on_from_the_command_line(digits_run, tmp_path, monkeypatch) -> None:
+    run, whole, again = own(digits_run, tmp_path), tmp_path / "w.json", tmp_path / "a.json"
+    options = ("--curve", "--eps", "0,0.02,0.05", "--steps", 3, "--n", 30)
+    assert run_cli("attack", run, *options, "--json", whole).exit_code == 0
+    code = SMALL + "from tnn_robust_cli.attack import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, run, *map(str, options)])
+    while process.poll() is None and lines_of(run) < 7:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it finished before it could be killed"
+    result = run_cli("attack", run, *options, "--resume", "--json", again)
+    assert result.exit_code == 0, result.stderr
+    assert report(again) == report(whole) and not journal_of(run).exists()

@@ -186,11 +186,12 @@ def test_a_request_to_end_is_as_ctrl_c(tmp_path: Path, number: int, code: int) -
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not (out / "metrics.jsonl").is_file():
+    log = out / "metrics.jsonl"
+    while process.poll() is None and not (log.is_file() and log.read_bytes()):
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == code and "go on with --resume" in said
     assert not (out / NAME).exists()
     done = load_checkpoint(out).header.training["epochs_done"]
-    assert len((out / "metrics.jsonl").read_text().splitlines()) >= done
+    assert len(log.read_text().splitlines()) >= done

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tnn_robust.base.errors import InputError
 
@@ -148,8 +148,14 @@ def claim_directory(
     return lock
 
 
+class Held(Protocol):
+    """What can be given back."""
+
+    def release(self) -> None: ...
+
+
 @contextlib.contextmanager
-def released_on_error(lock: Lock | None) -> Iterator[None]:
+def released_on_error(lock: Held | None) -> Iterator[None]:
     """Give the right back if the block inside fails: it was to be held on."""
     try:
         yield

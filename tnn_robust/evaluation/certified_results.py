@@ -13,8 +13,8 @@ class CertifiedPart(Record):
     that were wrong without one; the others are unknown. accuracy_ci: over examples, of the
     certified share. risk: the adversarial risk, in the report's loss, is at most that; None
     where no finite bound is known. examples_left_out: certified ones, on which no attacks
-    of a suite ran but those with Auto-PGD, which measure the risk; classes_left_out: that are out of reach of the
-    examples which a targeted attack met, and which it did not try, all examples together.
+    of a suite ran but those with Auto-PGD, which measure the risk; classes_left_out: those that
+    a targeted attack did not try, out of reach of the examples it met, all of these together.
     """
 
     DERIVED = ("accuracy", "unknown")

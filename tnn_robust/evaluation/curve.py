@@ -1,7 +1,8 @@
 """Robustness against eps: one warm-started upward sweep, with a lower bound under it."""
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from tnn_robust.attacks.minimal import warm_pgd
 from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import frozen
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.locks import released_on_error
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
@@ -26,11 +28,25 @@ from tnn_robust.evaluation.eps_sweep import (
     join_sweep,
     require_rising,
 )
+from tnn_robust.evaluation.journal import FinishedBlock, Journal, identity, journal_of
 from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import check_attacks, make_check
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import TNN
+
+
+class Swept(NamedTuple):
+    """A curve and the record of its blocks on disk, if any."""
+
+    curve: EpsCurve
+    journal: Journal | None = None
+
+    def finish(self) -> None:
+        """Remove the record: the curve is where it was wanted."""
+        if self.journal is not None:
+            self.journal.finish()
 
 
 def curve(
@@ -44,6 +60,8 @@ def curve(
     n: int | None = None,
     seed: int = 0,
     progress: Tell | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
 ) -> EpsCurve:
     """Robust accuracy, adversarial risk and AGP against eps, by one warm-started upward sweep.
 
@@ -54,6 +72,7 @@ def curve(
     attack: PGD by default; its own eps does not count.
     loss: that risks are means of, cross-entropy by default; n: at most so many examples of
     each part, drawn by seed; progress: called with every `Progress`.
+    out: a directory for a record of what is done, from which `resume` goes on.
 
     Returns a curve with `.points`, `.verdict` and `.plot(ax)`. Raises InputError for eps that
     do not rise and for a network that does not fit the data.
@@ -61,8 +80,15 @@ def curve(
     like = attack or PGD(norm)
     place = (like.threat.channels, like.threat.faces)
     attacks = tuple(like.at(Threat(norm, cast(float, size), *place)) for size in eps)
-    steps = curve_steps(live_subject(model, data, loss), data, attacks, n=n, seed=seed)
-    return drain(steps, progress)
+    subject = live_subject(model, data, loss)
+    if out is not None:
+        subject = subject.kept_in(Path(out))
+    steps = curve_steps(
+        subject, data, attacks, n=n, seed=seed, journal=out is not None, resume=resume
+    )
+    found = drain(steps, progress)
+    found.finish()
+    return found.curve
 
 
 def curve_steps(
@@ -72,8 +98,14 @@ def curve_steps(
     *,
     n: int | None = None,
     seed: int = 0,
-) -> Steps[EpsCurve]:
-    """The curve of one attack at every eps; InputError unless it is one, and eps rise."""
+    journal: bool = False,
+    resume: bool = False,
+) -> Steps[Swept]:
+    """The curve of one attack at every eps; InputError unless it is one, and eps rise.
+
+    journal: keep a record of finished blocks in the subject's folder, removed by the result's
+    `finish`; resume: go on from one.
+    """
     if len({one.name for one in attacks}) != 1:
         raise InputError("an eps curve is of one attack")
     if attacks[0].stop_broken:
@@ -82,38 +114,79 @@ def curve_steps(
     require_rising(sizes)
     check_attacks(attacks, subject)
     targets = targets_of(subject, dataset, n, seed)
+    info, block = describe_data(dataset), compute_block(subject.model, subject.device)
+    header = identity(subject, info, attacks, kind="curve", seeds=[seed], n=n, block=block)
+    record = journal_of(subject, header, resume=resume) if journal or resume else None
     swept = {}
-    with frozen(subject.model):
+    with released_on_error(record), frozen(subject.model):
         for part in PARTS:
-            blocks: list[SweptBlock] = []
-            sweep = _sweep(subject, attacks, targets[part])
-            while True:
-                with matmul_precision(FULL):
-                    block = next(sweep, None)
-                if block is None:
-                    break
-                blocks.append(block)
-                yield Progress(f"{attacks[0].name}, {part}", block.done, block.total)
-            swept[part] = join_sweep(blocks)
+            swept[part] = yield from _sweep_part(subject, attacks, targets[part], block, record)
         with matmul_precision(FULL):
             certified = _certified(subject, attacks[0], targets)
-    first = attacks[0]
-    return curve_of(
-        sizes,
-        swept["train"],
-        swept["test"],
-        norm=first.threat.norm,
-        settings={"name": first.name, **first.settings()},
-        seed=seed,
-        y_test=targets["test"].examples.y.cpu(),
-        risk_complete=True,
-        model=subject.info,
-        dataset=describe_data(dataset),
-        certified=certified,
-    )
+        first = attacks[0]
+        found = curve_of(
+            sizes,
+            swept["train"],
+            swept["test"],
+            norm=first.threat.norm,
+            settings={"name": first.name, **first.settings()},
+            seed=seed,
+            y_test=targets["test"].examples.y.cpu(),
+            risk_complete=True,
+            model=subject.info,
+            dataset=info,
+            certified=certified,
+        )
+    return Swept(found, record)
 
 
-def _sweep(subject: Subject, attacks: tuple[Attack, ...], target: Target) -> Iterator[SweptBlock]:
+def _sweep_part(
+    subject: Subject,
+    attacks: tuple[Attack, ...],
+    target: Target,
+    block: int,
+    record: Journal | None,
+) -> Steps[list[Outcomes]]:
+    """Outcomes of a part at each eps, by blocks of which the finished ones are on record."""
+    n, known = len(target.indices), {} if record is None else _on_record(record, attacks, target)
+    starts = range(0, n, block)
+    todo = [start for start in starts if start not in known]
+    total = sum(min(block, n - start) for start in todo)
+    done, sweep = 0, _sweep(subject, attacks, target, block, todo)
+    while True:
+        with matmul_precision(FULL):
+            found = next(sweep, None)
+        if found is None:
+            break
+        known[found.start] = found.outcomes
+        done += len(found.x_adv)
+        if record is not None:
+            record.add(
+                [
+                    ((number, target.name, found.start), FinishedBlock(outcomes, 0, 0, block))
+                    for number, outcomes in enumerate(found.outcomes)
+                ]
+            )
+        yield Progress(f"{attacks[0].name}, {target.name}", done, total)
+    return join_sweep([known[start] for start in starts])
+
+
+def _on_record(
+    record: Journal, attacks: tuple[Attack, ...], target: Target
+) -> dict[int, tuple[Outcomes, ...]]:
+    """The blocks of a part whose outcomes at every eps are on record, by their first row."""
+    at_each = [record.of(number, target.name) for number in range(len(attacks))]
+    whole = set(at_each[0]).intersection(*at_each)
+    return {start: tuple(found[start].outcomes for found in at_each) for start in whole}
+
+
+def _sweep(
+    subject: Subject,
+    attacks: tuple[Attack, ...],
+    target: Target,
+    block: int,
+    starts: Sequence[int],
+) -> Iterator[SweptBlock]:
     at, transform = {one.threat.eps: one for one in attacks}, subject.transform
     return curve_part(
         subject.model,
@@ -125,7 +198,8 @@ def _sweep(subject: Subject, attacks: tuple[Attack, ...], target: Target) -> Ite
         check_at=lambda eps: make_check(at[eps], transform),
         loss=LOSSES[subject.loss],
         seed=target.seed,
-        block=compute_block(subject.model, target.indices.device),
+        block=block,
+        starts=starts,
         # Without it the risk would stop growing where an example first falls.
         follow_broken=True,
     )

@@ -25,14 +25,13 @@ from tnn_robust.evaluation.risk import (
 
 
 class SweptBlock(NamedTuple):
-    """A stretch of examples swept: how many so far, their outcomes at each eps, their points.
+    """A stretch of examples swept: its first row, its outcomes at each eps, its points.
 
     x_adv: (n, d, c) on the CPU, the point behind the last outcomes: the one that
     broke an example, else the best one found.
     """
 
-    done: int
-    total: int
+    start: int
     outcomes: tuple[Outcomes, ...]
     x_adv: Tensor
 
@@ -62,6 +61,7 @@ def curve_part(
     seed: int,
     block: int,
     follow_broken: bool = False,
+    starts: Sequence[int] | None = None,
 ) -> Iterator[SweptBlock]:
     """Sweep examples block by block through rising eps; the outcomes of each are monotone.
 
@@ -74,6 +74,7 @@ def curve_part(
     follow_broken: attack broken examples too, which changes no verdict and only
         raises their loss; else they keep the loss that broke them, a lower
         bound of the risk that falls behind the more of them there are.
+    starts: first rows of the blocks to do, multiples of `block`; None does all.
 
     A point of a smaller ball lies in the larger one. So an example broken once
     stays broken, a standing one starts from its best point so far, and the loss
@@ -82,7 +83,7 @@ def curve_part(
     Raises InputError for sizes that do not rise, AttackError as `attack_part`.
     """
     require_rising(sizes)
-    for first in range(0, len(x), block):
+    for first in range(0, len(x), block) if starts is None else starts:
         clean, labels, where = fresh_rows(first, first + block, x, y, indices)
         streams = Streams(seed, where)
         state = _clean_state(model, clean, labels, loss)
@@ -94,7 +95,7 @@ def curve_part(
                     model, clean, labels, streams, state, attack, check, loss, follow_broken
                 )
             found.append(state.outcomes)
-        yield SweptBlock(min(first + block, len(x)), len(x), tuple(found), state.x_adv.cpu())
+        yield SweptBlock(first, tuple(found), state.x_adv.cpu())
 
 
 class _State(NamedTuple):
@@ -161,9 +162,9 @@ def _worse(old: Outcomes, new: Outcomes) -> tuple[Outcomes, Tensor]:
     return merged, taken
 
 
-def join_sweep(blocks: Sequence[SweptBlock]) -> list[Outcomes]:
-    """Blocks of one part, one after the other: the outcomes of all examples at each eps."""
-    return [join(list(column)) for column in zip(*(b.outcomes for b in blocks), strict=True)]
+def join_sweep(blocks: Sequence[Sequence[Outcomes]]) -> list[Outcomes]:
+    """Outcomes at each eps of the blocks of one part, one after the other, as those of all."""
+    return [join(column) for column in zip(*blocks, strict=True)]
 
 
 def curve_of(

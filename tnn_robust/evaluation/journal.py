@@ -5,18 +5,22 @@ A report is a function of these blocks, so a resumed one is the same.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.codec import decoded
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.ledger import Ledger, checked_lines, require_same
 from tnn_robust.base.locks import Busy, lock_file
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
+from tnn_robust.evaluation.subject import Subject
+from tnn_robust.models.checkpoint import versions
 
 PREFIX, SUFFIX = "attack-", ".progress.jsonl"
 
@@ -105,6 +109,45 @@ class Journal:
     def release(self) -> None:
         """Let others go on with what is kept."""
         self._lock.release()
+
+
+def identity(
+    subject: Subject,
+    data: dict[str, Any],
+    attacks: Sequence[Attack],
+    *,
+    kind: str | None,
+    seeds: Sequence[int],
+    n: int | None,
+    block: int,
+) -> dict[str, Any]:
+    """All that outcomes are a function of; kind: the suite, or the way attacks are used."""
+    return {
+        "checkpoint": subject.digest,
+        "data": data["digest"],
+        "attacks": [attack.to_json() for attack in attacks],
+        "suite": kind,
+        "seed": list(seeds),
+        "n": n,
+        "block": block,
+        "device": str(subject.device),
+        "versions": versions(),
+    }
+
+
+def journal_of(
+    subject: Subject, header: dict[str, Any], *, resume: bool, team: Team = ALONE
+) -> Journal | None:
+    """The record in the subject's folder, if it has one that may be written to."""
+    folder = subject.folder
+    if folder is None:
+        if resume:
+            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
+        return None
+    # Somebody else's run can be attacked without writing to it, but not resumed.
+    if not (resume or os.access(folder, os.W_OK)):
+        return None
+    return Journal(folder, header, resume=resume, team=team)
 
 
 def _file(folder: Path, header: dict[str, Any]) -> Path:

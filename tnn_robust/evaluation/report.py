@@ -1,10 +1,8 @@
 """The adversarial gap report: a network and its data under attacks, measured and checked."""
 
-import contextlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import attacks_of, make_perturb
 from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.locks import released_on_error
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.team import ALONE, Team
@@ -30,13 +29,12 @@ from tnn_robust.evaluation.certified import OtherSide
 from tnn_robust.evaluation.checks import report_checks
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.examples import attacked_examples
-from tnn_robust.evaluation.journal import Journal
+from tnn_robust.evaluation.journal import Journal, identity, journal_of
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.rows import Points, attacked, check_attacks, make_report, points_of
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.blocks import compute_block
-from tnn_robust.models.checkpoint import versions
 
 PARTS = ("train", "test")
 
@@ -113,7 +111,6 @@ def evaluate(
     """
     subject = live_subject(model, data, loss)
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
         subject = subject.kept_in(Path(out))
     if attacks is None:
         suite = suite or "quick"
@@ -226,18 +223,27 @@ def evaluate_steps(
         for part in PARTS:
             team.require_at_least_one(len(parts[part].indices), f"{part} examples")
     info, block = describe_data(dataset), compute_block(subject.model, subject.device)
-    header = _header(subject, info, attacks, suite, seeds, n, block, certify)
+    if resume and keep_points:
+        raise InputError(
+            "a resumed evaluation keeps no points: its blocks are figures, not points",
+            field="save_adv",
+        )
+    # What is certified decides which examples the later blocks are of.
+    header = identity(subject, info, attacks, kind=suite, seeds=seeds, n=n, block=block)
+    header = {**header, "certify": certify}
     job = Job(
         subject=subject,
         block=block,
         batch_size=batch_size,
         keep_points=keep_points or examples,
-        journal=_journal(subject, header, journal, resume, keep_points, team),
+        journal=journal_of(subject, header, resume=resume, team=team)
+        if journal or resume
+        else None,
         team=team,
         together=block,
         perturb_of=_perturb_of(subject, beside),
     )
-    with _let_go_on_error(job.journal):
+    with released_on_error(job.journal):
         runs, points = yield from _seed_by_seed(job, parts, side, suite, seeds)
         merged = merge_seeds(seeds, runs, sequential=is_sequential(suite))
         done: list[Check] = []
@@ -264,17 +270,6 @@ def _perturb_of(subject: Subject, beside: Beside | None) -> PerturbOf:
         return make_perturb(attack, transform=subject.transform, unreachable=unreachable)
 
     return perturb_of
-
-
-@contextlib.contextmanager
-def _let_go_on_error(journal: Journal | None) -> Iterator[None]:
-    """What is on record when the work is cut off can be gone on with at once."""
-    try:
-        yield
-    except BaseException:
-        if journal is not None:
-            journal.release()
-        raise
 
 
 def _seed_by_seed(
@@ -372,56 +367,6 @@ def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
                 f"{threat.norm} eps 0 leaves the examples as they are: nothing is attacked."
             )
     return notes
-
-
-def _header(
-    subject: Subject,
-    dataset_info: dict[str, Any],
-    attacks: tuple[Attack, ...],
-    suite: str | None,
-    seeds: tuple[int, ...],
-    n: int | None,
-    block: int,
-    certify: bool | None,
-) -> dict[str, Any]:
-    """All that the outcomes are a function of."""
-    return {
-        "checkpoint": subject.digest,
-        "data": dataset_info["digest"],
-        "attacks": [attack.to_json() for attack in attacks],
-        "suite": suite,
-        "seed": list(seeds),
-        "n": n,
-        "block": block,
-        "certify": certify,
-        "device": str(subject.device),
-        "versions": versions(),
-    }
-
-
-def _journal(
-    subject: Subject,
-    header: dict[str, Any],
-    wanted: bool,
-    resume: bool,
-    keep_points: bool,
-    team: Team,
-) -> Journal | None:
-    """The record to resume from, in the subject's folder."""
-    if resume and keep_points:
-        raise InputError(
-            "a resumed evaluation keeps no points: its blocks are figures, not points",
-            field="save_adv",
-        )
-    folder = subject.folder
-    if folder is None:
-        if resume:
-            raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
-        return None
-    # Somebody else's run can be attacked without writing to it, but not resumed.
-    if not wanted or not (resume or os.access(folder, os.W_OK)):
-        return None
-    return Journal(folder, header, resume=resume, team=team)
 
 
 def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:

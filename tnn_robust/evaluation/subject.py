@@ -58,7 +58,8 @@ class Subject:
         return replace(self, loss=loss, info={**self.info, "loss": loss})
 
     def kept_in(self, folder: Path) -> "Subject":
-        """The same network with a folder for the journal of its attacks."""
+        """The same network with a folder, made if need be, for the journal of its attacks."""
+        folder.mkdir(parents=True, exist_ok=True)
         return replace(self, folder=folder)
 
     @property
