@@ -41,6 +41,7 @@ class Asked:
     device: str
     data_dir: str | None
     download: bool
+    certify: bool | None = None
     resume: bool = False
     overwrite: bool = False
     compare: bool = False
@@ -129,6 +130,7 @@ _OF = {
     "stacked": ("compare",),
     "figure": ("curve",),
     "suite": ("report", "compare"),
+    "certify": ("report", "compare", "curve", "minimal"),
 }
 _EXCLUSIVE = ("verify", "compare", "minimal", "curve")
 

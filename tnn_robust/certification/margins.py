@@ -48,22 +48,27 @@ class MarginBounder:
         return min(_MOST, max(_FEWEST, count))
 
     @torch.no_grad()
-    def lower(self, x: Tensor, y: Tensor, threat: Threat, method: str) -> Tensor:
+    def lower(
+        self, x: Tensor, y: Tensor, threat: Threat, method: str, radii: Tensor | None = None
+    ) -> Tensor:
         """(n, s) float64 lower bounds of f_y - f_j over the threat, infinite at j = y; of one
         score (n, 1), of the margin.
 
-        x: (n, d, c), y: (n,) int64, on the chain's device; method: of `lower_bounds.EFFORTS`.
+        x: (n, d, c), y: (n,) int64, on the chain's device; method: of `lower_bounds.EFFORTS`;
+        radii: (n,) above 0, one an example in place of the threat's.
         The better one of the linear bounds and, where there are any, the Lipschitz constants;
         of the network the user runs, rounding included. -inf where nothing is known.
         """
-        region = make_region(threat, x, transform=self.transform)
+        region = make_region(threat, x, transform=self.transform, radii=radii)
         claims = Claims.of(self.certifier, region, y)
         claims.bound(method)  # at once: a claim that a weaker method proves would stay there
         found = _by_class(claims.found, y, self.certifier.chain.scores)
         if self.model is None or threat.norm not in TO_L2:
             return found
         ground = self.certifier.ground(region, EFFORTS["ibp"])
-        reach = region.eps * TO_L2[threat.norm](*x.shape[1:])
+        # (n, 1), or one for all.
+        size = region.eps if region.radii is None else region.radii[:, None]
+        reach = size * TO_L2[threat.norm](*x.shape[1:])
         far = lipschitz_margins(self.model, self.certifier.with_scores(ground), y, reach)
         return torch.maximum(found, far)
 
@@ -78,7 +83,7 @@ def _by_class(found: Tensor, y: Tensor, scores: int) -> Tensor:
 
 
 @torch.no_grad()
-def lipschitz_margins(model: TNN, full: Ground, y: Tensor, reach: float) -> Tensor:
+def lipschitz_margins(model: TNN, full: Ground, y: Tensor, reach: float | Tensor) -> Tensor:
     """The same bounds from exact Lipschitz constants, for l2 perturbations up to `reach`.
 
     full: of the model's chain over the region, with the rounding r_l of every stage and of the

@@ -14,16 +14,15 @@ def pass_products(chain: Chain) -> int:
 
 
 def bound_products(chain: Chain, method: str) -> int:
-    """Multiplications of bounding one example's margins by a method of `EFFORTS`, at most.
+    """Multiplications of bounding one example's margins by a method of `EFFORTS`, about.
 
-    Every neuron counts as one that has to be bounded backwards, from below and above: only
-    the open ones are, but in float64, where a product takes twice as long.
+    Half of the neurons count as open, which are bounded backwards from below and from above.
     """
     effort, costs = EFFORTS[method], _of_stages(chain)
     total = merged_entries(chain)  # intervals
     if effort.inner:
         for level, stage in enumerate(chain.stages[1:-1], start=1):
-            total += 2 * math.prod(stage.shape) * sum(costs[:level])
+            total += math.prod(stage.shape) * sum(costs[:level])
     return total + effort.final * chain.scores * sum(costs)
 
 

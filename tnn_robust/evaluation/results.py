@@ -291,10 +291,21 @@ class AttackReport(Record):
             f"[{gap.risk_ci[0]:.4g}..{gap.risk_ci[1]:.4g}], accuracy "
             f"{100 * gap.accuracy:+.2f} points [{_percents(gap.accuracy_ci)}]",
         ]
+        if self.certified is not None:
+            lines.append(_sure(self.certified))
         if self.checks:
             done = "; ".join(warned) if warned else f"all {len(self.checks)} passed"
             lines.append(f"masking checks: {'WARNING, ' * bool(warned)}{done}")
         return "\n".join(lines)
+
+
+def _sure(found: Certified) -> str:
+    parts = ((name, getattr(found, name)) for name in ("train", "test"))
+    counts = (
+        f"{name} {100 * one.accuracy:.2f} % [{_percents(one.accuracy_ci)}], {one.unknown} unknown"
+        for name, one in parts
+    )
+    return f"certified ({found.method}): {'; '.join(counts)}"
 
 
 def _percents(interval: Interval) -> str:

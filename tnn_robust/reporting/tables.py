@@ -8,6 +8,7 @@ from tnn_robust.base.codec import Interval
 from tnn_robust.evaluation.curve_results import MinimalReport
 from tnn_robust.evaluation.intervals import FEW
 from tnn_robust.evaluation.results import AttackReport, AttackRow
+from tnn_robust.reporting.certified import COLUMNS, both_sides, certified_notes
 
 _SIZE_WIDTH = 11
 _KINDS = ("channels", "faces")  # of confinement
@@ -24,6 +25,8 @@ class Table(NamedTuple):
 def attack_tables(report: AttackReport) -> list[Table]:
     """The adversarial gap report: accuracies, risks, the gap, and what they rest on."""
     tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
+    if rows := both_sides(report):
+        tables.append(Table("Both sides: certified, broken, and the risk between", COLUMNS, rows))
     if len(report.seeds) > 1:
         tables.append(_seed_table(report))
     if report.suite is not None and any(row.test.attacked for row in report.attacks):
@@ -192,6 +195,7 @@ def attack_notes(report: AttackReport) -> list[str]:
             "Broken examples left the attack at once (--stop-broken): accuracies are complete, "
             "risks and AGPs of losses rest on what broke each, and so bound the risk from below."
         )
+    notes += certified_notes(report)
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
     if len(report.seeds) > 1:
         notes.append(
