@@ -24,6 +24,32 @@ def line(
     axes.plot(x, y, style, color=colour, label=label, markevery=every, drawstyle=steps)
 
 
+def area(
+    axes: Any,
+    x: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+    hatch: str,
+    label: str,
+    step: str | None = None,
+) -> None:
+    """A region between two lines, hatched for those who see no colour."""
+    axes.fill_between(
+        x,
+        low,
+        high,
+        step=step,
+        facecolor="none" if hatch else colour,
+        edgecolor=colour,
+        hatch=hatch or None,
+        alpha=0.3 if hatch else 0.12,
+        linewidth=0,
+        zorder=0.5,
+        label=label,
+    )
+
+
 def band(
     axes: Any, x: Sequence[float], intervals: Sequence[Interval], colour: str, scale: float
 ) -> None:

@@ -38,7 +38,7 @@ _MOST_ENTRIES = 2**27  # of merged matrices, by default: 1 GB
 _ROUNDING = 1e-9  # of losses in float64, relative
 
 
-class Plan(NamedTuple):
+class ChosenMethod(NamedTuple):
     """Which method certifies, None for none, and then why not, in words."""
 
     method: str | None
@@ -66,25 +66,38 @@ def subject_chain(subject: Subject) -> Chain:
     return from_sequential(model.module, model.image if model.form == "image" else whole)
 
 
-def default_plan(
-    chain: Chain, attacks: Sequence[Attack], standing: Sequence[tuple[int, int]], *, suite: bool
-) -> Plan:
+def chain_or_why(subject: Subject, wanted: bool | None) -> tuple[Chain | None, str]:
+    """The network as certificates see it, or why they do not: InputError where it is wanted."""
+    if wanted is False:
+        return None, ""
+    try:
+        return subject_chain(subject), ""
+    except InputError as error:
+        if wanted:
+            raise
+        return None, str(error)
+
+
+def affordable(
+    chain: Chain, attacks: Sequence[Attack], standing: Sequence[tuple[int, int]], *, balls: int = 1
+) -> ChosenMethod:
     """What to do where nothing was asked for: by counts alone, so that it never varies.
 
-    standing: of each part how many examples there are, and how many the first attack left.
+    standing: of each part how many examples the first attack runs on, and how many the others
+    do; balls: in how many each example is certified.
     """
     if merged_entries(chain) > _MOST_ENTRIES:
-        return Plan(None, "its merged matrices would take more than 1 GB")
+        return ChosenMethod(None, "its merged matrices would take more than 1 GB")
     first, *rest = (one.passes(chain.scores) for one in attacks)
-    each = sum((first * n + sum(rest) * (left if suite else n)) for n, left in standing)
+    each = sum(first * n + sum(rest) * left for n, left in standing)
     allowed = _SHARE * pass_products(chain) * each
-    n, balls = sum(n for n, _ in standing), len(threats_of(attacks))
+    n = sum(n for n, _ in standing)
     needed = {one: float(n * balls * bound_products(chain, one)) for one in _BY_DEFAULT}
     for method, products in needed.items():
         if products <= allowed:
-            return Plan(method)
+            return ChosenMethod(method)
     share = _SHARE * needed[_BY_DEFAULT[-1]] / max(allowed, 1.0)
-    return Plan(None, f"it would take {share:.2g} times the multiplications of the attacks")
+    return ChosenMethod(None, f"it would take {share:.2g} times the multiplications of the attacks")
 
 
 @dataclass
@@ -101,32 +114,29 @@ class OtherSide:
     wanted: bool | None
     suite: bool
     team: Team = ALONE
-    plan: Plan = Plan(None)
+    plan: ChosenMethod = ChosenMethod(None)
     margins: dict[str, Tensor] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     _chain: Chain | None = None
 
     def __post_init__(self) -> None:
-        if self.wanted is False:
-            return
-        try:
-            self._chain = subject_chain(self.subject)
-        except InputError as error:
-            if self.wanted:
-                raise
-            self.plan = Plan(None, str(error))
+        self._chain, why = chain_or_why(self.subject, self.wanted)
+        self.plan = ChosenMethod(None, why)
 
     def find(self, targets: Mapping[str, Target], results: Mapping[str, Result]) -> Steps[None]:
         """Bound the margins of all examples, after the results of the first attack."""
         if self._chain is None:
             return
-        counts = [
-            (len(t.indices), int(results[p].outcomes.correct.sum())) for p, t in targets.items()
-        ]
-        self.plan = Plan(METHOD)
+        self.plan = ChosenMethod(METHOD)
         if not self.wanted:
-            self.plan = default_plan(self._chain, self.attacks, counts, suite=self.suite)
+            standing = {p: int(one.outcomes.correct.sum()) for p, one in results.items()}
+            counts = [
+                (len(t.indices), standing[p] if self.suite else len(t.indices))
+                for p, t in targets.items()
+            ]
+            balls = len(threats_of(self.attacks))
+            self.plan = affordable(self._chain, self.attacks, counts, balls=balls)
         if self.plan.method is None:
             return
         started, method = time.perf_counter(), self.plan.method

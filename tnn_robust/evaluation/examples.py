@@ -69,15 +69,22 @@ def _other_side(
     return decisions, [value if known else None for value, known in pairs]
 
 
-def minimal_examples(subject: Subject, target: Target, norms: Tensor) -> list[Example]:
-    """The examples of one part with the smallest eps found, (n,), infinite where there is none."""
+def minimal_examples(
+    subject: Subject, target: Target, norms: Tensor, radii: Tensor | None = None
+) -> list[Example]:
+    """The examples of one part with the smallest eps found, (n,), infinite where there is none,
+    and certified radii (n,)."""
     (x, y) = target.examples
     found = [
         value if ok else None for value, ok in zip(norms.tolist(), norms.isfinite(), strict=True)
     ]
     clean, margins = (column.tolist() for column in _judged(subject, x, y))
-    rows = zip(target.indices.tolist(), y.tolist(), clean, margins, found, strict=True)
-    return [Example(target.name, i, own, top, left, eps=eps) for i, own, top, left, eps in rows]
+    lower = [None] * len(y) if radii is None else radii.tolist()
+    rows = zip(target.indices.tolist(), y.tolist(), clean, margins, found, lower, strict=True)
+    return [
+        Example(target.name, i, own, top, left, eps=eps, certified_eps=low)
+        for i, own, top, left, eps, low in rows
+    ]
 
 
 def _judged(subject: Subject, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

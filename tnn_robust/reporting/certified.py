@@ -1,7 +1,10 @@
 """Both sides of a report: a table of what is broken, certified and unknown, and its notes."""
 
+from collections.abc import Sequence
+
 from tnn_robust.base.codec import Interval
 from tnn_robust.evaluation.certified_results import Certified, CertifiedPart
+from tnn_robust.evaluation.curve_results import EpsCurve, MinimalReport
 from tnn_robust.evaluation.results import AttackReport, PartResult
 
 _WEAK = ("ibp", "crown-ibp")
@@ -48,6 +51,28 @@ def certified_notes(report: AttackReport) -> list[str]:
         f"0-1 loss{_in_risk(sure)}, whatever attacks have missed.",
     ]
     return [*notes, *_spared(sure)]
+
+
+def curve_notes(curve: EpsCurve) -> list[str]:
+    """The same of a curve."""
+    if curve.certified_by is None:
+        why = curve.uncertified
+        return [f"No certificate (--certify to insist): {why}."] if why else []
+    return [
+        f"cert. is the share of test examples that no perturbation breaks, by "
+        f"{method_text(curve.certified_by)} or Lipschitz constants."
+    ]
+
+
+def radius_notes(reports: Sequence[MinimalReport]) -> list[str]:
+    """What certified radii say."""
+    by = reports[0].certified_by
+    if by is None:
+        return []
+    return [
+        f"A certified radius is a lower bound, by {method_text(by)} or Lipschitz constants: up to "
+        "it nothing changes the decision. The smallest eps of an example lies between the two."
+    ]
 
 
 def method_text(method: str) -> str:

@@ -158,21 +158,33 @@ def _narrow(size: str) -> str:
     return size if len(size) <= _SIZE_WIDTH else size.replace(" ", "\n")
 
 
-def minimal_table(reports: Sequence[MinimalReport]) -> Table:
-    """Percentiles of the smallest eps found, a row a part."""
-    shares = (5, 25, 50, 75, 95)
+_SHARES = (5, 25, 50, 75, 95)
+_PERCENTILES = ("5 %", "25 %", "median", "75 %", "95 %")
+
+
+def minimal_tables(reports: Sequence[MinimalReport]) -> list[Table]:
+    """Percentiles of the smallest eps found and, where there are any, of certified radii."""
+    norm = reports[0].norm
     rows = [
         (
             one.part,
             f"{one.n}",
             f"{one.misclassified}",
             f"{one.found}",
-            *("-" if (q := one.quantiles[share]) is None else f"{q:.4g}" for share in shares),
+            *("-" if (q := one.quantiles[share]) is None else f"{q:.4g}" for share in _SHARES),
         )
         for one in reports
     ]
-    columns = ("part", "n", "wrong", "found", "5 %", "25 %", "median", "75 %", "95 %")
-    return Table(f"Smallest {reports[0].norm} eps that changes the decision", columns, rows)
+    columns = ("part", "n", "wrong", "found", *_PERCENTILES)
+    tables = [Table(f"Smallest {norm} eps that changes the decision", columns, rows)]
+    if reports[0].certified_by is not None:
+        title = f"Certified radius: no smaller {norm} eps changes the decision"
+        radii = [
+            (one.part, f"{one.n}", *(f"{one.certified_quantiles[s]:.4g}" for s in _SHARES))
+            for one in reports
+        ]
+        tables.append(Table(title, ("part", "n", *_PERCENTILES), radii))
+    return tables
 
 
 def attack_notes(report: AttackReport) -> list[str]:
