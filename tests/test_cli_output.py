@@ -15,7 +15,12 @@ import pytest
 from click.testing import CliRunner
 from tnn_robust_cli import _render
 
-from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.compression.results import (
+    CompressionReport,
+    KeptDecisions,
+    LayerRecord,
+    ModelSummary,
+)
 from tnn_robust.evaluation.results import AttackReport, AttackRow, Gap, PartResult
 from tnn_robust.reporting.bounds import bound_notes, bound_tables
 from tnn_robust.reporting.compression import compression_tables
@@ -109,8 +114,8 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
         sides[side] = ModelSummary(
             count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst
         )
-    certificate = Certificate(28.0, 246.8 * rank, 1234, 2038)
-    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, certificate=certificate)
+    decisions = KeptDecisions(28.0, 246.8 * rank, 1234, 2038)
+    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, decisions=decisions)
 
 
 def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None) -> BoundReport:
