@@ -198,15 +198,15 @@ class OtherSide:
             self._part(getattr(worst, part), targets[part]) for part in ("train", "test")
         )
         attacked = [float(getattr(worst, part).loss.mean()) for part in ("train", "test")]
-        fallen = [part.broken / part.n for part in (train, test)]
+        robust = [(part.n - part.broken) / part.n for part in (train, test)]
         return Certified(
             method=self.plan.method or "",
             threats=tuple(map(str, threats_of(self.attacks))),
             train=train,
             test=test,
             agp_accuracy=(
-                fallen[1] - (1 - train.accuracy),
-                (1 - test.accuracy) - fallen[0],
+                train.accuracy - robust[1],
+                robust[0] - test.accuracy,
             ),
             agp_risk=_sandwich(attacked, train.risk, test.risk),
             seconds=self.seconds,
@@ -215,7 +215,8 @@ class OtherSide:
     def _part(self, outcomes: Outcomes, target: Target) -> CertifiedPart:
         margins, n = self.margins[target.name], len(target.indices)
         count, later = int(certified(margins).sum()), self.attacks[1:]
-        risk = float(largest_losses(margins, target.examples.y.cpu(), self.subject.loss).mean())
+        most = largest_losses(margins, target.examples.y.cpu(), self.subject.loss)
+        risk = float(torch.maximum(most, outcomes.loss).mean())  # but for rounding that is most
         return CertifiedPart(
             n=n,
             certified=count,

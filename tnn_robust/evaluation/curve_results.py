@@ -112,10 +112,9 @@ class EpsCurve(Record):
             # Between two eps the value at the larger one is what holds: steps, not slopes.
             line(axes, sizes, values, GREEN, "^-.", "test, certified at least", "steps-pre")
             attacked = [100 * part.accuracy for part in test]
-            whole, nothing = [100.0] * len(sizes), [0.0] * len(sizes)
-            area(axes, sizes, attacked, whole, ORANGE, "xxx", "test, broken")
-            area(axes, sizes, nothing, attacked, GREY, "", "test, certified or unknown")
-            area(axes, sizes, nothing, values, GREEN, "///", "test, certified", step="pre")
+            area(axes, sizes, 0.0, attacked, GREY, "", "test, unknown")
+            area(axes, sizes, attacked, 100.0, ORANGE, "..", "test, broken")
+            area(axes, sizes, 0.0, values, GREEN, "///", "test, certified", step="pre")
         axes.axhline(100 * self.chance, color=GREY, linewidth=1.2, linestyle=":")
         axes.annotate(
             f"a constant guess: {100 * self.chance:.3g} %",
@@ -129,7 +128,7 @@ class EpsCurve(Record):
         )
         axes.set_ylim(-2, 102)
         axes.set_title("Robust accuracy (%), bands: 95 % intervals")
-        axes.legend(loc="best")
+        axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def minimal_tables(reports: Sequence[MinimalReport]) -> list[Table]:
     columns = ("part", "n", "wrong", "found", *_PERCENTILES)
     tables = [Table(f"Smallest {norm} eps that changes the decision", columns, rows)]
     if reports[0].certified_by is not None:
-        title = f"Certified radius: no smaller {norm} eps changes the decision"
+        title = f"Certified radius in {norm}, a lower bound"
         radii = [
             (one.part, f"{one.n}", *(f"{one.certified_quantiles[s]:.4g}" for s in _SHARES))
             for one in reports
