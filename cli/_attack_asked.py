@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tnn_robust.attacks.choice import AttackChoice
-from tnn_robust.base.choices import EXAMPLES, FIGURE
+from tnn_robust.base.choices import EXAMPLES, FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.spec import DataSpec
 
@@ -53,6 +53,8 @@ class Asked:
     save_adv: Path | None = None
     examples: Path | None = None
     figure: Path | None = None
+    fail_under: float | None = None
+    fail_on_warn: bool = False
 
     @property
     def mode(self) -> str:
@@ -131,6 +133,8 @@ _OF = {
     "figure": ("curve",),
     "suite": ("report", "compare"),
     "certify": ("report", "compare", "curve", "minimal"),
+    "fail_under": ("report",),
+    "fail_on_warn": ("report",),
 }
 _EXCLUSIVE = ("verify", "compare", "minimal", "curve")
 
@@ -145,6 +149,8 @@ def check(asked: Asked) -> None:
         if getattr(asked, name) and mode not in (*allowed, "verify"):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} is of {_described(allowed)}, got {_described((mode,))}")
+    if asked.fail_on_warn and not asked.checks:
+        raise InputError("--fail-on-warn needs the masking checks: leave out --no-checks")
     if mode in ("curve", "minimal") and len(asked.seeds) > 1:
         raise InputError(f"--{mode} takes one --seed, got {len(asked.seeds)}")
     if mode == "compare" and asked.ranged:
@@ -153,8 +159,8 @@ def check(asked: Asked) -> None:
         raise InputError("an eps range is one sweep of one --attack: for rows give a list")
     if asked.examples is not None and asked.examples.suffix not in (".csv", ".jsonl"):
         raise InputError(f"--examples is a .csv or .jsonl file, got {asked.examples}")
-    if asked.figure is not None and asked.figure.suffix not in (".png", ".svg"):
-        raise InputError(f"--figure is a .png or .svg file, got {asked.figure}")
+    if asked.figure is not None and asked.figure.suffix not in FIGURES:
+        raise InputError(f"--figure is a .png, .svg or .pdf file, got {asked.figure}")
 
 
 def _described(modes: tuple[str, ...]) -> str:

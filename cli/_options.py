@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 import cloup
+from tnn_robust_cli._config import read_config, save_config
 
 from tnn_robust import __version__
 from tnn_robust.attacks.choice import AttackChoice
@@ -26,6 +28,7 @@ from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the number of the signal, as shells have it
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SAVED = f"{__name__}.saved"
 _MOST_SEEDS = 1000
 _TIME_TO_SPEAK = 10  # seconds
 
@@ -49,8 +52,11 @@ class Command(cloup.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
+            typed = list(args)
             left = super().parse_args(ctx, args)
             _require_modest(ctx)
+            if (file := ctx.meta.get(_SAVED)) is not None:
+                save_config(ctx, file, self._raw(ctx, typed))
             return left
         except click.UsageError as error:
             hint = f"see {ctx.info_name} --help"
@@ -58,13 +64,19 @@ class Command(cloup.Command):
             _complain(f"{text} ({hint})")
             ctx.exit(2)
 
+    def _raw(self, ctx: click.Context, args: list[str]) -> dict[str, Any]:
+        """What was typed, as text, by the names of parameters; flags as true or false."""
+        found, _, _ = self.make_parser(ctx).parse_args(args)
+        return {k: v for k, v in found.items() if isinstance(v, str | bool | list | tuple)}
+
     def invoke(self, ctx: click.Context) -> Any:
         ending: list[int] = []
         try:
             with _as_interrupts(ending), _first_speaks():
                 if not self.shared:
                     refuse_processes(str(self.name))
-                found = super().invoke(ctx)
+                with _json_on_stdout(ctx):
+                    found = super().invoke(ctx)
                 sys.stdout.flush()
                 return found
         except TnnError as error:
@@ -93,6 +105,10 @@ class Command(cloup.Command):
             ctx.exit(2)
 
 
+def _remember(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    ctx.meta[_SAVED] = path
+
+
 def _require_modest(ctx: click.Context) -> None:
     """UsageError for a whole number that no generator, loop or size takes."""
     for parameter in ctx.command.params:
@@ -117,6 +133,22 @@ def _set_limit(ctx: click.Context, _: click.Parameter, value: int | None) -> Non
             os.environ[ENVIRONMENT] = before
 
     ctx.call_on_close(restore)
+
+
+@contextlib.contextmanager
+def _json_on_stdout(ctx: click.Context) -> Iterator[None]:
+    """For --json -: the report is all of standard output, and the rest goes to standard error."""
+    if ctx.params.get("json_file") != Path("-"):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        ctx.params["json_file"] = file = Path(folder) / "report.json"
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            if file.exists() and _first():
+                click.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
 @contextlib.contextmanager
@@ -208,11 +240,32 @@ def command(name: str, *, shared: bool = False) -> Callable[[Callable], click.Co
 
     def decorate(function: Callable) -> click.Command:
         settings = {"help_option_names": ["-h", "--help"], "show_default": True}
-        made = click.command(name, cls=Command, context_settings=settings)(function)
+        made = click.command(name, cls=Command, context_settings=settings)(configured(function))
         made.shared = shared
         return click.version_option(__version__, prog_name=name)(made)
 
     return decorate
+
+
+def configured(function: Callable) -> Callable:
+    """The options that every command has."""
+    return options(
+        click.option(
+            "--config",
+            type=OUT,
+            is_eager=True,
+            expose_value=False,
+            callback=read_config,
+            help="Take options from a TOML file, a table [tnn-attack] a command; typed ones win.",
+        ),
+        click.option(
+            "--save-config",
+            type=OUT,
+            expose_value=False,
+            callback=_remember,
+            help="Write the options given to a TOML file, for --config.",
+        ),
+    )(function)
 
 
 def heading(title: str, *decorators: Callable) -> Callable[[Callable], Callable]:
@@ -314,6 +367,12 @@ OUT = click.Path(path_type=Path)
 SEED = click.IntRange(min=0, max=LARGEST_SEED)
 SEEDS = _Parsed("S[,S...]", _seeds)
 
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=OUT,
+    help="Write the report there too; - is standard output, and all else then standard error.",
+)
 overwriting = click.option(
     "--overwrite", is_flag=True, help="Also write result files over files of your own."
 )

@@ -43,9 +43,9 @@ def take(given: dict[str, Any], *, compare: bool, recorded: bool) -> tuple[Netwo
     named = _data_options()
     spec = shared.data_spec(given)
     _check(runs, models, named, compare=compare, recorded=recorded)
-    data = None if runs or not named else spec
+    data = spec if named else None
     lender = runs[0] if runs else None
-    who = [Network(run) for run in runs if compare or not models]
+    who = [Network(run, data=data) for run in runs if compare or not models]
     who += [Network(lender, model, given["model_input"], data) for model in models]
     return tuple(who) or (Network(),)
 
@@ -67,8 +67,10 @@ def _check(
     if not compare and (len(runs) > 1 or len(models) > 1):
         several = f"{len(runs)} RUNs and {len(models)} --models"
         raise InputError(f"one network at a time, got {several}: give --compare")
-    if named and (runs or not models or recorded):
-        raise InputError(f"{', '.join(named)}: only for --model without a RUN, which has its data")
+    if named and recorded:
+        raise InputError(f"{', '.join(named)}: --verify takes the data that its file names")
+    if named and "--dataset" not in named:
+        raise InputError(f"{', '.join(named)}: only with --dataset, for a RUN has its data")
     if models and not (runs or recorded or "--dataset" in named):
         raise InputError("--model needs data: give a RUN or --dataset")
 

@@ -34,8 +34,25 @@ _REPORT = shared.heading(
     click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
     click.option("--examples", type=shared.OUT, help="Figures per example: a .csv or .jsonl."),
     click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there."),
-    click.option("--json", "json_file", type=shared.OUT, help="Write the report there too."),
+    click.option(
+        "--json",
+        "json_file",
+        type=shared.OUT,
+        help="Write the report there too; - is standard output.",
+    ),
     shared.overwriting,
+)
+_GATE = shared.heading(
+    "Gate for CI",
+    click.option(
+        "--fail-under",
+        type=click.FloatRange(0, 100),
+        metavar="PERCENT",
+        help="Exit with code 1 where the robust test accuracy is below this.",
+    ),
+    click.option(
+        "--fail-on-warn", is_flag=True, help="Exit with code 1 where a masking check warns."
+    ),
 )
 _COMPARE = shared.heading(
     "Comparison",
@@ -45,7 +62,7 @@ _COMPARE = shared.heading(
 _CURVE = shared.heading(
     "Curve",
     click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn."),
-    click.option("--figure", type=shared.OUT, help="Of the curve: a .png or .svg file."),
+    click.option("--figure", type=shared.OUT, help="Of the curve: a .png, .svg or .pdf file."),
 )
 _MINIMAL = shared.heading(
     "Smallest perturbations",
@@ -60,7 +77,7 @@ _VERIFY = shared.heading(
 @shared.command("tnn-attack", shared=True)
 @_subjects.subjects
 @shared.attacking
-@shared.options(_REPORT, _COMPARE, _CURVE, _MINIMAL, _VERIFY)
+@shared.options(_REPORT, _GATE, _COMPARE, _CURVE, _MINIMAL, _VERIFY)
 def main(
     json_file: Path | None,
     save_adv: Path | None,
@@ -73,6 +90,8 @@ def main(
     stacked: bool,
     resume: bool,
     overwrite: bool,
+    fail_under: float | None,
+    fail_on_warn: bool,
     seeds: tuple[int, ...],
     suite: str | None,
     checks: bool,
@@ -118,6 +137,8 @@ def main(
         save_adv=save_adv,
         examples=examples,
         figure=figure,
+        fail_under=fail_under,
+        fail_on_warn=fail_on_warn,
     )
     asked_of.check(asked)
     if asked.mode in ("verify", "curve", "minimal") or stacked:

@@ -10,7 +10,7 @@ from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.evaluation.curve import curve_steps
 from tnn_robust.reporting.certified import curve_notes
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
-from tnn_robust.reporting.tables import network_notes
+from tnn_robust.reporting.tables import data_notes, network_notes
 
 
 def curve(asked: Asked) -> None:
@@ -39,6 +39,6 @@ def curve(asked: Asked) -> None:
     finally:  # what cannot be written must not cost the rest
         _render.deliver(found.to_json(), asked.json_file, [curve_table(found)], [])
     _render.show_chart(curve_lines(found, ascii_only=not _render.encodable("█▒│")))
-    notes = [*network_notes(found.model), *curve_notes(found), f"The curve: {found.verdict}."]
-    _render.show_lines(["", *notes])
+    notes = [*network_notes(found.model), *data_notes(found.dataset), *curve_notes(found)]
+    _render.show_lines(["", *notes, f"The curve: {found.verdict}."])
     swept.finish()

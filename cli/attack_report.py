@@ -3,6 +3,7 @@
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
+from tnn_robust_cli._gate import gate
 
 from tnn_robust.base.team import joined
 from tnn_robust.evaluation.report import evaluate_steps
@@ -47,3 +48,4 @@ def run(asked: Asked) -> None:
             lines = attack_notes(report)
             _render.deliver(report.to_json(), file, attack_tables(report), lines)
         found.finish()
+    gate(report, asked.fail_under, asked.fail_on_warn)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 
-from tnn_robust.base.choices import FIGURE
+from tnn_robust.base.choices import FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
 
 
@@ -22,8 +22,10 @@ from tnn_robust.base.errors import InputError
 @shared.attacking
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
-@click.option("--figure", type=shared.OUT, help="Of the trajectory: a .png or .svg file.")
-@click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
+@click.option("--figure", type=shared.OUT, help="Of the trajectory: a .png, .svg or .pdf file.")
+@click.option(
+    "--json", "json_file", type=shared.OUT, help="Write the report there too; - is standard output."
+)
 @shared.overwriting
 def main(
     json_file: Path | None,
@@ -40,8 +42,8 @@ def main(
     attack is PGD of 20 steps on 1000 examples of each part unless you say more.
     """
     choice = shared.attack_choice(given)
-    if figure is not None and (not trajectory or figure.suffix not in (".png", ".svg")):
-        raise InputError(f"--figure is a .png or .svg file of --trajectory, got {figure}")
+    if figure is not None and (not trajectory or figure.suffix not in FIGURES):
+        raise InputError(f"--figure is a .png, .svg or .pdf file of --trajectory, got {figure}")
     if trajectory:
         _trajectory(given["run"], figure, json_file, overwrite)
         return

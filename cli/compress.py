@@ -87,7 +87,7 @@ _SWEEP = shared.heading(
     ),
     click.option("--resume", is_flag=True, help="Of --sweep: go on at the row it was on."),
     click.option("--csv", "csv_file", type=shared.OUT, help="Of --sweep: the table, a line a row."),
-    click.option("--figure", type=shared.OUT, help="Of --sweep: a .png or .svg file."),
+    click.option("--figure", type=shared.OUT, help="Of --sweep: a .png, .svg or .pdf file."),
 )
 
 
@@ -100,7 +100,9 @@ _SWEEP = shared.heading(
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option("--out", type=shared.OUT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@click.option("--json", "json_file", type=shared.OUT, help="Write the report there too.")
+@click.option(
+    "--json", "json_file", type=shared.OUT, help="Write the report there too; - is standard output."
+)
 @_SWEEP
 def main(
     json_file: Path | None,

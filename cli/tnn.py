@@ -7,7 +7,7 @@ import click
 from tnn_robust import __version__
 
 # In the order in which data walks.
-COMMANDS = ("train", "attack", "compress", "bound", "sweep", "reproduce")
+COMMANDS = ("train", "attack", "compress", "bound", "report", "sweep", "reproduce")
 
 
 class _Group(click.Group):

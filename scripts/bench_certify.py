@@ -1,16 +1,19 @@
 """Figures of the certificates: faces against merged matrices, methods, memory, benchmarks.
 
     python scripts/bench_certify.py [--threads 2] [--run runs/m10 --data-dir DATA]
-        [--mnist-fc DIR] [--complete 40 --time-limit 60]
+        [--mnist-fc DIR] [--complete 40 --time-limit 60] [--auto-lirpa CHECKOUT --skip-faces]
 
 Times of faces and merged matrices are medians of paired repeats. --run: a run of tnn-train on
 ten-class MNIST (the first of `make validate-suite`); --mnist-fc: a folder with the network
-mnist-net_256x2.onnx.gz and vnnlib/ of VNN-COMP 2022.
+mnist-net_256x2.onnx.gz and vnnlib/ of VNN-COMP 2022. --auto-lirpa: a checkout of auto_LiRPA's
+source (github.com/Verified-Intelligence/auto_LiRPA, read for 0.7.1; it imports appdirs and
+graphviz), the judge of CROWN's bounds on --run's first test points and of alpha-CROWN's time.
 """
 
 import argparse
 import resource
 import statistics
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,15 +24,17 @@ from torch import Tensor
 import tnn_robust as tr
 from tnn_robust.certification.bounds import Ground, lower_bounds, neuron_rows
 from tnn_robust.certification.chain import Chain, Stage, from_tnn, make_chain, merged
+from tnn_robust.certification.claims import Claims
 from tnn_robust.certification.decide import decide
 from tnn_robust.certification.lower_bounds import EFFORTS, Certifier
 from tnn_robust.certification.onnx_network import read_onnx
 from tnn_robust.certification.operators import Joined
 from tnn_robust.certification.region import make_region
 from tnn_robust.certification.vnnlib import read_vnnlib
-from tnn_robust.models.network import Architecture, new_model
+from tnn_robust.models.network import TNN, Architecture, new_model, to_dense
 
 CHANNELS, REPEATS = 28, 5
+JUDGED, STEPS = 20, 20  # points, and iterations of alpha-CROWN, for the judge
 TARGETS = {28: 1.5, 64: 3.0, 128: 8.0}
 
 
@@ -42,6 +47,8 @@ def main() -> None:
     parser.add_argument("--complete", type=int, default=8, help="points at l_inf 0.02")
     parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--skip-faces", action="store_true")
+    parser.add_argument("--auto-lirpa", type=Path)
+    parser.add_argument("--eps", type=float, default=0.02, help="l_inf, for the judge")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if not asked.skip_faces:
@@ -50,7 +57,9 @@ def main() -> None:
         rank_against_dense(64, 4)
     if asked.mnist_fc is not None:
         mnist_fc(asked.mnist_fc)
-    if asked.run is not None:
+    if asked.run is not None and asked.auto_lirpa is not None:
+        judged(asked.run, asked.data_dir, asked.auto_lirpa, asked.eps)
+    elif asked.run is not None:
         ten_classes(asked.run, asked.data_dir, asked.complete, asked.time_limit)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"largest memory of the process: {peak:.0f} MB")
@@ -171,6 +180,71 @@ def ten_classes(run: Path, data_dir: Path | None, complete: int, time_limit: flo
             model, (x[:n], y[:n]), tr.Threat("linf", eps), method=method, time_limit=time_limit
         )
         print(f"{found}; {(time.perf_counter() - started) / n:.2f} s a point")
+
+
+def judged(run: Path, data_dir: Path | None, checkout: Path, eps: float) -> None:
+    """CROWN's bounds and alpha-CROWN's time beside auto_LiRPA's, on the same box."""
+    model = tr.load_model(run).requires_grad_(False)
+    data = tr.load_data("mnist", data_dir=data_dir)
+    x, y = data.test.x[:JUDGED], data.test.y[:JUDGED]
+    certifier = Certifier(from_tnn(model))
+    claims = Claims.of(certifier, make_region(tr.Threat("linf", eps), x), y)
+    started = time.perf_counter()
+    ground = claims.ground(torch.arange(JUDGED), "crown")
+    ours = certifier.margins(ground, claims.rows, claims.who, EFFORTS["crown"])
+    crown = time.perf_counter() - started
+    other = AutoLirpa(checkout, model, claims)
+    theirs, seconds = other.bounds("CROWN", torch.float64)
+    error = float(((ours - theirs).abs() / (1 + theirs.abs())).max())
+    allowed = float((theirs - ours).max())
+    said = "reached" if error < 1e-5 else "missed"
+    print(
+        f"CROWN at {eps:g}, {len(ours)} claims: equal to auto_LiRPA's in float64 to {error:.1e} "
+        f"(target 1e-5, {said}), at most {allowed:.1e} below; {crown:.2f} s, theirs in float32 "
+        f"{other.bounds('CROWN', torch.float32)[1]:.2f} s, in float64 {seconds:.2f} s"
+    )
+    started = time.perf_counter()
+    found = tr.certify(model, (x, y), tr.Threat("linf", eps), method="alpha-crown")
+    alpha = time.perf_counter() - started
+    theirs, seconds = other.bounds("CROWN-Optimized", torch.float32)
+    worst = theirs.new_full((JUDGED,), torch.inf).scatter_reduce(0, claims.who, theirs, "amin")
+    said = "reached" if alpha <= seconds / 10 else "missed"
+    print(
+        f"alpha-CROWN at {eps:g}, {JUDGED} points: {found.certified} certified in {alpha:.2f} s, "
+        f"auto_LiRPA {int((worst > 0).sum())} in {seconds:.2f} s, {seconds / alpha:.1f} times as "
+        f"long (target 10, {said})"
+    )
+
+
+class AutoLirpa:
+    """The judge, on the merged network and the same box and claims."""
+
+    def __init__(self, checkout: Path, model: TNN, claims: Claims):
+        if not (checkout / "auto_LiRPA").is_dir():
+            raise SystemExit(f"--auto-lirpa needs a checkout with a folder auto_LiRPA: {checkout}")
+        sys.path.insert(0, str(checkout))
+        self.model, self.claims = model, claims
+
+    def bounds(self, method: str, dtype: torch.dtype) -> tuple[Tensor, float]:
+        """Lower bounds of the claims, (m,) float64, and the seconds they took."""
+        from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+
+        region = self.claims.region
+        x, low, high = (
+            t.permute(1, 2, 0).flatten(1).to(dtype) for t in (region.x, region.low, region.high)
+        )
+        n = len(x)
+        dense = to_dense(self.model).to(dtype)[1:]  # without Flatten: x is flat
+        targets = self.claims.rows.reshape(n, -1, self.claims.rows.shape[1]).to(dtype)
+        bounded = BoundedModule(dense, x[:1])
+        bounded.set_bound_opts({"optimize_bound_args": {"iteration": STEPS, "lr_alpha": 0.1}})
+        box = PerturbationLpNorm(norm=torch.inf, x_L=low, x_U=high)
+        started = time.perf_counter()
+        found, _ = bounded.compute_bounds(
+            x=(BoundedTensor(x, box),), C=targets, method=method, bound_upper=False
+        )
+        seconds = time.perf_counter() - started
+        return found.detach().double().flatten(), seconds
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Run the documents' sessions on real MNIST and put what they printed into the documents.
+"""Run the documents' sessions and put what they printed into the documents.
 
-TNN_DATA=FOLDER python scripts/readme_session.py [README.md] [docs/bounds.md]
+    TNN_DATA=FOLDER python scripts/readme_session.py [README.md] [docs/bounds.md]
+
+That of docs/bounds.md is on real MNIST.
 """
 
 import subprocess
@@ -12,12 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- session: scripts/readme_session.py -->\n", "<!-- end of session -->\n"
 SESSIONS = {
     "README.md": (
-        """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
-    --transform dct --attack fgsm --eps 20/255 --epochs 20 --batch-size 30 --lr 1e-3 \\
-    --seed 0 --out runs/r28""",
-        "tnn-attack runs/r28 --eps 20/255 --json r.json",
-        "tnn-compress runs/r28 --rank 4 --out runs/r28-c4",
-        "tnn-attack runs/r28-c4 --suite standard --eps 20/255",
+        "tnn-train --dataset digits --width 32 --epochs 30 --batch-size 32 --eps 0.1 --out demo",
+        "tnn-attack demo --json r.json",
+        "tnn-report r.json --html report.html --card card.md",
+        "tnn-compress demo --rank 4 --finetune 5 --out demo-rank4",
     ),
     "docs/bounds.md": (
         """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\

@@ -1,9 +1,9 @@
-"""Put what the reproductions found into docs/reproduction/README.md and the README.
+"""Put what the reproductions found into docs/reproduction/README.md.
 
     python scripts/reproduction_page.py
 
 Reads records.jsonl of every directory of docs/reproduction that has one, writes its table,
-verdicts and figures anew, and replaces what stands between the documents' markers.
+verdicts and figures anew, and replaces what stands between the page's markers.
 """
 
 import math
@@ -30,7 +30,6 @@ def main() -> None:
         claims += [claim(folder.name, records, verdict) for verdict in found]
     table = "| claim | | verdict | from |\n| --- | --- | --- | --- |\n" + "".join(sorted(claims))
     replace(PAGES / "README.md", table + "\n" + "\n".join(details))
-    replace(ROOT / "README.md", table.replace("](", "](docs/reproduction/"))
 
 
 def scale(records: list[CellRecord]) -> str:

@@ -59,9 +59,10 @@ def test_complete_agrees_with_a_mixed_integer_program(norm):
     assert unknown == 0 and certified > 10 and broken > 10
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
-def test_just_past_the_exact_optimum_is_broken_and_just_before_certified(norm):
-    for seed in range(4):
+def verdicts_around_the_exact_optimum(norm, seeds):
+    """Certifies just before the exact radius, breaks at 1.0001 of it; counts the verdicts there."""
+    counts = [0, 0, 0]
+    for seed in seeds:
         model, x, y = tiny_network(seed, classes=2)
         low, high = 0.0, 2.0
         if exact_margin(model, x[0], y[0], norm, high) > 0:
@@ -77,6 +78,13 @@ def test_just_past_the_exact_optimum_is_broken_and_just_before_certified(norm):
             # Below the rounding of the float32 pass neither answer would be honest.
             tight = found.verdicts.tolist() == [UNKNOWN] and near < 1e-5
             assert tight or found.verdicts.tolist() == [verdict], (seed, factor)
+            counts[int(found.verdicts[0])] += factor > 1
+    return counts
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_just_past_the_exact_optimum_is_broken_and_just_before_certified(norm):
+    verdicts_around_the_exact_optimum(norm, range(4))
 
 
 # --- Against points --------------------------------------------------------------------------
@@ -115,15 +123,6 @@ def test_no_point_beats_a_bound_and_no_method_loosens_another(norm):
         bounds = holds_against_points(model, x, y, threat, seed)
         for weaker, stronger in zip(bounds, bounds[1:], strict=False):
             assert bool((stronger >= weaker - 1e-9).all())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", NORMS)
-def test_no_point_beats_a_bound_on_200_networks(norm):
-    for seed in range(200):
-        model, x, y = t_network(seed, scores=(1, 3)[seed % 2], transform=("dct", "dft")[seed % 2])
-        threat = tr.Threat(norm, NORMS[norm])
-        holds_against_points(model, x, y, threat, seed, methods=("alpha-crown",), count=1000)
 
 
 @pytest.mark.parametrize("where", [{"channels": "1:2"}, {"faces": "0:2"}])

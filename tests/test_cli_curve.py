@@ -76,7 +76,7 @@ def test_the_smallest_eps_and_the_curve_tell_the_same_story(tmp_path, binary_run
         (("--curve", "--suite", "quick"), "--suite is of the report and --compare"),
         (("--curve", "--minimal"), "one of --minimal and --curve"),
         (("--figure", "x.png"), "--figure is of --curve or an eps range"),
-        (("--curve", "--figure", "x.pdf"), "--figure is a .png or .svg file"),
+        (("--curve", "--figure", "x.jpg"), "--figure is a .png, .svg or .pdf file"),
         (("--suite", "quick", "--eps", "0:0.2:0.1"), "--suite is of the report and --compare"),
         (("--attack", "pgd", "--attack", "fw", "--eps", "0:0.2:0.1"), "for rows give a list"),
         (("--eps", "0.1,0:0.2:0.1"), "0.1 before 0"),

@@ -32,4 +32,4 @@ def test_a_run_without_one_and_a_figure_without_it_are_refused(digits_run, track
     refused(run_cli("bound", digits_run, "--trajectory"), "train with track")
     refused(run_cli("bound", tracked, "--figure", tmp_path / "t.png"), "--trajectory")
     figure = ("--trajectory", "--figure", tmp_path / "t.gif")
-    refused(run_cli("bound", tracked, *figure), ".png or .svg")
+    refused(run_cli("bound", tracked, *figure), ".svg or .pdf")

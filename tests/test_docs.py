@@ -1,5 +1,6 @@
 """The README's commands are ones the command line accepts, and its facts are the code's."""
 
+import importlib
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ import click
 import pytest
 from cli_checks import succeeded
 from conftest import run_cli
-from tnn_robust_cli import attack, bound, compress, reproduce, sweep, train
+from tnn_robust_cli import tnn
 
 from tnn_robust.base import choices
 from tnn_robust.experiments.grid import read_spec
@@ -19,12 +20,7 @@ from tnn_robust.experiments.grid_cell import Place, check_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
-    "tnn-train": train.main,
-    "tnn-attack": attack.main,
-    "tnn-compress": compress.main,
-    "tnn-bound": bound.main,
-    "tnn-reproduce": reproduce.main,
-    "tnn-sweep": sweep.main,
+    f"tnn-{name}": importlib.import_module(f"tnn_robust_cli.{name}").main for name in tnn.COMMANDS
 }
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -45,9 +41,12 @@ def test_every_command_in_the_documents_parses(path: Path) -> None:
             click.Command.parse_args(COMMANDS[name], context, arguments)
 
 
-def test_the_readme_shows_every_command_and_names_every_choice() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert {command[0] for command in commands_of(ROOT / "README.md")} == set(COMMANDS)
+def test_the_page_of_commands_shows_each_and_names_every_choice() -> None:
+    page, readme = ROOT / "docs" / "commands.md", ROOT / "README.md"
+    assert {command[0] for command in commands_of(page)} == set(COMMANDS)
+    assert [name for name in COMMANDS if f"`{name}`" not in readme.read_text()] == []
+    assert len(readme.read_text().splitlines()) <= 200
+    text = page.read_text()
     names = (*choices.TRANSFORMS, *choices.DATASETS, *choices.NORMS, *choices.ATTACKS)
     assert [name for name in names if f"`{name}`" not in text] == []
 
@@ -63,7 +62,7 @@ def test_make_help_lists_every_target() -> None:
 def test_the_example_of_a_sweep_is_one() -> None:
     grid = read_spec(ROOT / "docs" / "examples" / "digits.toml")
     check_grid(grid, Place("cpu"))
-    assert f"{grid.count} cells" in (ROOT / "README.md").read_text()
+    assert f"{grid.count} cells" in (ROOT / "docs" / "commands.md").read_text()
 
 
 @pytest.mark.slow

@@ -233,7 +233,7 @@ def test_a_resumed_sweep_refuses_other_settings_and_altered_rows(digits_run, tmp
         (("--sweep", "0.001,1", "--method", "lc"), "smallest"),
         (("--sweep", "1", "--params", "0.5"), "takes no params"),
         (("--sweep", "1", "--parent", "father"), "father"),
-        (("--sweep", "1", "--figure", "x.pdf"), "x.pdf"),
+        (("--sweep", "1", "--figure", "x.jpg"), "x.jpg"),
         (("--sweep", "1", "--resume"), "nothing to resume"),
         (("--rank", "1", "--parent"), "--sweep"),
     ],

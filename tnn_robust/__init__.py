@@ -32,6 +32,7 @@ _FACE = {
     "load_report": "reporting.saved",
     "bound": "evaluation.bounds",
     "certify": "certification.certify",
+    "smooth": "certification.smoothing",
     "compress": "compression.compress",
     "t_product": "algebra.tproduct",
     "t_svd": "algebra.tsvd",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from tnn_robust.base.progress import Progress
     from tnn_robust.base.threat import Threat
     from tnn_robust.certification.certify import certify
+    from tnn_robust.certification.smoothing import smooth
     from tnn_robust.compression.compress import compress
     from tnn_robust.data.catalogue import load_data
     from tnn_robust.data.dataset import Dataset

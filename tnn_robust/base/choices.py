@@ -26,6 +26,7 @@ DATASETS = (
     "mat:CUBE.mat,GT.mat",
     "ts:TRAIN.ts,TEST.ts",
     "npz:FILE",
+    "npy:DIR",
 )
 SPLITS = ("blocked", "random")
 NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")
@@ -51,6 +52,8 @@ COMPRESSIONS = (
 GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
 PARENTS = ("matrix", "pruned", "trained")
+FIGURES = (".png", ".svg", ".pdf")
 LARGEST_SEED = 2**32 - 1  # what every generator takes
 # Kinds of result files that are no records.
 FIGURE, RANK_TABLE, EXAMPLES = "figure", "rank table", "table of examples"
+PAGE, CARD = "report page", "model card"

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tnn_robust.base.choices import EXAMPLES, FIGURE, RANK_TABLE
+from tnn_robust.base.choices import CARD, EXAMPLES, FIGURE, PAGE, RANK_TABLE
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.reading import MIB, Room, opened, parsed_json, reading
 from tnn_robust.base.replacing import replacing
@@ -70,6 +70,10 @@ _TABLES = {  # by how they start
     b"part,index,label": EXAMPLES,
     b'{"part": "': EXAMPLES,
 }
+_PAGES = {
+    b'name="generator" content="tnn-robust': PAGE,
+    b"<!-- tnn-robust": CARD,
+}
 _START = 4096  # bytes in which a result says what it is
 # What a run directory holds, which no result of a command may replace.
 _OF_A_RUN = re.compile(
@@ -107,8 +111,19 @@ def _result_kind(path: Path) -> str | None:
         return next((kind for how, kind in _TABLES.items() if start.startswith(how)), None)
     if path.suffix in (".png", ".svg"):
         return FIGURE if WRITER.encode() in start else None
+    if path.suffix in (".html", ".md"):
+        return next((kind for how, kind in _PAGES.items() if how in start), None)
+    if path.suffix == ".pdf":  # says it at its end, in one of several ways
+        return FIGURE if start.startswith(b"%PDF") and _ends_with_writer(path) else None
     found = re.search(rb'"kind\\?": *\\?"([a-z-]+)\\?"', start)
     return found.group(1).decode() if found else None
+
+
+def _ends_with_writer(path: Path) -> bool:
+    with path.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(size - _START, 0))
+        return WRITER.encode() in handle.read(_START)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.base.threat import Threat
-from tnn_robust.certification.bounds import Ground
 from tnn_robust.certification.chain import Chain
 from tnn_robust.certification.claims import Claims
-from tnn_robust.certification.lipschitz import TO_L2, body_lipschitz, layer_norms, slopes
-from tnn_robust.certification.lower_bounds import EFFORTS, Certifier
+from tnn_robust.certification.lipschitz import TO_L2, worst_margins
+from tnn_robust.certification.lower_bounds import Certifier
 from tnn_robust.certification.region import make_region
 from tnn_robust.certification.work import bound_products
 from tnn_robust.models.network import TNN
 
 # Multiplications after which there is progress to tell of; and examples bounded together.
 _A_MOMENT, _FEWEST, _MOST = 2**26, 16, 1024
-_SURE = 1 + 1e-9  # what a product of exact norms in float64 may have lost
+_SURE = 1 + 1e-9  # what a product in float64 may have lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +64,11 @@ class MarginBounder:
         found = _by_class(claims.found, y, self.certifier.chain.scores)
         if self.model is None or threat.norm not in TO_L2:
             return found
-        ground = self.certifier.ground(region, EFFORTS["ibp"])
-        # (n, 1), or one for all.
-        size = region.eps if region.radii is None else region.radii[:, None]
-        reach = size * TO_L2[threat.norm](*x.shape[1:])
-        far = lipschitz_margins(self.model, self.certifier.with_scores(ground), y, reach)
-        return torch.maximum(found, far)
+        radii = region.radii
+        if radii is None:
+            radii = torch.full((len(x),), region.eps, dtype=torch.float64, device=x.device)
+        reach = radii * TO_L2[threat.norm](*x.shape[1:]) * _SURE
+        return torch.maximum(found, worst_margins(self.model, x, y, reach))
 
 
 def _by_class(found: Tensor, y: Tensor, scores: int) -> Tensor:
@@ -80,33 +78,6 @@ def _by_class(found: Tensor, y: Tensor, scores: int) -> Tensor:
     full = found.new_full((len(y), scores), torch.inf)
     full[torch.arange(scores, device=y.device) != y[:, None]] = found
     return full
-
-
-@torch.no_grad()
-def lipschitz_margins(model: TNN, full: Ground, y: Tensor, reach: float | Tensor) -> Tensor:
-    """The same bounds from exact Lipschitz constants, for l2 perturbations up to `reach`.
-
-    full: of the model's chain over the region, with the rounding r_l of every stage and of the
-    scores. A margin of the exact function falls by at most reach ||w_y - w_j|| prod sigma_l
-    (theory.md); the user's pass adds e_l to the output of layer l, |e_l| <= r_l, which the
-    layers above carry with their own constants, and r_y + r_j to the scores.
-    """
-    device = y.device
-    scores = full.chain.forward(full.region.x.permute(1, 2, 0))
-    norms = layer_norms(model).to(device)
-    above = torch.ones_like(norms)  # the product of the norms of the layers above each
-    for level in reversed(range(len(norms) - 1)):
-        above[level] = above[level + 1] * norms[level + 1]
-    sizes = [torch.linalg.vector_norm(r, dim=(0, 2)) for r in full.errors[:-1]]
-    carried = (torch.stack(sizes, 1) * above).sum(1, keepdim=True)
-    slope, last = slopes(model, y).to(device), full.errors[-1][0]
-    lost = slope * (reach * body_lipschitz(model).to(device) + carried) * _SURE
-    if scores.shape[1] == 1:
-        found = scores * (2 * y - 1)[:, None] - lost - last
-    else:
-        found = scores.gather(1, y[:, None]) - scores - lost - last - last.gather(1, y[:, None])
-        found = found.scatter(1, y[:, None], torch.inf)
-    return torch.where(found == found, found, -torch.inf)
 
 
 def certified(margins: Tensor) -> Tensor:

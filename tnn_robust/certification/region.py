@@ -17,7 +17,8 @@ from tnn_robust.attacks.banded import OFF_SUPPORT
 from tnn_robust.attacks.structured import ball_for, face_subspace, parse_range
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Threat
-from tnn_robust.certification.rounding import WIDE, gamma
+from tnn_robust.certification.norms import WIDE, svd_error
+from tnn_robust.certification.rounding import gamma
 
 Who = Tensor
 
@@ -275,23 +276,22 @@ def _by_dual(
     return solve
 
 
-# LAPACK's singular values are off by a modest multiple of u sigma_max.
-_SVD_ERROR = 1e-12
-
-
 def _svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vh = torch.linalg.svd(a.permute(1, 0, 2), full_matrices=False)
-    return u, s, vh
+    """Singular values of rows that are not finite are NaN, which says nothing."""
+    rows = a.permute(1, 0, 2)
+    finite = torch.isfinite(rows).all(2).all(1)[:, None, None]
+    u, s, vh = torch.linalg.svd(torch.where(finite, rows, 0.0), full_matrices=False)
+    return u, torch.where(finite[:, 0], s, torch.nan), vh
 
 
 def _largest_singular(a: Tensor) -> tuple[Tensor, Tensor]:
     u, s, vh = _svd(a)
-    return s[:, 0] * (1 + _SVD_ERROR), (u[:, :, :1] * vh[:, :1]).permute(1, 0, 2)
+    return s[:, 0] * (1 + svd_error(*a.shape[::2])), (u[:, :, :1] * vh[:, :1]).permute(1, 0, 2)
 
 
 def _sum_of_singular(a: Tensor) -> tuple[Tensor, Tensor]:
     u, s, vh = _svd(a)
-    error = _SVD_ERROR * s.shape[1] * s[:, 0]
+    error = svd_error(*a.shape[::2]) * s.shape[1] * s[:, 0]
     return s.sum(1) + error, (u @ vh).permute(1, 0, 2)
 
 
@@ -308,7 +308,7 @@ def _tubal_nuclear(transform: Transform | None) -> _Solve:
         counts = wide.multiplicity[best]
         scale = 1 / (counts * size).clamp_min(torch.finfo(a.dtype).tiny)
         only = torch.zeros_like(norms).scatter_(0, best[None], scale[None])
-        return size * (1 + _SVD_ERROR), wide.inverse(hat * only[:, :, None], dim=0)
+        return size * (1 + svd_error(*a.shape[::2])), wide.inverse(hat * only[:, :, None], dim=0)
 
     return _by_dual(norm)
 

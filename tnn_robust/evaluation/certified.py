@@ -194,21 +194,15 @@ class OtherSide:
         """What the report says of it."""
         if not self.margins:
             return None
-        train, test = (
-            self._part(getattr(worst, part), targets[part]) for part in ("train", "test")
-        )
-        attacked = [float(getattr(worst, part).loss.mean()) for part in ("train", "test")]
-        robust = [(part.n - part.broken) / part.n for part in (train, test)]
+        parts = {name: self._part(getattr(worst, name), targets[name]) for name in self.margins}
+        train, test = parts.get("train"), parts["test"]
         return Certified(
             method=self.plan.method or "",
             threats=tuple(map(str, threats_of(self.attacks))),
             train=train,
             test=test,
-            agp_accuracy=(
-                train.accuracy - robust[1],
-                robust[0] - test.accuracy,
-            ),
-            agp_risk=_sandwich(attacked, train.risk, test.risk),
+            agp_accuracy=None if train is None else _accuracy_between(train, test),
+            agp_risk=None if train is None else _risk_between(worst, train.risk, test.risk),
             seconds=self.seconds,
         )
 
@@ -228,12 +222,18 @@ class OtherSide:
         )
 
 
-def _sandwich(
-    attacked: Sequence[float], train: float | None, test: float | None
-) -> Interval | None:
+def _accuracy_between(train: CertifiedPart, test: CertifiedPart) -> Interval:
+    """The least and the greatest gap in 0-1 loss that certificates leave."""
+    robust = [(part.n - part.broken) / part.n for part in (train, test)]
+    return train.accuracy - robust[1], robust[0] - test.accuracy
+
+
+def _risk_between(worst: Attacked, train: float | None, test: float | None) -> Interval | None:
+    """The same in risk, from the certified risks."""
     if train is None or test is None:
         return None
-    low, high = attacked[1] - train, test - attacked[0]
+    low = float(worst.test.loss.mean()) - train
+    high = test - float(worst.train.loss.mean())
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 

@@ -55,14 +55,15 @@ class Certified(Record):
     agp_risk: from the attacked risk of the test part minus the certified one of the
     training part to the certified one of the test part minus the attacked one of the
     training part, in 0-1 loss and in the report's (None where that is not finite): the
-    adversarial generalization gap of these examples is no less and no more.
+    adversarial generalization gap of these examples is no less and no more. train and both
+    of these: None where the data have no training part of the network's.
     """
 
     method: str
     threats: tuple[str, ...]
-    train: CertifiedPart
+    train: CertifiedPart | None
     test: CertifiedPart
-    agp_accuracy: Interval
+    agp_accuracy: Interval | None
     agp_risk: Interval | None
     seconds: float = 0.0
 
@@ -70,3 +71,9 @@ class Certified(Record):
         require_interval("agp_accuracy", self.agp_accuracy, -1, 1)
         require_interval("agp_risk", self.agp_risk)
         require(self.seconds >= 0, "seconds of at least 0", self.seconds)
+
+    @property
+    def parts(self) -> dict[str, CertifiedPart]:
+        """The parts there are, by name."""
+        train = {} if self.train is None else {"train": self.train}
+        return {**train, "test": self.test}

@@ -43,5 +43,11 @@ class ComparisonReport(Record):
 
     SCHEMA = "tnn-robust/comparison-report/1"
     KIND = "comparison-report"
+    DERIVED = ("intervals",)
 
     rows: tuple[ComparisonRow, ...]
+
+    @property
+    def intervals(self) -> str:
+        """What the 95 % intervals of the rows are over."""
+        return "over examples, of each network as it is: not over seeds of training"

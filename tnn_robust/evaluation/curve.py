@@ -32,7 +32,7 @@ from tnn_robust.evaluation.eps_sweep import (
     require_rising,
 )
 from tnn_robust.evaluation.journal import FinishedBlock, Journal, identity, journal_of
-from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import check_attacks, make_check
 from tnn_robust.evaluation.subject import Subject, live_subject
@@ -132,20 +132,20 @@ def curve_steps(
     record = journal_of(subject, header, resume=resume) if journal or resume else None
     swept = {}
     with released_on_error(record), frozen(subject.model):
-        for part in PARTS:
+        for part in targets:
             swept[part] = yield from _sweep_part(subject, attacks, targets[part], block, record)
         sure, method = {}, None
         if chain is not None:
             method, why = _method(chain, attacks, targets, certify)
         if chain is not None and method is not None:
             bounder = MarginBounder.of(chain, subject.model, subject.transform)
-            for part in PARTS:
+            for part in targets:
                 threats = [one.threat for one in attacks]
                 sure[part] = yield from certified_at(bounder, method, targets[part], threats)
         first = attacks[0]
         found = curve_of(
             sizes,
-            swept["train"],
+            swept.get("train"),
             swept["test"],
             norm=first.threat.norm,
             settings={"name": first.name, **first.settings()},
@@ -154,7 +154,7 @@ def curve_steps(
             risk_complete=True,
             model=subject.info,
             dataset=info,
-            certified=(sure["train"], sure["test"]) if sure else None,
+            certified=tuple(sure.values()),
         )
     return Swept(replace(found, certified_by=method, uncertified=why), record)
 

@@ -14,19 +14,20 @@ class CurvePoint(Record):
     """One eps of a curve: the attack on both parts and their gap.
 
     certified_train, certified_test: examples that no perturbation of this size
-    can break; None where there is no certificate.
+    can break; None where there is no certificate. train and agp: None where the data have
+    no training part of the network's.
     """
 
     eps: float
-    train: PartResult
+    train: PartResult | None
     test: PartResult
-    agp: Gap
+    agp: Gap | None
     certified_train: int | None = None
     certified_test: int | None = None
 
     def __post_init__(self) -> None:
         for part, count in ((self.train, self.certified_train), (self.test, self.certified_test)):
-            if count is not None:
+            if count is not None and part is not None:
                 require_counts(part.n, certified=count)
 
     @property
@@ -98,11 +99,14 @@ class EpsCurve(Record):
     def plot(self, axes: Any) -> None:
         """Draw robust accuracy against eps, with 95 % intervals, on matplotlib axes."""
         sizes = [point.eps for point in self.points]
-        train, test = [p.train for p in self.points], [p.test for p in self.points]
+        train = [p.train for p in self.points if p.train is not None]
+        test = [p.test for p in self.points]
         for parts, colour, style, name in (
             (train, ORANGE, "s--", "train, attacked"),
             (test, BLUE, "o-", "test, attacked"),
         ):
+            if not parts:  # of other data than the network's there is no training part
+                continue
             band(axes, sizes, [part.accuracy_ci for part in parts], colour, 100.0)
             values = [100 * part.accuracy for part in parts]
             line(axes, sizes, values, colour, style, f"{name} (n = {parts[0].n})")

@@ -21,7 +21,7 @@ from tnn_robust.evaluation.certified import METHOD, chain_or_why
 from tnn_robust.evaluation.certified_eps import certified_radii
 from tnn_robust.evaluation.curve_results import MinimalReport
 from tnn_robust.evaluation.examples import minimal_examples
-from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
@@ -36,8 +36,10 @@ def minimal(
     seed: int = 0,
     progress: Tell | None = None,
     certify: bool = False,
-) -> tuple[MinimalReport, MinimalReport]:
+) -> tuple[MinimalReport, ...]:
     """The smallest eps found that breaks each example: reports of training and test part.
+
+    Of other data than the network's (`load_data(..., like=)`) there is the test part alone.
 
     norm: linf, l2 or l1; n: at most so many examples of each part, drawn by seed. What is
     found is an upper bound of the smallest one. certify: also search, by CROWN, each example's
@@ -56,7 +58,7 @@ def minimal_steps(
     n: int | None = None,
     seed: int = 0,
     certify: bool = False,
-) -> Steps[tuple[MinimalReport, MinimalReport]]:
+) -> Steps[tuple[MinimalReport, ...]]:
     """The same of a subject; InputError for a norm it is not made for."""
     if norm not in LP:
         raise InputError(
@@ -65,7 +67,7 @@ def minimal_steps(
     chain, _ = chain_or_why(subject, certify)
     targets = targets_of(subject, dataset, n, seed)
     reports = []
-    for part in PARTS:
+    for part in targets:
         (x, y), indices, norms = targets[part].examples, targets[part].indices, []
         block = compute_block(subject.model, indices.device)
         with frozen(subject.model):
@@ -87,8 +89,7 @@ def minimal_steps(
             report = replace(report, certified_by=METHOD, certified_quantiles=lower)
         examples = minimal_examples(subject, targets[part], all_norms, radii)
         reports.append(replace(report, examples=tuple(examples)))
-    train, test = reports
-    return train, test
+    return tuple(reports)
 
 
 def minimal_report(

@@ -92,6 +92,8 @@ def evaluate(
     Parameters
     ----------
     model: a t-NN, or any torch module on (n, d, c) or on images (n, channels, h, w).
+    data: its training part is taken for the network's training sample; of other data
+        (`load_data(..., like=)`) the test part alone is attacked, and there is no AGP.
     attacks: one or several; None for a suite.
     suite: quick (the default), standard for a published figure, or paper; of `threat`,
         by default l_inf 8/255.
@@ -220,8 +222,8 @@ def evaluate_steps(
         check_attacks(attacks, subject)
         side = OtherSide(subject, attacks, certify, is_sequential(suite), team)
         parts = targets_of(subject, dataset, n, seeds[0])
-        for part in PARTS:
-            team.require_at_least_one(len(parts[part].indices), f"{part} examples")
+        for part, target in parts.items():
+            team.require_at_least_one(len(target.indices), f"{part} examples")
     info, block = describe_data(dataset), compute_block(subject.model, subject.device)
     if resume and keep_points:
         raise InputError(
@@ -250,7 +252,7 @@ def evaluate_steps(
         if checks:
             yield Progress("masking checks, test", 0, 1)
             with team.agreeing(), matmul_precision(FULL):
-                done = _checked(subject, dataset, parts["test"], attacks, seeds[0])
+                done = _checked(subject, dataset, parts["test"], attacks, merged, seeds[0])
         about = _with_notes(subject.info, job, beside, attacks)
         report = make_report(merged, about, info, seeds[0], suite, done)
         both = side.record(worst_case(merged), parts)
@@ -295,10 +297,10 @@ def _seed_by_seed(
                 yield from side.find(targets, results)
             side.require_unbroken(attack, targets, results)
             if job.keep_points:
-                points.append({p: points_of(results[p], *targets[p][1:3]) for p in PARTS})
+                points.append({p: points_of(results[p], *targets[p][1:3]) for p in targets})
             if is_sequential(suite):
                 ahead = side.spared(targets)
-                targets = {p: ahead[p]._replace(so_far=results[p]) for p in PARTS}
+                targets = {p: ahead[p]._replace(so_far=results[p]) for p in targets}
                 if turn == 0 and number + 1 < len(attacks):
                     side.count_classes(attacks[number + 1], targets)
         runs.append(found)
@@ -306,11 +308,16 @@ def _seed_by_seed(
 
 
 def _checked(
-    subject: Subject, dataset: Dataset, test: Target, attacks: Sequence[Attack], seed: int
+    subject: Subject,
+    dataset: Dataset,
+    test: Target,
+    attacks: Sequence[Attack],
+    found: Sequence[Attacked],
+    seed: int,
 ) -> list[Check]:
     held = (test.examples, test.indices)
     twin = dense_twin(subject.info, subject.device)
-    return report_checks(subject, dataset, held, attacks, seed, twin)
+    return report_checks(subject, dataset, held, attacks, found, seed, twin)
 
 
 def _examples(
@@ -322,7 +329,7 @@ def _examples(
 ) -> tuple[Example, ...]:
     return tuple(
         one
-        for part in PARTS
+        for part in parts
         for one in attacked_examples(
             subject,
             parts[part],
@@ -370,15 +377,13 @@ def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
 
 
 def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:
-    """Both parts, at most n examples of each drawn by seed, on the model's device."""
+    """The parts that have examples, at most n of each drawn by seed, on the model's device."""
     place = (subject.device, subject.dtype)
-    held = {part: subset(getattr(dataset, part), n, seed, *place) for part in PARTS}
-    return _reseeded({part: Target(part, *held[part], seed=0) for part in PARTS}, seed)
+    held = {name: subset(part, n, seed, *place) for name, part in dataset.parts.items()}
+    return _reseeded({name: Target(name, *one, seed=0) for name, one in held.items()}, seed)
 
 
 def _reseeded(targets: dict[str, Target], seed: int) -> dict[str, Target]:
     """The same examples with the noise of another seed."""
     # The two parts count their examples from 0: keep their noise apart.
-    return {
-        part: targets[part]._replace(seed=2 * seed + number) for number, part in enumerate(PARTS)
-    }
+    return {part: one._replace(seed=2 * seed + PARTS.index(part)) for part, one in targets.items()}

@@ -18,7 +18,7 @@ from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.reading import reading
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.agp import NO_WORK, Attacked
-from tnn_robust.evaluation.report import PARTS, Evaluated
+from tnn_robust.evaluation.report import Evaluated
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.risk import Outcomes, join, measure
 from tnn_robust.evaluation.rows import (
@@ -86,7 +86,7 @@ def verify_file(
                 field="model",
             )
         run = recorded.run
-    else:
+    if run is None or recorded.of_other_data:
         data = replace(recorded.data_spec(), data_dir=data_dir, download=download)
     subject, dataset = load_subject(
         run,
@@ -153,7 +153,7 @@ def recompute(
     results = []
     for rows in torch.arange(len(points.y)).split(_BLOCK):
         indices = points.indices[rows]
-        x, y = examples.x[indices].to(device), examples.y[indices].to(device)
+        x, y = (column.to(device) for column in examples.rows(indices))
         x_adv = points.x_adv[rows].to(device)
         radius = check(x, x_adv, indices)
         # Whether the attack was blind cannot be seen from its result, only taken over.
@@ -169,10 +169,10 @@ def _of_points(recorded: PointsFile, found: list[Attacked]) -> list[str]:
     report = recorded.report
     whole = report.suite is None or not is_sequential(report.suite)
     for points, one, row in zip(recorded.points, found, report.attacks, strict=True):
-        for part in PARTS:
+        for part in row.parts:
             outcomes: Outcomes = getattr(one, part)
             broken = int((outcomes.clean_correct & ~outcomes.correct).sum())
-            if whole and (was := getattr(row, part).broken) != broken:
+            if whole and (was := row.parts[part].broken) != broken:
                 different.append(f"{one.name}, {part}, broken: recorded {was}, found {broken}")
             for name, now in (
                 ("predictions", outcomes.predictions),
@@ -195,9 +195,10 @@ def _differences(recorded: AttackReport, report: AttackReport) -> list[str]:
     found = []
     for old, new in zip(old_rows, new_rows, strict=True):
         pairs: list[tuple[Any, Any, str, tuple[str, ...]]] = [
-            (getattr(old, p), getattr(new, p), p, _OF_PART) for p in PARTS
+            (part, new.parts[name], name, _OF_PART) for name, part in old.parts.items()
         ]
-        pairs.append((old.agp, new.agp, "gap", _OF_GAP))
+        if old.agp is not None:
+            pairs.append((old.agp, new.agp, "gap", _OF_GAP))
         pairs.append((old, new, "both parts", ("max_perturbation",)))
         for before, after, where, names in pairs:
             for name in names:

@@ -14,10 +14,11 @@ COLUMNS = ("part", "cert. %", "95 % CI", "certified", "unknown", "broken", "risk
 def both_sides(report: AttackReport) -> list[tuple[str, ...]]:
     """A row a part, in the order of `COLUMNS`; none where certificates say nothing."""
     sure, worst = report.certified, report.worst_case
-    if sure is None or (sure.method in _WEAK and sure.train.certified + sure.test.certified == 0):
+    if sure is None:
         return []
-    parts = (("train", sure.train, worst.train), ("test", sure.test, worst.test))
-    return [_row(*one) for one in parts]
+    if sure.method in _WEAK and not any(part.certified for part in sure.parts.values()):
+        return []
+    return [_row(name, part, worst.parts[name]) for name, part in sure.parts.items()]
 
 
 def _row(name: str, sure: CertifiedPart, attacked: PartResult) -> tuple[str, ...]:
@@ -47,9 +48,12 @@ def certified_notes(report: AttackReport) -> list[str]:
         f"Certified: by {by} no perturbation ({' and '.join(sure.threats)}) changes the decision, "
         "so robust accuracy is at least that. Broken: an attack changed it, or it was wrong "
         "before. Unknown: neither.",
-        f"So the AGP of these examples lies {_between(sure.agp_accuracy, 100.0, '.2f')} points in "
-        f"0-1 loss{_in_risk(sure)}, whatever attacks have missed.",
     ]
+    if sure.agp_accuracy is not None:
+        notes.append(
+            f"So the AGP of these examples lies {_between(sure.agp_accuracy, 100.0, '.2f')} points "
+            f"in 0-1 loss{_in_risk(sure)}, whatever attacks have missed."
+        )
     return [*notes, *_spared(sure)]
 
 
@@ -92,11 +96,12 @@ def _in_risk(sure: Certified) -> str:
 
 
 def _spared(sure: Certified) -> list[str]:
-    examples = [part.examples_left_out for part in (sure.train, sure.test)]
-    classes = sum(part.classes_left_out for part in (sure.train, sure.test))
-    if not any(examples) and not classes:
+    classes = sum(part.classes_left_out for part in sure.parts.values())
+    examples = {name: part.examples_left_out for name, part in sure.parts.items()}
+    if not any(examples.values()) and not classes:
         return []
+    counts = ", ".join(f"{count} {name}" for name, count in examples.items())
     return [
-        f"Certified examples ({examples[0]} train, {examples[1]} test) were left out of the "
-        f"attacks after APGD, and {classes} classes out of reach of apgd-t."
+        f"Certified examples ({counts}) were left out of the attacks after APGD, and {classes} "
+        "classes out of reach of apgd-t."
     ]

@@ -58,7 +58,7 @@ def _summary_table(report: CompressionReport) -> Table:
 
 def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
     worst = one.worst_case
-    test, agp = worst.test, worst.agp
+    train, test, agp = worst.both
     return [
         ("parameters", f"{one.parameters}", one.parameters),
         ("bytes on disk", f"{one.bytes}", one.bytes),
@@ -69,7 +69,7 @@ def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
         ("clean test accuracy (%)", percent(test.clean_accuracy), None),
         (f"robust test accuracy (%), {eps_text(worst)}", percent(test.accuracy), None),
         ("  its 95 % CI", interval_text(test.accuracy_ci, 100.0, ".1f"), None),
-        ("adversarial risk, train", f"{worst.train.risk:.4g}", None),
+        ("adversarial risk, train", f"{train.risk:.4g}", None),
         ("adversarial risk, test", f"{test.risk:.4g}", None),
         ("AGP, risk", f"{agp.risk:+.4g}", None),
         ("  its 95 % CI", interval_text(agp.risk_ci, 1.0, ".2g"), None),

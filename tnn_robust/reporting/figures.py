@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tnn_robust.base.choices import FIGURES
 from tnn_robust.base.codec import Interval
 from tnn_robust.base.drawing import BLUE, GREY, ORANGE, band, line
 from tnn_robust.base.errors import InputError
@@ -12,7 +13,6 @@ from tnn_robust.base.files import WRITER, write_bytes
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.reporting.tables import Table
 
-FORMATS = (".png", ".svg")
 _STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -26,24 +26,27 @@ _STYLE: Any = {
     "lines.markersize": 4.5,
     "legend.frameon": False,
     "svg.hashsalt": "tnn-robust",  # the same curve is the same file
+    "svg.fonttype": "none",  # text stays text, to be searched and read aloud
+    "pdf.fonttype": 42,
 }
 _NAMES = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$"}
 
 
 def curve_figure(curve: EpsCurve, path: Path) -> None:
-    """Draw accuracy, risk and AGP against eps into a .png or .svg file, whole or not at all.
+    """Draw accuracy, risk and AGP against eps into a .png, .svg or .pdf file, whole or not at all.
 
     Bands are 95 % intervals. Raises InputError for another kind of file and
     where the file cannot be written.
     """
-    save_figure(path, (9.5, 5.2), lambda figure: _draw(figure, curve))
+    save_figure(path, (9.5, 5.2), lambda figure: draw_curve(figure, curve))
 
 
 def require_figure(path: Path) -> str:
-    """The kind of figure, "png" or "svg"; InputError for another kind of file."""
+    """The kind of figure, "png", "svg" or "pdf"; InputError for another kind of file."""
     kind = path.suffix.lower()
-    if kind not in FORMATS:
-        raise InputError(f"a figure needs a name ending in {' or '.join(FORMATS)}, got {path.name}")
+    if kind not in FIGURES:
+        known = f"{', '.join(FIGURES[:-1])} or {FIGURES[-1]}"
+        raise InputError(f"a figure needs a name ending in {known}, got {path.name}")
     return kind[1:]
 
 
@@ -51,7 +54,13 @@ def save_figure(
     path: Path, inches: tuple[float, float], draw: Callable[[Any], None], *, dpi: int = 160
 ) -> None:
     """Let `draw` fill a matplotlib figure and write it, whole or not at all."""
-    kind = require_figure(path)
+    write_bytes(path, figure_bytes(require_figure(path), inches, draw, dpi=dpi))
+
+
+def figure_bytes(
+    kind: str, inches: tuple[float, float], draw: Callable[[Any], None], *, dpi: int = 160
+) -> bytes:
+    """What such a file holds; kind: png, svg or pdf."""
     # Here: half a second that only a figure needs. Never pyplot, whose figures are global.
     import matplotlib
     from matplotlib.figure import Figure
@@ -60,12 +69,19 @@ def save_figure(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
-        about = {"Creator": WRITER, "Date": None} if kind == "svg" else {"Software": WRITER}
-        figure.savefig(content, format=kind, dpi=dpi, metadata=about)
-    write_bytes(path, content.getvalue())
+        figure.savefig(content, format=kind, dpi=dpi, metadata=_ABOUT[kind])
+    return content.getvalue()
 
 
-def _draw(figure: Any, curve: EpsCurve) -> None:
+# Without a date: the same figure is the same file.
+_ABOUT: dict[str, dict[str, str | None]] = {
+    "svg": {"Creator": WRITER, "Date": None},
+    "png": {"Software": WRITER},
+    "pdf": {"Creator": WRITER, "CreationDate": None},
+}
+
+
+def draw_curve(figure: Any, curve: EpsCurve) -> None:
     """Accuracy large on the left; risk and both gaps small on the right."""
     grid = figure.add_gridspec(3, 2, width_ratios=(1.55, 1))
     accuracy = figure.add_subplot(grid[:, 0])
@@ -73,12 +89,14 @@ def _draw(figure: Any, curve: EpsCurve) -> None:
     curve.plot(accuracy)
     sizes = [point.eps for point in curve.points]
     short = "" if curve.risk_complete else " (broken: loss when broken)"
-    line(risk, sizes, [p.train.risk for p in curve.points], ORANGE, "s--", None)
+    if train := [p.train.risk for p in curve.points if p.train is not None]:
+        line(risk, sizes, train, ORANGE, "s--", None)
     line(risk, sizes, [p.test.risk for p in curve.points], BLUE, "o-", None)
     risk.set_title(f"Adversarial risk{short}")
-    _draw_gap(gap, sizes, [(p.agp.risk, p.agp.risk_ci) for p in curve.points], 1.0)
+    gaps = [p.agp for p in curve.points if p.agp is not None]
+    _draw_gap(gap, sizes, [(one.risk, one.risk_ci) for one in gaps], 1.0)
     gap.set_title("AGP in risk, test minus train")
-    _draw_gap(points, sizes, [(p.agp.accuracy, p.agp.accuracy_ci) for p in curve.points], 100.0)
+    _draw_gap(points, sizes, [(one.accuracy, one.accuracy_ci) for one in gaps], 100.0)
     points.set_title("AGP in 0-1 loss (points)")
     for axes in (risk, gap):
         axes.tick_params(labelbottom=False)
@@ -100,6 +118,9 @@ def _draw_gap(
     axes: Any, sizes: list[float], gaps: list[tuple[float, Interval]], scale: float
 ) -> None:
     axes.axhline(0.0, color=GREY, linewidth=1.0)
+    if not gaps:
+        axes.text(0.5, 0.6, "no training part", transform=axes.transAxes, ha="center", color=GREY)
+        return
     band(axes, sizes, [interval for _, interval in gaps], BLUE, scale)
     line(axes, sizes, [scale * value for value, _ in gaps], BLUE, "o-", None)
 
@@ -128,16 +149,16 @@ def curve_table(curve: EpsCurve) -> Table:
     columns = ("eps", "risk train", "risk test", "acc. train", "acc. test", "AGP, risk", "AGP, pts")
     rows = []
     for point in curve.points:
-        share = point.certified_share
+        share, train, agp = point.certified_share, point.train, point.agp
         rows.append(
             (
                 f"{point.eps:.6g}",
-                f"{point.train.risk:.4g}",
+                "-" if train is None else f"{train.risk:.4g}",
                 f"{point.test.risk:.4g}",
-                f"{100 * point.train.accuracy:.2f}",
+                "-" if train is None else f"{100 * train.accuracy:.2f}",
                 f"{100 * point.test.accuracy:.2f}",
-                f"{point.agp.risk:+.3g}",
-                f"{100 * point.agp.accuracy:+.2f}",
+                "-" if agp is None else f"{agp.risk:+.3g}",
+                "-" if agp is None else f"{100 * agp.accuracy:+.2f}",
                 *([] if share is None else [f"{100 * share:.2f}"]),
             )
         )
@@ -156,20 +177,23 @@ def curve_lines(curve: EpsCurve, width: int = 80, *, ascii_only: bool = False) -
     stub = max(len(name) for name in ["eps", *names])
     room = max(width, 40) - stub - 17  # the two numbers to the right of the bar
     bounded = curve.points[0].certified_share is not None
+    both = curve.points[0].train is not None
     legend = f"{solid} {'certified, ' + shaded + ' standing' if bounded else 'standing'} (test)"
     lines = [
         f"Robust accuracy (%) against eps in {curve.norm}",
-        f"{legend}, {mark} train",
-        f"{'eps':<{stub}} {_scale(room)}    test  train",
+        f"{legend}, {mark} train" if both else legend,
+        f"{'eps':<{stub}} {_scale(room)}    test{'  train' * both}",
     ]
     for name, point in zip(names, curve.points, strict=True):
         share = point.certified_share
         filled = _cells(point.test.accuracy, room)
         proven = filled if share is None else min(_cells(share, room), filled)
         bar = list((solid * proven + shaded * (filled - proven)).ljust(room + 1))
-        bar[_cells(point.train.accuracy, room)] = mark
-        test, train = 100 * point.test.accuracy, 100 * point.train.accuracy
-        lines.append(f"{name:<{stub}} {''.join(bar)} {test:6.2f} {train:6.2f}")
+        theirs = ""
+        if point.train is not None:
+            bar[_cells(point.train.accuracy, room)] = mark
+            theirs = f"{100 * point.train.accuracy:6.2f}"
+        lines.append(f"{name:<{stub}} {''.join(bar)} {100 * point.test.accuracy:6.2f} {theirs}")
     return [line.rstrip()[: max(width, 40)] for line in lines]
 
 

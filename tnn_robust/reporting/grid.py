@@ -113,18 +113,18 @@ def csv_lines(report_names: Sequence[str], records: Iterable[GridRecord]) -> Ite
     """A header, then a line a cell: the swept settings and its figures as they are."""
     yield _line([*report_names, *_CSV])
     for record in records:
-        worst = record.report.worst_case
+        train, test, agp = record.report.worst_case.both
         yield _line(
             [
                 *(value_text(record.cell[name]) for name in report_names),
-                worst.test.clean_accuracy,
-                worst.test.accuracy,
-                *worst.test.accuracy_ci,
-                worst.train.risk,
-                worst.test.risk,
-                worst.agp.risk,
-                *worst.agp.risk_ci,
-                worst.agp.accuracy,
+                test.clean_accuracy,
+                test.accuracy,
+                *test.accuracy_ci,
+                train.risk,
+                test.risk,
+                agp.risk,
+                *agp.risk_ci,
+                agp.accuracy,
                 record.train_seconds,
                 record.attack_seconds,
                 record.cpu_seconds,
@@ -139,7 +139,7 @@ def _line(values: Sequence[Any]) -> str:
 
 
 def grid_figure(report: GridReport, path: Any) -> None:
-    """Robust accuracy and AGP against the longest axis as .png or .svg."""
+    """Robust accuracy and AGP against the longest axis as .png, .svg or .pdf."""
     save_figure(path, (9.5, 4.2), lambda figure: _draw(figure, report), dpi=110)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tnn_robust.base.files import write_bytes
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.reporting.figures import save_figure
-from tnn_robust.reporting.tables import Table
+from tnn_robust.reporting.tables import Table, markdown
 
 TABLE, CSV, VERDICTS = "table.md", "table.csv", "verdicts.json"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -181,16 +181,6 @@ def _trajectory_table(rows: Sequence[Summary]) -> Table:
 
 def _number(value: float | None, scale: float, form: str) -> str:
     return "-" if value is None else f"{scale * value:{form}}"
-
-
-def markdown(table: Table) -> str:
-    """A table as Markdown, its title a sentence above."""
-    lines = [f"{table.title}.", "", _row(table.columns), _row(["---"] * len(table.columns))]
-    return "\n".join([*lines, *(_row(row) for row in table.rows), ""])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> str:

@@ -14,7 +14,7 @@ _TOO_SMALL = 1e-16  # a residual of exactly 0 has no place on a log axis
 
 
 def trajectory_figure(records: Records, path: Path) -> None:
-    """Draw risk, norms, margins, ranks, KKT residuals and drift into a .png or .svg file.
+    """Draw risk, norms, margins, ranks, KKT residuals and drift into a .png, .svg or .pdf file.
 
     records: at least one, steps rising. Raises InputError as `save_figure`.
     """
