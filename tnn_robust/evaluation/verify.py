@@ -111,8 +111,9 @@ def verify_file(
         f"Examples, each once and with the data's labels: {selection}.",
         "Every point lies in box and ball around its clean example; settings, predictions, "
         "counts, risks, gaps and intervals are the report's.",
-        "Not checked: seconds, passes, vanished gradients and masking checks, of which points "
-        "say nothing. The digest shows that the file is whole, not who wrote it: it has no secret.",
+        "Not checked: seconds, passes, vanished gradients, masking checks and certificates, of "
+        "which points say nothing. The digest shows that the file is whole, not who wrote it: it "
+        "has no secret.",
     ]
     return Verification(report, differences, checked)
 

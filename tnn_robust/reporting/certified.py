@@ -102,6 +102,6 @@ def _spared(sure: Certified) -> list[str]:
         return []
     counts = ", ".join(f"{count} {name}" for name, count in examples.items())
     return [
-        f"Certified examples ({counts}) were left out of the attacks after APGD, and {classes} "
-        "classes out of reach of apgd-t."
+        f"Certified examples ({counts}) were left out of the attacks after APGD, and apgd-t did "
+        f"not try {classes} classes that are out of reach of an example."
     ]
