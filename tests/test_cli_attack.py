@@ -17,7 +17,7 @@ from tnn_robust.models.checkpoint import load_checkpoint
 
 PARTS = ("train", "test")
 KEYS = {"schema", "kind", "model", "dataset", "seed", "versions", "attacks", "worst_case"}
-KEYS |= {"suite", "checks", "seeds", "standing", "examples", "certified", "uncertified"}
+KEYS |= {"suite", "checks", "seeds", "standing", "examples", "certified", "uncertified", "intervals"}
 ROW = {"name", "norm", "eps", "eps_value", "settings", "train", "test", "agp"}
 ROW |= {"robustness_drop", "max_perturbation", "seconds", "behind", "behind_ci", "over_seeds"}
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
