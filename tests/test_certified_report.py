@@ -458,3 +458,10 @@ def test_the_command_prints_both_sides_in_80_columns(digits_run, tmp_path):
     assert decisions.count("broken") == sure["test"]["broken"]
     none = succeeded(run_cli("attack", digits_run, *options[:-1], "--no-certify"))
     assert "ertifi" not in none
+
+
+def test_saved_points_of_a_suite_that_spared_the_certified_are_verified(digits_run, tmp_path):
+    adv = tmp_path / "adv"
+    options = ("--suite", "quick", "--eps", "0.01", "--n", 12, "--certify", "--save-adv", adv)
+    succeeded(run_cli("attack", digits_run, *options, "--examples", tmp_path / "e.csv"))
+    assert "all figures agree" in succeeded(run_cli("attack", "--verify", adv))

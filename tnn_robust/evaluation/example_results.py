@@ -41,5 +41,8 @@ class Example(Record):
         require(self.eps is None or self.eps >= 0, "an eps of at least 0", self.eps)
         known = (None, "broken", "certified", "unknown")
         require(self.decision in known, "broken, certified or unknown", self.decision)
+        fallen = self.broken_by is not None
+        alike = self.decision is None or (self.decision == "broken") == fallen
+        require(alike, "a decision that broken_by agrees with", self.decision)
         low = self.certified_eps
         require(low is None or low >= 0, "a certified eps of at least 0", low)

@@ -344,7 +344,7 @@ def _with_notes(
     info: dict[str, Any], job: Job, beside: Beside | None, attacks: Sequence[Attack]
 ) -> dict[str, Any]:
     """What a report says of the network, and of how it was attacked where that tells."""
-    notes = [*info.get("notes", ()), *_size_notes(attacks, job.subject.entries)]
+    notes = [*info.get("notes", ()), *size_notes(attacks, job.subject.entries)]
     if beside is not None:
         notes.append(
             f"Attacked beside {beside.others} other network{'s' * (beside.others > 1)}, which can "
@@ -358,7 +358,7 @@ def _with_notes(
     return {**info, "notes": notes} if notes else info
 
 
-def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
+def size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
     """Balls that hold all of [0, 1]^entries, often an eps in units of pixels, and of nothing."""
     reach = {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}
     notes = []
