@@ -1,9 +1,11 @@
 """What the tests of the masking checks share: adversaries, a surrogate, and how they are run."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
+from torch.nn import Sequential
 
 from tnn_robust.attacks.balls import ball_of
 from tnn_robust.attacks.points import Perturbed, feasible, verify
@@ -106,6 +108,8 @@ def run_checks(model, data, attacks=None, *, n=N, **options):
     """The checks by name, of n points drawn by seed 0."""
     x, y = data
     defaults = {"seed": 0, "chance": 1 / max(2, len(y.unique())), "sample": n}
+    if "surrogate" in options:
+        options["surrogate"] = partial(Sequential, options["surrogate"])
     found = masking_checks(
         model, x, y, torch.arange(len(y)), attacks=attacks or make_attacks(), **defaults | options
     )

@@ -11,10 +11,10 @@ from tnn_robust.attacks.apgd import (
     apgd_targeted,
     dlr,
     n_targets,
-    project_l1_box,
     targeted_dlr,
     targeted_margin,
 )
+from tnn_robust.attacks.projections import project_l1_box
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import cross_entropy, margin
 

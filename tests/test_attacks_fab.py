@@ -19,8 +19,9 @@ from attack_cases import (
 from scipy.optimize import linprog, minimize
 
 from tnn_robust.attacks.balls import BALLS
-from tnn_robust.attacks.fab import fab, fab_in_ball, onto_plane
+from tnn_robust.attacks.fab import fab, fab_in_ball
 from tnn_robust.attacks.points import frozen, verify
+from tnn_robust.attacks.projections import onto_plane
 from tnn_robust.base.errors import AttackError, InputError
 from tnn_robust.base.losses import margin, predict
 from tnn_robust.base.randomness import Streams
@@ -224,15 +225,18 @@ def test_no_point_met_is_nearer_than_the_one_returned(norm):
     assert torch.allclose(norms, torch.stack(least).amin(0), rtol=1e-3)
 
 
-def test_at_most_ten_boundaries_are_linearised(monkeypatch):
+def test_ten_boundaries_are_linearised_every_fifth_step_and_three_between(monkeypatch):
     model, x = network(15), box_points(3)
     y = predict(model(x).detach())
     calls, original = [], torch.autograd.grad
     monkeypatch.setattr(
         torch.autograd, "grad", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
-    run(model, x, y, norm="l2", steps=3)
-    assert len(calls) == 3 * 10
+    run(model, x, y, norm="l2", steps=7)
+    assert len(calls) == 2 * 10 + 5 * 3
+    four = network(4)
+    run(four, x, predict(four(x).detach()), norm="l2", steps=7)
+    assert len(calls) == 35 + 7 * 3
 
 
 def test_wrong_use_and_broken_scores_are_refused():

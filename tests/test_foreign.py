@@ -215,7 +215,7 @@ def test_a_network_of_another_shape_is_refused_naming_what_was_tried(tmp_path):
 
 def test_data_are_those_of_the_run_or_of_the_options_not_both(digits_run):
     result = run_cli("attack", digits_run, *of("mlp"), "--classes", "3,7")
-    refused(result, "--classes: only for --model without a RUN")
+    refused(result, "--classes: only with --dataset, for a RUN has its data")
 
 
 def test_a_random_network_is_warned_of(tmp_path):

@@ -15,8 +15,9 @@ from tnn_robust.attacks.points import Perturbed, frozen
 from tnn_robust.attacks.registry import make_perturb, named_attack
 from tnn_robust.base.errors import AttackError, CheckpointError, InputError
 from tnn_robust.base.losses import margin
+from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
-from tnn_robust.evaluation.masking import trace_of
+from tnn_robust.evaluation.masking import Known, trace_of
 from tnn_robust.evaluation.results import Check
 
 
@@ -81,11 +82,65 @@ def test_points_outside_of_ball_or_box_are_refused(digits):
 
     for name in ("fgsm", "pgd", "pgd_long", "pgd_restarts", "black_box"):
         with pytest.raises(AttackError, match="left the ball"):
-            run_checks(model, (x, y), make_attacks(**{name: far(0.2)}))
+            run_checks(model, (x, y), make_attacks(eps=0.01, **{name: far(0.2)}))
     with pytest.raises(AttackError, match="left the ball"):
-        run_checks(model, (x, y), make_attacks(noise=lambda x, streams, draw: x + 0.2))
+        wide = make_attacks(eps=0.01, noise=lambda x, streams, draw: x + 0.2)
+        run_checks(model, (x, y), wide)
     with pytest.raises(AttackError, match="covers the box"):
         run_checks(model, (x, y), make_attacks(huge=far(0.2)))
+
+
+def test_what_is_known_is_not_attacked_again(digits):
+    """The checks of points whose outcomes are known are those that find them out themselves."""
+    model, x, y = digits
+    attacks = make_attacks(eps=0.02)
+    alone = run_checks(model, (x, y), attacks)
+    pgd = attacks.pgd(model, x, y, Streams(0, torch.arange(len(x))))
+    standing = margin(model(pgd.x), y) > 0
+    refused = {"pgd": far_from_here, "black_box": far_from_here}
+    fell = torch.zeros_like(standing)
+    known = Known(standing, pgd.vanished, fell)
+    found = run_checks(model, (x, y), attacks._replace(**refused), known=known)
+    assert found.pop("black box").message.startswith(f"0 of {len(x)} points")
+    assert found == {name: one for name, one in alone.items() if name != "black box"}
+    fell[standing.nonzero()[:7, 0]] = True
+    fell[(~standing).nonzero()[:7, 0]] = True  # these fell before: they prove nothing
+    beaten = run_checks(model, (x, y), attacks._replace(**refused), known=known)["black box"]
+    assert beaten.value == 7 / len(x) and not beaten.passed
+    assert beaten.message.startswith(f"7 of {len(x)} points stand under PGD")
+    sampled = run_checks(model, (x, y), attacks, known=Known(fell=fell))["black box"]
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:60]
+    assert sampled.value == int((standing & fell)[rows].sum()) / 60
+
+
+def far_from_here(model, x, y, streams):
+    raise AssertionError("an attack whose outcome is known ran again")
+
+
+def test_rivals_meet_the_points_that_stand_alone(digits):
+    model, x, y = digits
+    met, points = {}, {}
+
+    def spy(name, perturb):
+        def wrapped(model, x, y, streams):
+            found = perturb(model, x, y, streams)
+            met[name], points[name] = (x, y), found.x
+            return found
+
+        return wrapped
+
+    names = ("pgd", "pgd_long", "pgd_restarts", "black_box")
+    plain = make_attacks(eps=0.02)
+    attacks = plain._replace(**{name: spy(name, getattr(plain, name)) for name in names})
+    found = run_checks(model, (x, y), attacks)
+    clean, labels = met["pgd"]
+    standing = margin(model(points["pgd"]), labels) > 0
+    assert 0 < int(standing.sum()) < len(standing) == 60
+    for name in names[1:]:
+        assert torch.equal(met[name][0], clean[standing])
+    assert all(one.seconds > 0 for one in found.values())
+    hopeless = run_checks(lambda z: 0 * model(z), (x, y), make_attacks(black_box=far_from_here))
+    assert hopeless["black box"].message.startswith("0 of 60 points")
 
 
 def test_bad_input_is_refused(digits):

@@ -8,9 +8,9 @@ from cli_checks import load_json, succeeded
 from conftest import run_cli
 
 from tnn_robust.attacks.registry import named_attack
+from tnn_robust.base.progress import drain
 from tnn_robust.base.threat import Eps
-from tnn_robust.data.dataset import subset
-from tnn_robust.evaluation.checks import report_checks
+from tnn_robust.evaluation.report import evaluate_steps
 from tnn_robust.evaluation.subject import load_run_data, model_info, subject_of
 from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.checkpoint import load_checkpoint
@@ -81,9 +81,8 @@ def test_a_twin_that_beats_the_direct_attack_warns(family, masked):
     model = checkpoint.model
     if masked:
         model.__class__ = Quantised
-    held = subset(dataset.test, 40, 0, CPU)
     attack = named_attack("pgd", Eps("0.1", 0.1), norm="linf", steps=10)
-    found = report_checks(subject_of(checkpoint), dataset, held, [attack], 0, twin_of(family[1]))
+    found = drain(evaluate_steps(subject_of(checkpoint), dataset, (attack,), n=40)).report.checks
     (transfer,) = [one for one in found if one.name == "transfer"]
     assert transfer.passed is not masked
     assert (transfer.value > 0.2) is masked, transfer

@@ -82,7 +82,7 @@ def reports(binary_run, tmp_path_factory):
         path = folder / "r.json"
         printed = succeeded(run_cli("attack", binary_run, *PGD, "--seed", name, "--json", path))
         found[name] = load_json(path)
-        assert ("Mean over 2 seeds" in printed) == ("," in name)
+        assert ("Mean over 2 attack seeds" in printed) == ("," in name)
         assert max(map(len, printed.splitlines())) <= 80
     return found
 

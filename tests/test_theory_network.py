@@ -187,8 +187,8 @@ def test_no_point_of_the_ball_has_more_than_the_certified_loss(scores, loss):
     steps = points(model, 40 * 50, radius, seed=1).reshape(50, 40, D, C)
     for step in steps:
         assert bool((LOSSES[loss](model(x + step), y) <= certified + 1e-12).all())
-    assert torch.equal(worst_scores(model, x, y, 0.0), model(x))
-    # At the certified radius the lowered margin is exactly 0.
+    torch.testing.assert_close(worst_scores(model, x, y, 0.0), model(x), rtol=0, atol=1e-11)
+    # At the certified radius the lowered margin is 0 but for the rounding allowed.
     at, radii = worst_scores(model, x[:1], y[:1], 1.0), l2_certified_radii(model, x[:1], y[:1])
     assert at.shape == (1, scores) and radii.shape == (1,)
     for i in range(40):

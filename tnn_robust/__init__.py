@@ -32,6 +32,8 @@ _FACE = {
     "load_report": "reporting.saved",
     "bound": "evaluation.bounds",
     "certify": "certification.certify",
+    "certificates": "evaluation.certificates",
+    "smooth": "certification.smoothing",
     "compress": "compression.compress",
     "t_product": "algebra.tproduct",
     "t_svd": "algebra.tsvd",
@@ -66,10 +68,12 @@ if TYPE_CHECKING:
     from tnn_robust.base.progress import Progress
     from tnn_robust.base.threat import Threat
     from tnn_robust.certification.certify import certify
+    from tnn_robust.certification.smoothing import smooth
     from tnn_robust.compression.compress import compress
     from tnn_robust.data.catalogue import load_data
     from tnn_robust.data.dataset import Dataset
     from tnn_robust.evaluation.bounds import bound
+    from tnn_robust.evaluation.certificates import certificates
     from tnn_robust.evaluation.compare import compare
     from tnn_robust.evaluation.curve import curve
     from tnn_robust.evaluation.minimal import minimal

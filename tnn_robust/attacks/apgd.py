@@ -7,18 +7,18 @@ fools the model is never given up for one of larger loss.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tnn_robust.attacks.ascent import _marked, _random_point, _unblocked
+from tnn_robust.attacks.ascent import _marked, _random_point
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.balls import Ball, Radius
 from tnn_robust.attacks.best import Best
-from tnn_robust.attacks.climb import _MOMENTUM, Watch, climb
-from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, finite_or_raise
+from tnn_robust.attacks.climb import Watch, climb
+from tnn_robust.attacks.climb_l1 import climb_l1
+from tnn_robust.attacks.points import Model, Perturb, Perturbed, finite_or_raise
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES, Loss, margin_loss
 from tnn_robust.base.randomness import Streams
@@ -29,13 +29,8 @@ _MOST_TARGETS = 9
 _ROWS = {"cpu": 256, "cuda": 1 << 15}
 _DRAWS = 1 << 12  # restarts draw from here on, so that they are not PGD's random starts
 
-Unreachable = Callable[[Tensor, Tensor], Tensor]
-
-# l1: share of the entries moved at first, and by how much less each checkpoint than are in use;
-# the radius of the first half of the steps. The paper starts at 0.2 and spends 0.3 of the steps at
-# 3 eps and 0.3 at 2 eps: on t-NNs of digits that left up to 2 % more points standing than this.
-_FIRST_SHARE, _SPARSER, _WIDER = 0.1, 1.5, 2.0
-_L1_PERIOD, _L1_STEADY, _L1_SLOWEST = 0.04, 0.95, 0.1
+# (n, classes) bool of examples, given by their places (n,) in their part.
+Unreachable = Callable[[Tensor], Tensor]
 
 
 def apgd(
@@ -77,15 +72,15 @@ def apgd_targeted(
     restarts: int = 1,
     loss: Callable[[Tensor], Loss] | None = None,
     streams: Streams,
-    unreachable: Unreachable | None = None,
+    unreachable: Tensor | None = None,
 ) -> Perturbed:
     """Auto-PGD towards every other class in turn, at most nine, the likeliest at x first.
 
     loss: `targeted_margin` (the default) or `targeted_dlr`, made from a class
     for each example. With one score or two there is only one other class, and
     the result is that of `apgd` on the margin: `n_targets` is 0 there, so that
-    a caller who has run that can leave this out. unreachable(x, y) -> (n, classes) bool: the
-    classes that a certificate rules out in the ball of an example, which are not tried.
+    a caller who has run that can leave this out. unreachable: (n, classes) bool, the classes
+    that a certificate rules out in the ball of an example, which are not tried.
     """
     with torch.no_grad():
         scores = model(x)
@@ -95,7 +90,7 @@ def apgd_targeted(
         _climb_restarts(watch, margin_loss, ball, norm, eps, steps, range(restarts), streams)
         return watch.result()
     others = scores.scatter(1, y[:, None], -torch.inf).topk(count, dim=1).indices
-    reached = None if unreachable is None else ~unreachable(x, y).gather(1, others)
+    reached = None if unreachable is None else ~unreachable.gather(1, others)
     best = Best(x)
     best.raise_to(x, _marked(margin_loss(scores, y), scores))
     group = max(1, _ROWS.get(x.device.type, _ROWS["cpu"]) // max(1, len(x)))
@@ -227,100 +222,9 @@ def _climb_from(
     watch: Watch, z: Tensor, loss: Loss, ball: Ball, norm: str, eps: Radius, steps: int
 ) -> None:
     if norm == "l1":
-        _climb_l1(watch, z, loss, eps, steps)
+        climb_l1(watch, z, loss, eps, steps)
     else:
         climb(watch, z, loss, ball, eps, steps)
-
-
-class _Top(NamedTuple):
-    """The highest point of one climb: its loss (n,), itself and its gradient (n, d, c)."""
-
-    value: Tensor
-    z: Tensor
-    gradient: Tensor
-
-    def raised(self, value: Tensor, z: Tensor, gradient: Tensor) -> "_Top":
-        return _Top(*map(_pick, (value > self.value,) * 3, (value, z, gradient), self))
-
-
-def _pick(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(mask.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
-
-
-def _nowhere(z: Tensor) -> _Top:
-    return _Top(z.new_full(z.shape[:1], -torch.inf), z, torch.zeros_like(z))
-
-
-def _climb_l1(watch: Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> None:
-    """Half the steps in a wider ball, whose best point, projected, is where the rest start."""
-    x, wide = watch.x, steps // 2
-    watch.glance(x)
-    scout = Watch(watch.model, x, watch.y)  # points out of the ball do not count
-    z = _climb_sparsely(scout, z, loss, _WIDER * eps, wide)
-    z = (x + project_l1_box(x, z - x, eps)).clamp(*BOX)
-    _climb_sparsely(watch, z, loss, eps, steps - wide)
-
-
-def _climb_sparsely(watch: Watch, z: Tensor, loss: Loss, eps: Radius, steps: int) -> Tensor:
-    """Algorithm 1 of arXiv 2103.01208: sparser steps as the best point becomes sparser, and the
-    exact projection onto ball and box. Where the best point grew sparser since the last
-    checkpoint the step is eps again, from that point; elsewhere it shrinks, to eps / 10 at least.
-    Gives the point of largest loss but the last.
-    """
-    x, entries = watch.x, z[0].numel()
-    longest = torch.as_tensor(eps, dtype=z.dtype, device=z.device).expand(len(z))
-    step, used = longest, z.new_full((len(z),), entries)
-    count = z.new_full((len(z),), max(1.0, _FIRST_SHARE * entries))
-    before, top, period = z, _nowhere(z), max(1, int(_L1_PERIOD * steps))
-    for i in range(steps):
-        value, gradient = watch.look(z, loss)
-        top = top.raised(value, z, gradient)
-        if i and i % period == 0:
-            now = (top.z != x).flatten(1).sum(1).to(z.dtype)
-            sparser = now < _L1_STEADY * used
-            count, used = (now / _SPARSER).clamp_min(1.0), now
-            step = torch.where(sparser, longest, (step / _SPARSER).maximum(_L1_SLOWEST * longest))
-            z, gradient = map(_pick, (sparser,) * 2, top[1:], (z, gradient))
-            before = _pick(sparser, z, before)
-        direction = _sparse_sign(z, gradient, count)
-        ahead = (x + project_l1_box(x, z + step[:, None, None] * direction - x, eps)).clamp(*BOX)
-        share = _MOMENTUM if i else 1.0
-        moved = z + share * (ahead - z) + (1 - share) * (z - before) - x
-        z, before = (x + project_l1_box(x, moved, eps)).clamp(*BOX), z
-    watch.glance(z)
-    return top.z
-
-
-def _sparse_sign(z: Tensor, gradient: Tensor, count: Tensor) -> Tensor:
-    """The signs of the `count` (n,) steepest entries the box lets move, of l1 norm one."""
-    flat = _unblocked(gradient, z).flatten(1)
-    size = flat.abs()
-    last = (count.long() - 1).clamp(0, size.shape[1] - 1)[:, None]
-    cut = size.sort(1, descending=True).values.gather(1, last)
-    sign = flat.sign() * (size >= cut)
-    return (sign / sign.abs().sum(1, keepdim=True).clamp_min(1.0)).reshape(z.shape)
-
-
-def project_l1_box(x: Tensor, delta: Tensor, eps: Radius) -> Tensor:
-    """The perturbation nearest to delta (n, d, c) in the Euclidean norm with l1 norm at most eps
-    and x + delta in the box (arXiv 2103.01208, Proposition 2.1).
-
-    Entry i of the answer has the size min(max(|delta_i| - cut, 0), room_i), room_i the way to
-    the box's face; the sum of those is piecewise linear in the cut, so sorting finds it exactly.
-    """
-    flat, place = delta.flatten(1).double(), x.flatten(1).double()
-    room, size = torch.where(flat > 0, BOX[1] - place, place - BOX[0]), flat.abs()
-    bound = torch.as_tensor(eps, dtype=torch.float64, device=x.device).reshape(-1, 1)
-    # In level = -cut: entry i rises from 0 at -size_i and is full at room_i - size_i.
-    edges, order = torch.cat([-size, room - size], 1).sort(1)
-    rising = torch.where(order < size.shape[1], 1, -1).cumsum(1)
-    sums = F.pad((rising[:, :-1] * edges.diff(dim=1)).cumsum(1), (1, 0))
-    bound = bound.expand(len(sums), 1).contiguous()
-    at = torch.searchsorted(sums, bound).clamp(1, sums.shape[1] - 1)
-    short = (bound - sums.gather(1, at - 1)).clamp_min(0.0)
-    level = edges.gather(1, at - 1) + short / rising.gather(1, at - 1).clamp_min(1)
-    sized = torch.minimum((size + level.clamp_max(0.0)).clamp_min(0.0), room)
-    return (flat.sign() * sized).reshape(delta.shape).to(delta.dtype)
 
 
 class APGD(Attack):
@@ -383,8 +287,16 @@ class APGDT(APGD):
     ):
         self._hold(norm, eps, channels, faces, steps=steps, restarts=restarts)
 
-    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+    def passes(self, scores: int) -> int:
+        return super().passes(scores) * max(1, min(scores - 1, _MOST_TARGETS))
+
+    def perturbation(
+        self, ball: Ball, *, keep_best: bool = True, unreachable: Unreachable | None = None
+    ) -> Perturb:
         def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
-            return apgd_targeted(model, x, y, ball=ball, streams=streams, **self._of_both())
+            ruled_out = None if unreachable is None else unreachable(streams.indices)
+            return apgd_targeted(
+                model, x, y, ball=ball, streams=streams, unreachable=ruled_out, **self._of_both()
+            )
 
         return perturb

@@ -151,7 +151,7 @@ def _value_and_gradient(
 
 def _marked(value: Tensor, scores: Tensor) -> Tensor:
     """NaN where a score is not finite: such a point must not pass for one that failed."""
-    return value.masked_fill(~torch.isfinite(scores).all(1), torch.nan)
+    return value + (scores - scores).sum(1)  # 0, or NaN: with masks it takes three times as long
 
 
 def _bounds(
@@ -214,7 +214,10 @@ def _unblocked(gradient: Tensor, z: Tensor) -> Tensor:
     z in the box. The gradient is cut to bounds of 0 or of the largest number: that is
     arithmetic alone, where masks cost a CPU several times as much.
     """
-    gradient = torch.nan_to_num(gradient, nan=0.0)
-    most = torch.finfo(gradient.dtype).max
-    low, high = (z - BOX[0]).sign_().mul_(-most), (BOX[1] - z).sign_().mul_(most)
-    return gradient.clamp_(low, high)
+    return torch.nan_to_num(gradient, nan=0.0).clamp_(*_open_ways(z))
+
+
+def _open_ways(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and greatest steps that do not lead out of the box at once: 0 or no bound."""
+    most = torch.finfo(z.dtype).max
+    return (z - BOX[0]).sign_().mul_(-most), (BOX[1] - z).sign_().mul_(most)

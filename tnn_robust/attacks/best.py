@@ -103,6 +103,11 @@ def _weights(rows: Tensor, like: Tensor) -> Tensor:
 
 def is_blind(gradient: Tensor) -> Tensor:
     """Where (n,) a gradient is zero or not finite."""
-    flat = gradient.flatten(1)
-    largest = torch.maximum(flat.amax(1), -flat.amin(1))  # abs() would need as much memory again
-    return ~((largest > 0) & (largest < torch.inf))
+    size = largest(gradient)
+    return ~((size > 0) & (size < torch.inf))
+
+
+def largest(t: Tensor) -> Tensor:
+    """The largest magnitude of each example, (n,); NaN where one is."""
+    flat = t.flatten(1)
+    return torch.maximum(flat.amax(1), -flat.amin(1))  # abs() would need as much memory again

@@ -4,23 +4,26 @@ Croce & Hein 2020 (arXiv 1907.02044). It needs no radius: it walks along the
 linearised decision boundary, drawn back to the clean point at every step.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tnn_robust.attacks.ascent import _random_point, _unblocked, _value
+from tnn_robust.attacks.ascent import _open_ways, _random_point, _value
 from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.balls import Ball, ball_of
-from tnn_robust.attacks.best import better, is_blind
+from tnn_robust.attacks.best import better, is_blind, largest, take_rows
 from tnn_robust.attacks.points import BOX, Model, Perturb, Perturbed, feasible, finite_or_raise
+from tnn_robust.attacks.projections import onto_plane
 from tnn_robust.base.errors import unknown_choice
+from tnn_robust.base.graphs import Function, recorded
 from tnn_robust.base.losses import margin, margin_loss
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
 
 _MOST_PLANES = 10
+# Of these the nearest few are met again in the steps between two looks at all of them.
+_NEAR_PLANES, _LOOK_AROUND = 3, 5
 _HALVINGS = 12  # of the final search: down to 1 / 4096 of the way
 _DRAWS = 1 << 13
 _FARTHEST_START = 0.25  # of the largest norm in the box, before anything was found
@@ -43,9 +46,10 @@ def fab(
 
     x (n, d, c) in the box [0, 1], y (n,); norm linf, l2 or l1. The norm is inf
     (and the point x) where nothing was found, 0 where x is misclassified
-    itself. Each step takes two scores and one gradient a class boundary, of
-    the ten nearest classes. alpha_max: how strongly a step may be drawn to the
-    clean point; eta: overshoot; beta: how far a found point is kept away from it.
+    itself. Each step takes two scores and one gradient a class boundary: of
+    the ten highest other classes every fifth time, else of the three of them
+    whose boundaries were nearest then. alpha_max: how strongly a step may be drawn to
+    the clean point; eta: overshoot; beta: how far a found point is kept away from it.
 
     Raises InputError for another norm and AttackError where scores are not finite.
     """
@@ -98,8 +102,8 @@ def _search(
     streams: Streams,
     rates: tuple[float, float, float],
 ) -> _Found:
-    if norm not in _MOVES:
-        raise unknown_choice("norm of fab", norm, _MOVES)
+    if norm not in _DUAL:
+        raise unknown_choice("norm of fab", norm, _DUAL)
     ball = ball_of(norm)
     clean = _value(model, x, y, margin_loss)
     finite_or_raise(clean)
@@ -134,64 +138,119 @@ def _walk(
 ) -> tuple[Tensor, Tensor]:
     """One restart, Algorithm 1 of arXiv 1907.02044 from z: the nearest point found, x where
     there is none, and where every gradient vanished."""
+    quiet = getattr(model, "recordable", False)
+    look, go_on = (
+        recorded(_step_of(model, x, y, norm, rates, all_planes), z, recordable=quiet)
+        for all_planes in (True, False)
+    )
+    with torch.no_grad():
+        others = _rivals(model(x), y)
+    rivals = others[:, :_NEAR_PLANES]
+    least, bad = x.new_full(x.shape[:1], torch.inf), x.new_zeros(x.shape[:1])
+    state: tuple[Tensor, ...] = (z, x, least, torch.ones_like(y, dtype=torch.bool), bad, rivals)
+    for i in range(steps):
+        again = i % _LOOK_AROUND and rivals.shape[1] < others.shape[1]
+        state = (go_on if again else look)(*state)
+    _, nearest, _, vanished, bad, _ = state
+    finite_or_raise(bad)
+    # What a graph has put out is overwritten by the next restart.
+    return nearest.clone(), vanished.clone()
+
+
+def _step_of(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    rates: tuple[float, float, float],
+    all_planes: bool,
+) -> Function:
+    """A step of the walk: the point z, the nearest that fooled and its norm, where no gradient
+    was met, NaN once a score was not finite, and the classes (n, few) whose boundaries were
+    the nearest when last all were looked at -> the same after it."""
     alpha_max, eta, beta = rates
-    radius, bad = ball_of(norm).radius, torch.zeros_like(x[:, 0, 0])
-    nearest, least, vanished = x, bad + torch.inf, torch.ones_like(y, dtype=torch.bool)
-    for _ in range(steps):
-        gap, slope, blind = _boundary(model, z, y, norm)
-        vanished = vanished & blind
+    radius = ball_of(norm).radius
+
+    def step(
+        z: Tensor, nearest: Tensor, least: Tensor, vanished: Tensor, bad: Tensor, rivals: Tensor
+    ) -> tuple[Tensor, ...]:
+        asked = None if all_planes else rivals
+        gap, towards, blind, order = _boundary(model, z, y, norm, asked)
+        if all_planes:
+            rivals = order[:, : rivals.shape[1]]
         # The same plane from where we are and from the clean point, whose gap on it is linear.
-        step = onto_plane(z, slope, -gap, norm)
-        home = onto_plane(x, slope, -gap - (slope * (x - z)).sum((1, 2)), norm)
-        far, near = radius(step), radius(home)
+        ahead = onto_plane(z, towards, gap, norm)
+        home = onto_plane(x, towards, gap + (towards * (z - x)).sum((1, 2)), norm)
+        far, near = radius(ahead), radius(home)
         alpha = far / (far + near).clamp_min(torch.finfo(z.dtype).tiny)
         alpha = alpha.clamp_max(alpha_max)[:, None, None]
-        z = ((1 - alpha) * (z + eta * step) + alpha * (x + eta * home)).clamp(*BOX)
+        ahead, home = ahead.mul_(eta).add_(z), home.mul_(eta).add_(x)
+        z = torch.lerp(ahead, home, alpha).clamp_(*BOX)
         value, length = _value(model, z, y, margin_loss), radius(z - x)
-        bad = bad + 0.0 * value  # NaN once a score was not finite
         fooled = value >= 0
         closer = fooled & (length < least)
         nearest = torch.where(closer[:, None, None], z, nearest)
         least = torch.where(closer, length, least)
-        z = torch.where(fooled[:, None, None], (1 - beta) * x + beta * z, z)
-    finite_or_raise(bad)
-    return nearest, vanished
+        back = (fooled * (1 - beta)).to(z.dtype)[:, None, None]
+        z, bad = torch.lerp(z, x, back), bad + 0.0 * value
+        return z, nearest, least, vanished & blind, bad, rivals
+
+    return step
 
 
-def _boundary(model: Model, z: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest of the linearised class boundaries at z: the score gap to it (n,) and its
-    gradient (n, d, c), both scaled to a largest entry of one, and whether all were zero."""
-    z = z.detach().requires_grad_()
+def _boundary(
+    model: Model, z: Tensor, y: Tensor, norm: str, rivals: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The nearest of the linearised class boundaries at z: the rise of the scores that it lies
+    away (n,), the direction (n, d, c) in which they rise, both scaled to a largest entry of
+    one, whether the gradients of all were zero, and the classes (n, planes), nearest first.
+    rivals (n, few): the classes asked about, None for the `_rivals` at z.
+
+    One plane at a time, in place: the gradients of all at once are more than a cache holds.
+    """
+    z, length_of = z.detach().requires_grad_(), ball_of(_DUAL[norm]).radius
+    low, high = _open_ways(z.detach())
+    best = z.new_full(z.shape[:1], torch.inf)
+    gap, towards = torch.zeros_like(best), torch.zeros_like(low)
+    blind, useful = torch.ones_like(y, dtype=torch.bool), torch.empty_like(low)
     with torch.enable_grad():
-        gaps = _gaps(model(z), y)
+        scores = model(z)
+        rivals = _rivals(scores.detach(), y) if rivals is None else rivals
+        gaps = _gaps(scores, y, rivals)
         planes = gaps.shape[1]
-        slopes = torch.stack(
-            [
-                torch.autograd.grad(gaps[:, i].sum(), z, retain_graph=i < planes - 1)[0]
-                for i in range(planes)
-            ],
-            dim=1,
-        )
-    blind = torch.stack([is_blind(slope) for slope in slopes.unbind(1)]).all(0)
-    slopes = torch.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0)
-    size = slopes.abs().amax((2, 3)).clamp_min(torch.finfo(z.dtype).tiny)
-    gaps, slopes = gaps.detach() / size, slopes / size[:, :, None, None]
-    # Entries at the face they would have to cross bring no boundary nearer.
-    there = z.detach()[:, None].expand_as(slopes).flatten(0, 1)
-    useful = _unblocked(-(slopes * gaps.sign()[:, :, None, None]).flatten(0, 1), there)
-    lengths = ball_of(_DUAL[norm]).radius(useful).reshape(gaps.shape)
-    distance = torch.where(lengths > 0, gaps.abs() / lengths, torch.inf)
-    rows, best = torch.arange(len(z), device=z.device), distance.argmin(1)
-    return gaps[rows, best], slopes[rows, best], blind
+    distances = []
+    for i, rise in enumerate(gaps.detach().unbind(1)):
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(gaps[:, i].sum(), z, retain_graph=i < planes - 1)
+        blind &= is_blind(slope)
+        slope = torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+        size = largest(slope).clamp_min(torch.finfo(z.dtype).tiny)
+        rise = rise / size
+        slope.div_(torch.where(rise > 0, -size, size)[:, None, None])
+        # Entries at the face they would have to cross bring no boundary nearer.
+        length = length_of(torch.clamp(slope, low, high, out=useful))
+        distance = (rise.abs() / length).masked_fill(~(length > 0), torch.inf)
+        distances.append(distance)
+        nearer = distance < best
+        take_rows(towards, slope, nearer)
+        gap, best = torch.where(nearer, rise.abs(), gap), torch.minimum(distance, best)
+    order = torch.stack(distances, dim=1).argsort(dim=1, stable=True)
+    return gap, towards, blind, rivals.gather(1, order)
 
 
-def _gaps(scores: Tensor, y: Tensor) -> Tensor:
-    """f_y - f_j of the highest other classes j, (n, planes); of one score its margin."""
+def _rivals(scores: Tensor, y: Tensor) -> Tensor:
+    """The highest other classes (n, planes); of one score the other class."""
+    if scores.shape[1] == 1:
+        return 1 - y[:, None]
+    others = scores.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(scores.shape[1] - 1, _MOST_PLANES), dim=1).indices
+
+
+def _gaps(scores: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """f_y - f_j of these classes j, (n, planes); of one score its margin."""
     if scores.shape[1] == 1:
         return margin(scores, y)[:, None]
-    others = scores.scatter(1, y[:, None], -torch.inf)
-    count = min(scores.shape[1] - 1, _MOST_PLANES)
-    return scores.gather(1, y[:, None]) - others.topk(count, dim=1).values
+    return scores.gather(1, y[:, None]) - scores.gather(1, rivals)
 
 
 def _drawn_in(model: Model, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
@@ -207,58 +266,8 @@ def _drawn_in(model: Model, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return point
 
 
-def onto_plane(z: Tensor, slope: Tensor, rise: Tensor, norm: str) -> Tensor:
-    """The least delta (n, d, c) in norm linf, l2 or l1 with <slope, delta> = rise (n,) and
-    z + delta in the box; where no point of the box rises so far, the step to the highest.
-
-    Exact up to rounding, by sorting (arXiv 1907.02044, Sec. 2.2): every entry moves one way,
-    as far as a common level asks and the box allows.
-    """
-    slope, place = slope.flatten(1).double(), z.flatten(1).double()
-    slope = slope * rise.double().sign()[:, None]
-    room = torch.where(slope > 0, BOX[1] - place, place - BOX[0]) * (slope != 0)
-    sized = _MOVES[norm](slope.abs(), room, rise.double().abs()[:, None])
-    return (slope.sign() * sized).reshape(z.shape).to(z.dtype)
-
-
-def _linf_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    return torch.minimum(_level(weight * room, weight, rise), room)
-
-
-def _l2_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    level = _level(weight * room, weight**2, rise)
-    # Where the level is inf, a weight of zero must not make it NaN; its room is zero anyway.
-    return torch.minimum(level * weight.clamp_min(_TINY), room)
-
-
-def _l1_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
-    """The steepest entries first, each as far as its face."""
-    steepest, order = weight.sort(1, descending=True)
-    gain = steepest * room.gather(1, order)
-    taken = torch.minimum((rise - (gain.cumsum(1) - gain)).clamp_min(0.0), gain)
-    return torch.zeros_like(room).scatter(1, order, taken / steepest.clamp_min(_TINY))
-
-
-def _level(full: Tensor, rate: Tensor, rise: Tensor) -> Tensor:
-    """The t (n, 1) at which sum_i min(rate_i t, full_i) = rise, inf where it never is."""
-    ends, order = (full / rate.clamp_min(_TINY)).sort(1)
-    full, rate = full.gather(1, order), rate.gather(1, order)
-    done = full.cumsum(1) - full  # by the entries that are full before this one
-    rising = rate.flip(1).cumsum(1).flip(1)
-    at = (done + ends * rising < rise).sum(1, keepdim=True)
-    last = at.clamp_max(full.shape[1] - 1)
-    level = (rise - done.gather(1, last)) / rising.gather(1, last).clamp_min(_TINY)
-    return torch.where(at > last, torch.inf, level)
-
-
-_TINY = torch.finfo(torch.float64).tiny
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
-_MOVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "linf": _linf_move,
-    "l2": _l2_move,
-    "l1": _l1_move,
-}
-FAB_NORMS = tuple(_MOVES)
+FAB_NORMS = tuple(_DUAL)
 
 
 class FAB(Attack):
@@ -280,6 +289,9 @@ class FAB(Attack):
         restarts: int = 1,
     ):
         self._hold(norm, eps, steps=steps, restarts=restarts)
+
+    def passes(self, scores: int) -> int:
+        return (3 + max(1, min(scores - 1, _MOST_PLANES))) * self.steps * self.restarts
 
     def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
         def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:

@@ -34,8 +34,12 @@ class Live(NamedTuple):
         return found if self.shape is None else to_images(found, self.shape).contiguous()
 
 
-def live_model(model: nn.Module, x: Tensor, y: Tensor) -> Live:
-    """Check module and tensors; raises InputError in one sentence for what does not fit."""
+def live_model(model: nn.Module, x: Tensor, y: Tensor, *, squashed: bool = False) -> Live:
+    """Check module and tensors; raises InputError in one sentence for what does not fit.
+
+    squashed: whether the scores of several classes may be probabilities, which an attack
+    cannot climb, but whose largest is the decision all the same.
+    """
     _check_form(x)
     _check_labels(x, y)
     _check_place(model, x)
@@ -49,7 +53,7 @@ def live_model(model: nn.Module, x: Tensor, y: Tensor) -> Live:
     else:
         shape = tuple(x.shape[1:]) if x.ndim == 4 else None
         tvectors = x if shape is None else to_tvectors(x)
-        live = Live(_foreign(model, tvectors, shape), tvectors, None, shape)
+        live = Live(_foreign(model, tvectors, shape, squashed), tvectors, None, shape)
     _check_scores(model, live, y)
     return live
 
@@ -69,11 +73,15 @@ class _Scores(nn.Module):
         return scores[:, None] if scores.ndim == 1 else scores
 
 
-def _foreign(model: nn.Module, x: Tensor, shape: tuple[int, ...] | None) -> nn.Module:
+def _foreign(
+    model: nn.Module, x: Tensor, shape: tuple[int, ...] | None, squashed: bool
+) -> nn.Module:
     scores = _Scores(model, shape)
     if not len(x):
         return scores
     with frozen(model):
+        if squashed and scores(x[:1]).shape[-1] > 1:
+            return scores
         bare, _ = without_head(scores, x[:_LOOKED_AT], type(model).__name__)
     return bare
 

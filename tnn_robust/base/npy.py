@@ -6,9 +6,12 @@ and its header parser leaves with whatever Python's own parser raises.
 
 import math
 import os
+import shutil
 import struct
+import tempfile
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -16,10 +19,14 @@ import numpy as np
 from numpy.lib import format as npy
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.base.reading import Room, opened, reading
+from tnn_robust.base.reading import MIB, Room, opened, reading
+from tnn_robust.base.stored import Array, PositionedFile, Stored
 
 _AXES = 32
-_PIECE = 2**20  # bytes read at a time
+_PIECE = MIB  # bytes read at a time
+_IN_MEMORY = 16 * MIB  # arrays from here on stay in their file
+_UNPACKED = 256 * MIB  # compressed arrays from here on are unpacked into a temporary file
+_LOCAL = struct.Struct("<4s2xH18xHH")  # of a zip member's own header: magic, flags, lengths
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 _LARGEST_INDEX = 2**20  # bytes of a zip file's table of contents
 
@@ -78,16 +85,60 @@ def read_matrix(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """These arrays of an .npz file. Raises DataError for a file without them, and any other."""
+    """These arrays of an .npz file, whole. Raises DataError for a file without them."""
+    return {name: x[:] for name, x in stored_arrays(path, names).items()}
+
+
+def stored_arrays(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, Array]:
+    """These arrays of an .npz file, large ones left where they are.
+
+    Of compressed members, those over 256 MiB are unpacked into a temporary file.
+    optional: names that may be lacking, all together. Raises DataError for a file without the
+    others, with damaged members, and any other.
+    """
     with reading(path, "an .npz file without pickle"), opened(path) as file:
         _check_index(file)
         with zipfile.ZipFile(file) as archive:
             members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-            if lacks := [name for name in names if name not in members]:
-                has = ", ".join(members) or "nothing"
-                raise DataError(f"{path} lacks {', '.join(lacks)}; it has {has}")
-            room = Room()
-            return {name: _member(archive, members[name], path, name, room) for name in names}
+            there, room = present(path, names, optional, members), Room()
+            return {
+                name: _member(archive, file, members[name], f"{name} of {path}", room)
+                for name in there
+            }
+
+
+def stored_array(path: Path, room: Room) -> Array:
+    """The array of an .npy file, left there where it is large. Raises DataError."""
+    with reading(path, "a .npy array without pickle"), opened(path) as file:
+        header, start = read_header(file), file.tell()
+        size = os.fstat(file.fileno()).st_size - start
+        if header.bytes > size:
+            raise DataError(f"{path} asks for {header.bytes} bytes, the file holds {size}")
+        if _stays(header, _IN_MEMORY):
+            return Stored(PositionedFile(file, path), start, header.shape, header.dtype)
+        room.take(header.bytes, path)
+        return _content(file, header)
+
+
+def present(
+    where: Path, names: Sequence[str], optional: Sequence[str], there: Iterable[str]
+) -> list[str]:
+    """The names, without the optional where none of them is there; DataError for lacking ones."""
+    there = list(there)
+    if not set(optional) & set(there):
+        names = [name for name in names if name not in optional]
+    if lacks := [name for name in names if name not in there]:
+        has = ", ".join(there) or "nothing"
+        raise DataError(f"{where} lacks {', '.join(lacks)}; it has {has}")
+    return list(names)
+
+
+def _stays(header: NpyHeader, most: int) -> bool:
+    """Whether an array is read by rows: large, row by row in its file, and of numbers."""
+    rows = len(header.shape) > 1 and header.order == "C" and header.dtype.kind in "biuf"
+    return rows and header.bytes > most
 
 
 def _check_index(file: IO[bytes]) -> None:
@@ -101,16 +152,51 @@ def _check_index(file: IO[bytes]) -> None:
 
 
 def _member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, name: str, room: Room
-) -> np.ndarray:
-    where = f"{name} of {path}"
+    archive: zipfile.ZipFile, file: IO[bytes], member: zipfile.ZipInfo, where: str, room: Room
+) -> Array:
     if member.compress_type not in _METHODS:
         raise DataError(f"{where} is packed in a way that numpy does not use")
-    with reading(where, "a .npy array without pickle"), archive.open(member) as file:
-        header = read_header(file)
+    with reading(where, "a .npy array without pickle"), archive.open(member) as content:
+        header = read_header(content)
         if header.bytes > member.file_size:
             raise DataError(
                 f"{where} asks for {header.bytes} bytes, the file holds {member.file_size}"
             )
+        if member.compress_type == zipfile.ZIP_STORED and _stays(header, _IN_MEMORY):
+            start = content.tell()
+            return _stored_member(file, member, start, header, where)
         room.take(header.bytes, where, packed=member.compress_size)
-        return _content(file, header)
+        if _stays(header, _UNPACKED):
+            return _unpacked(content, header, where)
+        return _content(content, header)
+
+
+def _stored_member(
+    file: IO[bytes], member: zipfile.ZipInfo, start: int, header: NpyHeader, where: str
+) -> Stored:
+    """A member that is not compressed, where it lies in the file; its checksum holds."""
+    held = PositionedFile(file, where)
+    local = np.empty(_LOCAL.size, np.uint8)
+    held.read_into(local, member.header_offset)
+    magic, flags, *lengths = _LOCAL.unpack(local.tobytes())
+    if magic != b"PK\3\4" or flags & 1:
+        raise ValueError("its place in the zip file holds no member to read")
+    place = member.header_offset + _LOCAL.size + sum(lengths)
+    found, piece = 0, np.empty(_PIECE, np.uint8)
+    for at in range(0, member.file_size, _PIECE):
+        stretch = piece[: member.file_size - at]
+        held.read_into(stretch, place + at)
+        found = zlib.crc32(stretch.data, found)
+    if found != member.CRC:
+        raise ValueError("its checksum is that of other content")
+    return Stored(held, place + start, header.shape, header.dtype)
+
+
+def _unpacked(content: IO[bytes], header: NpyHeader, where: str) -> Stored:
+    """A compressed member in a temporary file, which is gone with the array."""
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(content, spool, _PIECE)
+        if spool.tell() < header.bytes:
+            raise ValueError(f"it holds {spool.tell()} bytes, its header says {header.bytes}")
+        spool.flush()
+        return Stored(PositionedFile(spool, where), 0, header.shape, header.dtype)

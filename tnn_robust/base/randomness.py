@@ -15,6 +15,7 @@ from torch import Tensor
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+_PAIRS = 0x67617573736961  # any number
 
 
 class Streams(NamedTuple):
@@ -65,6 +66,26 @@ def normal(streams: Streams, size: int, draw: int, dtype: torch.dtype) -> Tensor
     """(n, size) standard normal numbers, by Box and Muller from two draws."""
     radius = (-2.0 * uniform(streams, size, 2 * draw, dtype).log()).sqrt()
     return radius * (2.0 * math.pi * uniform(streams, size, 2 * draw + 1, dtype)).cos()
+
+
+def gaussians(streams: Streams, draws: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """(n, size) standard normal numbers, row i of draw `draws[i]` (n,) of its example.
+
+    A number of 64 bits gives both of a Box-Muller pair, 32 bits the radius and 24 the angle:
+    half the cost of `normal` and a tail to 6.7, for the many draws of randomised smoothing.
+    """
+    seed = streams.seed
+    if not isinstance(seed, Tensor):
+        seed = seed_tensor(seed, streams.indices.device)
+    # A salt of their own, or they would share numbers with `uniform`.
+    rows = _mix(_mix(_mix(_mix(seed) ^ _PAIRS) + draws) + streams.indices * _GOLDEN)
+    half = (size + 1) // 2
+    columns = torch.arange(1, half + 1, device=rows.device) * _GOLDEN
+    bits = _mix(_mix(rows)[:, None] + columns)
+    radius = _shifted(bits, 32).to(dtype).add_(0.5).div_(2**32).log_().mul_(-2.0).sqrt_()
+    angle = bits.bitwise_and_(2**24 - 1).to(dtype).add_(0.5).mul_(2 * math.pi / 2**24)
+    found = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
+    return found[:, :size]
 
 
 @contextlib.contextmanager

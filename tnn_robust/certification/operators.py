@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tnn_robust.certification.norms import norm_above, norm_of_sizes
+
 
 class Linear(Protocol):
     """A real-linear map of (c, m, d)."""
@@ -30,6 +32,9 @@ class Linear(Protocol):
 
     def absolute(self, t: Tensor) -> Tensor:
         """The map with every coefficient replaced by its size, on nonnegative real t."""
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """0-dim float64, from above: the l2 norm of the map, and that of `absolute`."""
 
     def to(self, dtype: torch.dtype) -> "Linear":
         """The same map for tensors of a real dtype."""
@@ -53,6 +58,9 @@ class Mix(NamedTuple):
     def absolute(self, t: Tensor) -> Tensor:
         return _along(self.matrix.abs(), t)
 
+    def norms(self) -> tuple[Tensor, Tensor]:
+        return norm_above(self.matrix), norm_of_sizes(self.matrix)
+
     def to(self, dtype: torch.dtype) -> "Mix":
         return Mix(self.matrix.to(dtype))
 
@@ -75,6 +83,9 @@ class Faces(NamedTuple):
 
     def absolute(self, t: Tensor) -> Tensor:
         return torch.bmm(t, self.stack.abs().mT)
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        return norm_above(self.stack), norm_of_sizes(self.stack)
 
     def to(self, dtype: torch.dtype) -> "Faces":
         held = dtype.to_complex() if self.stack.is_complex() else dtype
@@ -110,6 +121,12 @@ class HalfSpectrum(NamedTuple):
         total = (counts * t).sum(0, keepdim=True) / math.sqrt(c)
         return total.expand(c, *t.shape[1:]).contiguous()
 
+    def norms(self) -> tuple[Tensor, Tensor]:
+        # A fast transform errs by its terms times its norm; sqrt(c) / 8 more makes them cover
+        # the c terms of a plain sum too.
+        one = torch.ones((), dtype=torch.float64)
+        return one, one * max(1.0, math.sqrt(self.channels) / 8)
+
     def to(self, dtype: torch.dtype) -> "HalfSpectrum":
         return self
 
@@ -143,6 +160,10 @@ class Joined(NamedTuple):
     def absolute(self, t: Tensor) -> Tensor:
         return torch.bmm(t, self.weight.abs().mT).sum(0, keepdim=True)
 
+    def norms(self) -> tuple[Tensor, Tensor]:
+        flat = self.weight.permute(1, 0, 2).flatten(1)
+        return norm_above(flat), norm_of_sizes(flat)
+
     def to(self, dtype: torch.dtype) -> "Joined":
         return Joined(self.weight.to(dtype))
 
@@ -165,6 +186,10 @@ class Pairs(NamedTuple):
 
     def absolute(self, t: Tensor) -> Tensor:
         return self._pair(t, 1.0)
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        found = torch.tensor(3.0, dtype=torch.float64).sqrt() * (1 + 1e-15)
+        return found, found
 
     def adjoint(self, t: Tensor) -> Tensor:
         if self.back:

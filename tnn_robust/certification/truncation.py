@@ -8,9 +8,14 @@ from torch import Tensor
 from tnn_robust.algebra.ranks import spectral_norm
 from tnn_robust.algebra.transforms import CHECKED_TOLERANCE
 from tnn_robust.base.errors import InputError
-from tnn_robust.certification.lipschitz import around_norm, exact_faces
+from tnn_robust.certification.lipschitz import (
+    around_norm,
+    exact_faces,
+    forward_error,
+    layer_norms,
+    product_error,
+)
 from tnn_robust.models.network import TNN
-from tnn_robust.models.singular import layer_singular_values
 
 
 class TruncationBound(NamedTuple):
@@ -43,8 +48,8 @@ def truncation_bound(original: TNN, compressed: TNN) -> TruncationBound:
     since a ReLU is 1-Lipschitz and keeps 0. Of a truncation ||W_l(f) - W_l(g)|| is the
     largest dropped singular value; taken as the norm of the difference it also holds after
     fine-tuning and rounding. A score adds ||w_s||, the largest here; a changed head adds
-    max_s ||w_s(f) - w_s(g)|| prod_j sigma_j(g). Norms by SVD in float64, M's own included;
-    the rounding of the scores themselves is not accounted for.
+    max_s ||w_s(f) - w_s(g)|| prod_j sigma_j(g). Norms by SVD in float64, M's own and what
+    rounding may hide included; the rounding of the scores themselves is `unchanged`'s.
 
     Raises InputError for a transform that is not orthogonal and for networks that do not
     fit each other.
@@ -53,9 +58,12 @@ def truncation_bound(original: TNN, compressed: TNN) -> TruncationBound:
     _require_orthogonal(original)
     pairs = list(zip(original.t_layers, compressed.t_layers, strict=True))
     around = around_norm(original)
-    before = [layer_singular_values(f).amax() * around for f, _ in pairs]
-    after = [layer_singular_values(g).amax() * around for _, g in pairs]
-    lost = [spectral_norm(exact_faces(f) - exact_faces(g)) * around for f, g in pairs]
+    before, after = layer_norms(original), layer_norms(compressed)
+    lost = [
+        (spectral_norm(exact_faces(f) - exact_faces(g)) + product_error(f) + product_error(g))
+        * around
+        for f, g in pairs
+    ]
     one = torch.ones_like(around)
     steps = torch.stack(
         [
@@ -84,19 +92,24 @@ def unchanged(bound: TruncationBound, original: TNN, compressed: TNN, x: Tensor)
 
     for every j, F and G the last layers' values: then g_y > g_j for every j. (By
     ||w_y - w_j|| <= 2 max ||w_s|| that is never worse than twice the bound of a score.)
-    ||F - G|| <= body ||x|| and ||G|| <= output ||x||, with the example's own norm.
+    ||F - G|| <= body ||x|| and ||G|| <= output ||x||, with the example's own norm. The
+    bound is widened by what rounding may add to the scores of either network
+    (`lipschitz.forward_error`), run in full precision.
     """
     scores = original(x).double()
+    here = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    rounding = forward_error(original, x, here) + forward_error(compressed, x, here)
     f_head, g_head = (m.head.double().flatten(1) for m in (original, compressed))
     norms = torch.linalg.vector_norm(x.double(), dim=(1, 2))
     if scores.shape[1] == 1:
         margins, slopes, moved = scores.abs(), f_head, f_head - g_head
         limit = (_norm(slopes) * bound.body + _norm(moved) * bound.output) * norms[:, None]
-        return (margins > limit).all(1)
+        return (margins > limit + rounding).all(1)
     y = scores.argmax(1)
     margins = scores.gather(1, y[:, None]) - scores
     slopes, moved = (h[:, None] - h for h in (f_head, f_head - g_head))
     limit = (_norm(slopes) * bound.body + _norm(moved) * bound.output)[y] * norms[:, None]
+    limit = limit + rounding + rounding.gather(1, y[:, None])
     own = torch.zeros_like(margins, dtype=torch.bool).scatter_(1, y[:, None], True)
     return ((margins > limit) | own).all(1)
 
@@ -112,7 +125,7 @@ def _require_orthogonal(model: TNN) -> None:
     deviation = float((m @ m.mH - torch.eye(len(m), dtype=m.dtype, device=m.device)).abs().max())
     if not deviation <= CHECKED_TOLERANCE[model.head.dtype]:
         raise InputError(
-            f"a certificate needs an orthogonal transform: max|M M^T - I| of "
+            f"a truncation bound needs an orthogonal transform: max|M M^T - I| of "
             f"{model.transform_name!r} is {deviation:.3g}"
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tnn_robust.base.errors import DataError
 from tnn_robust.data.prepare import check_present, check_values
 from tnn_robust.data.raw import Arrays, Raw, index_labels
-from tnn_robust.data.sources import BYTES, ROWS_COLUMNS
+from tnn_robust.data.sources import BYTES, DIVIDED, ROWS_COLUMNS
 
 _PLANES = (1, 3, 4)  # channels an image can have where axes say nothing
 PIXELS = "pixels = features, planes = channels"
@@ -97,7 +97,7 @@ def _limits(
             f"x_train is {train.dtype} and x_test {test.dtype}: give both in the same units"
         )
     if train.dtype == np.uint8:
-        return BYTES, ("values divided by 255",)
+        return BYTES, (DIVIDED,)
     if not (np.isfinite(train).all() and np.isfinite(test).all()):
         return None, ()  # said with their number by `check_values`
     low, high = float(train.min()), float(train.max())

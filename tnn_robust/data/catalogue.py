@@ -4,11 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from tnn_robust.base.choices import DATASETS, SPLITS
-from tnn_robust.base.errors import InputError, unknown_choice
-from tnn_robust.base.reading import at_most
+from tnn_robust.base.errors import DataError, InputError, unknown_choice
+from tnn_robust.base.reading import at_most, reading
 from tnn_robust.data import sources
 from tnn_robust.data.dataset import Dataset
-from tnn_robust.data.prepare import check_present, check_values, draw_train, select_classes
+from tnn_robust.data.other import (
+    TrainedOn,
+    matched,
+    remarks,
+    require_unseen,
+    scaling_for,
+    test_part,
+)
+from tnn_robust.data.prepare import (
+    PARTS,
+    check_present,
+    check_values,
+    draw_train,
+    scaled,
+    select_classes,
+    share_outside,
+)
 from tnn_robust.data.raw import Raw
 from tnn_robust.data.spec import DataSpec
 
@@ -32,6 +48,7 @@ LOADERS: dict[str, Source] = {
     "mat": Source(sources.load_mat, ("patch", "split"), n_files=2),
     "ts": Source(sources.load_ts, ("resample",), n_files=2),
     "npz": Source(sources.load_npz, n_files=1),
+    "npy": Source(sources.load_npy, n_files=1),
 }
 
 
@@ -47,9 +64,10 @@ def load_data(
     data_dir: str | None = None,
     download: bool = False,
     max_bytes: int | None = None,
+    like: Dataset | None = None,
 ) -> Dataset:
     """A named data set, scaled to [0, 1]: digits, mnist, fashion-mnist, cifar10, salinas-a,
-    landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts or npz:FILE.
+    landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts, npz:FILE or npy:DIR.
 
     Parameters
     ----------
@@ -57,7 +75,10 @@ def load_data(
     split_seed: of subsets and unofficial splits; split, patch: of hyperspectral cubes;
     resample: steps of every time series; data_dir: where to look first (then TNN_DATA, then the
     user cache); download: fetch missing data from OpenML; max_bytes: memory that the data may
-    take once unpacked, by default TNN_MAX_BYTES, else 4 GiB.
+    take once unpacked, by default TNN_MAX_BYTES, else 4 GiB. Large arrays of npz and npy stay
+    in their files: examples are read when they are asked for.
+    like: the data a network was trained on; then only the test part of these others, with
+    labels and scaling as that network has them.
 
     Raises InputError for a request that makes no sense, DataError for files that are
     missing, malformed or unfit for it.
@@ -74,7 +95,37 @@ def load_data(
         download=download,
     )
     with at_most(max_bytes):
-        return load_dataset(spec)
+        return load_dataset(spec) if like is None else load_other(spec, like.as_trained)
+
+
+def load_other(spec: DataSpec, trained: TrainedOn) -> Dataset:
+    """The test part of other data, with the labels and the scaling of a network trained on some.
+
+    Values of a format with a fixed range become [0, 1] by it, others as in training. The
+    training part is empty: what there may be was not the network's.
+
+    Raises InputError and DataError as `load_dataset`, and for classes that are not the network's.
+    """
+    source, files = _parse(spec.dataset)
+    _check_options(spec, source)
+    require_unseen(spec, trained)
+    raw = test_part(source.load(spec, files))
+    with reading(spec.dataset, "a test part"):
+        check_values(raw, PARTS[1:])
+    raw = matched(raw, spec, trained)
+    with reading(spec.dataset, "a test part"):
+        scaling, said = scaling_for(raw, trained)
+    outside = share_outside(raw.arrays.x_test, scaling) if raw.limits is None else 0.0
+    return Dataset(
+        name=spec.dataset,
+        classes=trained.classes,
+        layout=raw.layout,
+        clipped=outside,
+        notes=(*raw.notes, *remarks(raw, trained, said, outside)),
+        spec=spec,
+        trained_on=trained,
+        **scaled(raw.arrays, scaling),
+    )
 
 
 def load_dataset(spec: DataSpec) -> Dataset:
@@ -89,6 +140,11 @@ def load_dataset(spec: DataSpec) -> Dataset:
     source, files = _parse(spec.dataset)
     _check_options(spec, source)
     raw = source.load(spec, files)
+    if not len(raw.arrays.x_train) + len(raw.arrays.y_train):
+        raise DataError(
+            f"{spec.dataset} has no training part: only a network trained on other data can be "
+            "attacked on it"
+        )
     check_values(raw)
     raw = select_classes(raw, spec.classes)
     raw = draw_train(raw, spec.n_train, seed=spec.split_seed)

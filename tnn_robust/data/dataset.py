@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.arrays import raw_from_arrays
+from tnn_robust.data.other import TrainedOn
 from tnn_robust.data.parts import Part, Scaling
 from tnn_robust.data.prepare import finish
 from tnn_robust.data.raw import Raw
@@ -28,6 +29,7 @@ class Dataset:
     digest: sha256 hex over shapes and bytes of x and y of both parts.
     spec: the request it was loaded by, None for arrays in memory.
     image: (channels, h, w) of examples that are images, None where nothing is known.
+    trained_on: the data a network was trained on where these are other; `train` is empty then.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Dataset:
     digest: str
     spec: DataSpec | None = None
     image: tuple[int, ...] | None = None
+    trained_on: TrainedOn | None = None
 
     @classmethod
     def from_arrays(
@@ -84,14 +87,30 @@ class Dataset:
         return f"Dataset({self.name}: {sizes} of {self.d} x {self.c}, {self.n_classes} classes)"
 
     @property
+    def as_trained(self) -> TrainedOn:
+        """What other data must go with, for a network trained on these."""
+        return TrainedOn(self.name, self.digest, self.classes, self.scaling, self.spec)
+
+    def require_training_part(self, what: str) -> None:
+        """InputError where there is none, which `what` needs."""
+        if not len(self.train.y):
+            raise InputError(f"{what} a training part, and {self.name} has none for this network")
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts that have examples, by name: "train", "test"."""
+        both = {"train": self.train, "test": self.test}
+        return {name: part for name, part in both.items() if len(part.y)}
+
+    @property
     def d(self) -> int:
         """Number of features."""
-        return self.train.x.shape[1]
+        return self.train.shape[1]
 
     @property
     def c(self) -> int:
         """Number of channels."""
-        return self.train.x.shape[2]
+        return self.train.shape[2]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -115,6 +134,10 @@ class Dataset:
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
     """What a header or report says of a data set."""
+    trained = dataset.trained_on
+    other = (
+        {} if trained is None else {"trained_on": {"name": trained.name, "digest": trained.digest}}
+    )
     return {
         "name": dataset.name,
         "spec": None if dataset.spec is None else dataset.spec.to_json(),
@@ -126,6 +149,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
         "n_test": len(dataset.test.y),
         "clipped": dataset.clipped,
         "notes": list(dataset.notes),
+        **other,
     }
 
 
@@ -146,5 +170,6 @@ def subset(
     if n is not None and n < len(part.y):
         generator = torch.Generator().manual_seed(seed)
         indices = torch.randperm(len(part.y), generator=generator)[:n].sort().values
-    rows = Part(part.x[indices].to(device, dtype), part.y[indices].to(device))
+    x, y = part.rows(indices)
+    rows = Part(x.to(device, dtype), y.to(device))
     return rows, indices.to(device)

@@ -1,19 +1,56 @@
 """Parts of a data set as tensors, and how their values were scaled."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
 from torch import Tensor
 
 from tnn_robust.base.errors import CheckpointError
 
 
-class Part(NamedTuple):
-    """Examples x, float32 (n, d, c) in [0, 1], contiguous, and labels y, int64 (n,)."""
+class Readable(Protocol):
+    """Examples (n, d, c) that are read when they are asked for."""
 
-    x: Tensor
-    y: Tensor
+    shape: tuple[int, ...]
+
+    def read(self, rows: Tensor | slice) -> Tensor:
+        """Some of them, float32."""
+
+    def read_all(self) -> Tensor:
+        """All of them; DataError where that is more memory than data may take."""
+
+
+class Part:
+    """Examples x, float32 (n, d, c) in [0, 1], contiguous, and labels y, int64 (n,).
+
+    Where the examples lie in a file, `rows` reads some of them and `x` all, which stay in memory.
+    """
+
+    def __init__(self, x: Tensor | Readable, y: Tensor):
+        self._x, self.y = x, y
+
+    @property
+    def x(self) -> Tensor:
+        """All examples."""
+        if not isinstance(self._x, Tensor):
+            self._x = self._x.read_all()
+        return self._x
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d, c)."""
+        return tuple(self._x.shape)
+
+    def rows(self, rows: Tensor | slice) -> "Part":
+        """The examples at these places alone."""
+        x = self._x[rows] if isinstance(self._x, Tensor) else self._x.read(rows)
+        return Part(x, self.y[rows])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """x and y, so that `x, y = part`."""
+        return iter((self.x, self.y))
 
 
 @dataclass(frozen=True)

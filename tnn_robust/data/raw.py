@@ -6,16 +6,20 @@ from typing import NamedTuple
 import numpy as np
 
 from tnn_robust.base.errors import DataError, is_plain
+from tnn_robust.base.stored import Array
 
 LONGEST_NAME = 1000  # characters of a class
 
 
 class Arrays(NamedTuple):
-    """Two parts as read: x (n, d, c) of any real dtype, y (n,) int64 class indices."""
+    """Two parts as read: x (n, d, c) of any real dtype, y (n,) int64 class indices.
 
-    x_train: np.ndarray
+    A large x may have stayed in its file.
+    """
+
+    x_train: Array
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: Array
     y_test: np.ndarray
 
 

@@ -11,10 +11,12 @@ from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.base.reading import reading
 from tnn_robust.data import cifar, cube, find, idx, split, tables, timeseries
 from tnn_robust.data.download import openml_copy
+from tnn_robust.data.prepare import value_range
 from tnn_robust.data.raw import Arrays, Raw, index_labels
 from tnn_robust.data.spec import DataSpec
 
 BYTES = (0.0, 255.0)
+DIVIDED = "values divided by 255"
 DIGITS = tuple("0123456789")
 CLOTHES = (
     "T-shirt/top",
@@ -219,9 +221,25 @@ def load_ts(spec: DataSpec, files: Sequence[str]) -> Raw:
 
 
 def load_npz(spec: DataSpec, files: Sequence[str]) -> Raw:
-    """A user's own arrays, already in [0, 1]."""
+    """A user's own arrays, in [0, 1] or bytes."""
     path = find.find_file(files[0], folder=None, data_dir=spec.data_dir)
     with reading(path, "an .npz file"):
-        arrays, classes = tables.read_npz(path)
-        layout = "axis 1 = features, axis 2 = channels"
-        return Raw(arrays, classes, layout=layout, limits=(0.0, 1.0))
+        return _own_arrays(*tables.read_npz(path))
+
+
+def load_npy(spec: DataSpec, files: Sequence[str]) -> Raw:
+    """The same from a folder with a .npy file an array."""
+    name = str(Path(files[0]) / f"{tables.NPZ_KEYS[2]}.npy")
+    folder = find.find_file(name, folder=None, data_dir=spec.data_dir).parent
+    with reading(folder, "a folder of .npy files"):
+        return _own_arrays(*tables.read_npy(folder))
+
+
+def _own_arrays(arrays: Arrays, classes: tuple[str, ...]) -> Raw:
+    layout = "axis 1 = features, axis 2 = channels"
+    xs = [x for x in (arrays.x_train, arrays.x_test) if x.size]
+    # Bytes that are no 0 and 1 alone can only be grey values.
+    whole = all(x.dtype == np.uint8 for x in xs)
+    if whole and any(value_range(x)[1] > 1 for x in xs):
+        return Raw(arrays, classes, layout, BYTES, notes=(DIVIDED,))
+    return Raw(arrays, classes, layout=layout, limits=(0.0, 1.0))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tnn_robust.base.codec import Interval
@@ -35,7 +36,8 @@ NO_WORK = Work(0, 0, 0, 0)
 class Attacked(NamedTuple):
     """An attack's name, threat model and settings, what it did to both parts, and its work.
 
-    by_seed: where there were several seeds, of which train and test are the worst.
+    train: no outcomes where the data have no training part. by_seed: where there were several
+    seeds, of which train and test are the worst.
     """
 
     name: str
@@ -52,11 +54,11 @@ class Attacked(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Both parts of one attack and the gap between them."""
+    """Both parts of one attack and the gap between them; the test part alone has none."""
 
-    train: PartResult
+    train: PartResult | None
     test: PartResult
-    agp: Gap
+    agp: Gap | None
 
 
 def measure_parts(pairs: Sequence[tuple[Outcomes, Outcomes]], seed: int) -> list[Measured]:
@@ -70,27 +72,27 @@ def measure_parts(pairs: Sequence[tuple[Outcomes, Outcomes]], seed: int) -> list
 
 def _resampled(
     pairs: Sequence[tuple[Outcomes, Outcomes]], seed: int
-) -> tuple[Resampled, Resampled]:
-    columns = ([pair[side].loss.numpy() for pair in pairs] for side in (0, 1))
+) -> tuple[Resampled | None, Resampled]:
+    train, test = (np.stack([pair[side].loss.numpy() for pair in pairs]) for side in (0, 1))
     # The parts are independent samples: so are their draws.
-    train, test = (resample(np.stack(column), (seed, i)) for i, column in enumerate(columns))
-    return train, test
+    return resample(train, (seed, 0)) if train.size else None, resample(test, (seed, 1))
 
 
 def _measured(
     pairs: Sequence[tuple[Outcomes, Outcomes]],
     works: Sequence[tuple[Work, Work]],
-    train: Resampled,
+    train: Resampled | None,
     test: Resampled,
 ) -> list[Measured]:
-    return [
-        Measured(
-            part_result(a, _risk_interval(train, i), work[0]),
-            part_result(b, _risk_interval(test, i), work[1]),
-            gap(a, b, test.difference(train, i)),
-        )
-        for i, ((a, b), work) in enumerate(zip(pairs, works, strict=True))
-    ]
+    found = []
+    for i, ((a, b), work) in enumerate(zip(pairs, works, strict=True)):
+        own = part_result(b, _risk_interval(test, i), work[1])
+        if train is None:
+            found.append(Measured(None, own, None))
+        else:
+            theirs = part_result(a, _risk_interval(train, i), work[0])
+            found.append(Measured(theirs, own, gap(a, b, test.difference(train, i))))
+    return found
 
 
 def _risk_interval(sample: Resampled, row: int) -> Interval:
@@ -159,7 +161,7 @@ def attack_rows(attacks: Sequence[Attacked], seed: int) -> list[AttackRow]:
             train=train,
             test=test,
             agp=agp,
-            max_perturbation=max(float(one.train.radius.max()), float(one.test.radius.max())),
+            max_perturbation=float(torch.cat([one.train.radius, one.test.radius]).max()),
             seconds=one.seconds,
             behind=float((worst - one.test.loss).mean()),
             behind_ci=behind.interval(i),

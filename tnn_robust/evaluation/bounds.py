@@ -104,6 +104,7 @@ def bound_steps(
     """The same of a subject; its attacks are of one norm and eps, else InputError."""
     model, taught = subject.model, _teacher(teacher, teacher_norm)
     assert isinstance(model, TNN)
+    dataset.require_training_part("a generalization bound needs")
     check_attacks(attacks, subject)
     net, spectrum = hypothesis_class(model), spectra(model)
     facts = measured_facts(model, subject.loss, dataset, attacks[0], net, spectrum, confidence)
@@ -233,7 +234,7 @@ def _measured_gap(
     found = yield from evaluate_steps(
         subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False
     )
-    worst = found.report.worst_case
+    train, test, agp = found.report.worst_case.both
     targets = targets_of(subject, dataset, n, seed)
     clean = [_losses(subject, targets[part], 0.0, block) for part in PARTS]
     radius = facts.eps_value * facts.constant
@@ -244,17 +245,14 @@ def _measured_gap(
     resampled = [resample(one.numpy()[None], (seed, k)) for k, one in enumerate(clean)]
     return MeasuredGap(
         attack=", ".join(one.name for one in attacks),
-        n_train=worst.train.n,
-        n_test=worst.test.n,
-        train_risk=worst.train.risk,
-        standard=worst.test.clean_risk - worst.train.clean_risk,
+        n_train=train.n,
+        n_test=test.n,
+        train_risk=train.risk,
+        standard=test.clean_risk - train.clean_risk,
         standard_ci=resampled[1].difference(resampled[0], 0),
-        adversarial=worst.agp.risk,
-        adversarial_ci=worst.agp.risk_ci,
-        bracket=(
-            worst.test.risk - certified["train"],
-            certified["test"] - worst.train.risk,
-        ),
+        adversarial=agp.risk,
+        adversarial_ci=agp.risk_ci,
+        bracket=(test.risk - certified["train"], certified["test"] - train.risk),
     )
 
 

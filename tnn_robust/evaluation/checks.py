@@ -1,14 +1,13 @@
 """The masking checks of a report: the attacks it rests on against what else could break it."""
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import LP, Attack
-from tnn_robust.attacks.frank_wolfe import best_of
 from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import Model, Perturb, Perturbed, feasible, frozen, verify
 from tnn_robust.attacks.registry import make_perturb
@@ -18,7 +17,8 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.parts import Part
-from tnn_robust.evaluation.masking import Attacks, Noise, masking_checks, trace_of
+from tnn_robust.evaluation.agp import Attacked
+from tnn_robust.evaluation.masking import Attacks, Known, Noise, masking_checks, trace_of
 from tnn_robust.evaluation.results import Check
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.network import Architecture, new_model
@@ -27,10 +27,11 @@ from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer
 
 SAMPLE = 100  # test points: a hundredth is then one point
-_STEPS = 40  # of PGD where the report has no iterated attack
+_STEPS = 40  # of PGD where the report has no iterated attack, and of each restart
 _RESTARTS = 10
 _QUERIES = 1000
-_SURROGATE_EXAMPLES, _SURROGATE_EPOCHS, _SURROGATE_WIDTH = 2000, 10, 64
+_SURROGATE_EXAMPLES, _SURROGATE_WIDTH = 2000, 64
+_SURROGATE = TrainSettings(epochs=5, batch_size=100, lr=3e-3)
 
 
 def report_checks(
@@ -38,13 +39,15 @@ def report_checks(
     dataset: Dataset,
     held: tuple[Part, Tensor],
     attacks: Sequence[Attack],
+    found: Sequence[Attacked],
     seed: int,
     twin: nn.Module | None = None,
 ) -> list[Check]:
-    """Check the figures that `attacks` give on test examples `held` (and their indices).
+    """Check the figures that `attacks` gave on test examples `held` (and their indices).
 
-    The white-box attack in question is the worst case of those attacks in the
-    norm and at the eps of the last of them; the rivals are new ones. twin: the dense
+    found: what each of the attacks did to these. In question are those in the norm and at the
+    eps of the last of them, the worst case of all that follow gradients; the rivals are new
+    ones, and Square where it has run already. twin: the dense
     network that this one was compressed from, whose adversarial points are tried on it;
     without one, those of a plain network freshly trained. None where eps is 0: there is
     nothing to check.
@@ -54,6 +57,10 @@ def report_checks(
         return []
     examples, indices = held
     counts = dataset.test.y.bincount()
+
+    def surrogate() -> nn.Module:
+        return _surrogate(subject, dataset, seed) if twin is None else twin
+
     with frozen(subject.model):
         return masking_checks(
             subject.model,
@@ -61,24 +68,42 @@ def report_checks(
             examples.y,
             indices,
             attacks=_adversaries(like, attacks, subject.transform),
+            known=_known(like.threat, attacks, found, indices.device),
             seed=seed,
             chance=float(counts.max() / counts.sum()),
-            surrogate=_surrogate(subject, dataset, seed) if twin is None else twin,
+            surrogate=surrogate,
             surrogate_name="a plain network" if twin is None else "its dense twin",
             weight_norm=subject.weight_norm,
             sample=SAMPLE,
         )
 
 
+def _known(
+    threat: Threat, attacks: Sequence[Attack], found: Sequence[Attacked], device: torch.device
+) -> Known:
+    """What the report says of this ball: attacks run once are not run again to be checked."""
+    same = [(a, one.test) for a, one in zip(attacks, found, strict=True) if a.threat == threat]
+    white = [outcomes for a, outcomes in same if a.name != Square.name]
+    black = [out for a, out in same if a.name == Square.name and (a.steps or 0) >= _QUERIES]
+    known = Known()
+    if white:
+        known = known._replace(
+            standing=torch.stack([one.correct for one in white]).all(0).to(device),
+            vanished=torch.stack([one.vanished for one in white]).all(0).to(device),
+        )
+    if black:
+        known = known._replace(fell=torch.stack([~one.correct for one in black]).any(0).to(device))
+    return known
+
+
 def _adversaries(like: Attack, attacks: Sequence[Attack], transform: Transform | None) -> Attacks:
     make, threat = partial(make_perturb, transform=transform), like.threat
     ball, eps = like.ball(transform), threat.eps
-    # They compare losses, which need the whole attack.
-    same = [a.but(stop_broken=False) for a in attacks if a.threat == threat]
-    white = [make(a) for a in same if a.name != "square"]
-    steps = max([_STEPS, *(a.steps for a in same if a.name in {"pgd", "apgd"})])
-    pgd = PGD(threat, steps=steps, random_start=False)
-    long = pgd.but(steps=10 * steps)
+    iterated = [a.steps for a in attacks if a.threat == threat and a.name in {"pgd", "apgd"}]
+    pgd = PGD(threat, steps=max([_STEPS, *iterated]), random_start=False)
+    # Rivals are asked for a verdict, and meet the points that stand alone.
+    stopping = pgd.but(stop_broken=True)
+    restarts = PGD(threat, steps=_STEPS, restarts=_RESTARTS, stop_broken=True)
 
     def noise(x: Tensor, streams: Streams, draw: int) -> Tensor:
         return feasible(x, ball.sample(x, eps, streams, draw), ball, eps)
@@ -89,13 +114,13 @@ def _adversaries(like: Attack, attacks: Sequence[Attack], transform: Transform |
 
     return Attacks(
         fgsm=make(pgd.but(steps=1, step_size=eps)),
-        pgd=reduce(best_of, white) if white else make(pgd),
-        pgd_long=make(long),
-        pgd_restarts=make(pgd.but(random_start=True, restarts=_RESTARTS)),
+        pgd=make(pgd),
+        pgd_long=make(stopping.but(steps=10 * pgd.steps)),
+        pgd_restarts=make(restarts),
         black_box=_black_box(threat, noise),
         noise=noise,
         verify=inside,
-        huge=_huge(pgd),
+        huge=_huge(stopping),
         trace=trace_of(make(pgd, keep_best=False)),
     )
 
@@ -133,19 +158,20 @@ def _surrogate(subject: Subject, dataset: Dataset, seed: int) -> nn.Module:
         scores=subject.scores,
         transform="identity",
     )
-    device, settings = subject.device, TrainSettings(epochs=_SURROGATE_EPOCHS)
-    twin = new_model(plain, seed, dtype=dataset.train.x.dtype).to(device)
-    order = torch.randperm(len(dataset.train.y), generator=torch.Generator().manual_seed(seed))
-    rows = order[:_SURROGATE_EXAMPLES]
-    x = dataset.train.x[rows].reshape(len(rows), -1, 1).to(device)
-    y = dataset.train.y[rows].to(device)
-    optimizer = make_optimizer(twin, settings)
+    device = subject.device
+    # An attacker may train on any examples: without a training part on those of the test part.
+    part = dataset.train if len(dataset.train.y) else dataset.test
+    order = torch.randperm(len(part.y), generator=torch.Generator().manual_seed(seed))
+    x, y = (column.to(device) for column in part.rows(order[:_SURROGATE_EXAMPLES]))
+    x = x.flatten(1).unsqueeze(2)
+    twin = new_model(plain, seed, dtype=x.dtype).to(device)
+    optimizer = make_optimizer(twin, _SURROGATE)
     for _ in fit(
         twin,
         x,
         y,
         monitor=(x, y),
-        settings=settings,
+        settings=_SURROGATE,
         perturb=None,
         optimizer=optimizer,
         seed=seed,

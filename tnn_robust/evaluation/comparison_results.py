@@ -46,6 +46,7 @@ class ComparisonReport(Record):
 
     SCHEMA = "tnn-robust/comparison-report/1"
     KIND = "comparison-report"
+    DERIVED = ("intervals",)
 
     rows: tuple[ComparisonRow, ...]
 
@@ -59,3 +60,8 @@ class ComparisonReport(Record):
             fits = row.gained - row.lost == difference
             needed = f"gained - lost = {difference}, by what stands"
             require(fits, needed, f"{row.gained} - {row.lost}")
+
+    @property
+    def intervals(self) -> str:
+        """What the 95 % intervals of the rows are over."""
+        return "over examples, of each network as it is: not over seeds of training"

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from tnn_robust.attacks.minimal import WarmPerturb
 from tnn_robust.attacks.points import Model
-from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.errors import CertificateError, InputError
 from tnn_robust.base.losses import Loss
 from tnn_robust.base.randomness import Streams
 from tnn_robust.evaluation.agp import measure_parts
 from tnn_robust.evaluation.curve_results import CurvePoint, EpsCurve
 from tnn_robust.evaluation.risk import (
+    NO_OUTCOMES,
     Check,
     Outcomes,
     fresh_rows,
@@ -169,7 +170,7 @@ def join_sweep(blocks: Sequence[Sequence[Outcomes]]) -> list[Outcomes]:
 
 def curve_of(
     sizes: Sequence[float],
-    train: Sequence[Outcomes],
+    train: Sequence[Outcomes] | None,
     test: Sequence[Outcomes],
     *,
     norm: str,
@@ -179,27 +180,31 @@ def curve_of(
     risk_complete: bool,
     model: dict[str, Any] | None = None,
     dataset: dict[str, Any] | None = None,
-    certified: tuple[Tensor, Tensor] | None = None,
+    certified: Sequence[Tensor] = (),
 ) -> EpsCurve:
     """The curve of two sweeps, with intervals as in the gap report; `seed` drives the bootstrap.
 
     train, test: outcomes at each of `sizes`. y_test: (n,) int64, whose most
     frequent label makes chance level: an adversary cannot push a constant guess
     below it, while any other decision falls to 0 in a ball that holds points of
-    every class. certified: certified radii (n,) of both parts in the same norm.
+    every class. certified: of each part (k, n) bool, the examples that nothing in the ball of
+    each size can break. train: None where there is no training part.
     """
     require_rising(sizes)
     points = []
     # One bootstrap for all eps: intervals move along the curve with the data, not the draw.
-    measured = measure_parts(list(zip(train, test, strict=True)), seed)
-    for size, a, b, found in zip(sizes, train, test, measured, strict=True):
-        counts: list[int] = []
-        for radii, outcomes, part in zip(
-            certified or (), (a, b), ("training", "test"), strict=False
-        ):
-            _require_sound(size, outcomes, radii, part)
-            counts.append(int((radii > size).sum()))
-        points.append(CurvePoint(size, *found, *counts))
+
+    def parts(a: Outcomes, b: Outcomes) -> list[tuple[str, Outcomes]]:
+        return [*([] if train is None else [("training", a)]), ("test", b)]
+
+    theirs = train or [NO_OUTCOMES] * len(test)
+    measured = measure_parts(list(zip(theirs, test, strict=True)), seed)
+    for number, (size, a, b, found) in enumerate(zip(sizes, theirs, test, measured, strict=True)):
+        counts: dict[str, int] = {}
+        for (part, outcomes), sure in zip(parts(a, b), certified, strict=False):
+            _require_sound(size, outcomes, sure[number], part)
+            counts[part] = int(sure[number].sum())
+        points.append(CurvePoint(size, *found, counts.get("training"), counts.get("test")))
     return EpsCurve(
         norm=norm,
         settings=settings,
@@ -212,13 +217,13 @@ def curve_of(
     )
 
 
-def _require_sound(size: float, outcomes: Outcomes, radii: Tensor, part: str) -> None:
+def _require_sound(size: float, outcomes: Outcomes, sure: Tensor, part: str) -> None:
     """An attack that breaks what a certificate protects disproves one of the two."""
-    # Not by rounding: float32 scores leave a breath between the two at the boundary.
-    broken = (radii.cpu() > size * (1 + 1e-4) + 1e-6) & ~outcomes.correct
+    broken = sure & ~outcomes.correct
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
-        raise AttackError(
-            f"the certificate of {part} example {first} says {float(radii[first]):.6g}, "
-            f"and an attack of {size:.6g} broke it"
+        raise CertificateError(
+            f"the certificate of {part} example {first} of the curve holds at eps {size:.6g}, and "
+            "the attack broke it there: one of the two is wrong, which is a bug; without "
+            "certificates the attack stands alone"
         )

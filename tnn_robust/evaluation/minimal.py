@@ -15,10 +15,13 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.randomness import Streams
+from tnn_robust.certification.margins import MarginBounder
 from tnn_robust.data.dataset import Dataset
+from tnn_robust.evaluation.certified import METHOD, chain_or_why
+from tnn_robust.evaluation.certified_eps import certified_radii
 from tnn_robust.evaluation.curve_results import MinimalReport
 from tnn_robust.evaluation.examples import minimal_examples
-from tnn_robust.evaluation.report import PARTS, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
@@ -32,27 +35,39 @@ def minimal(
     n: int | None = None,
     seed: int = 0,
     progress: Tell | None = None,
-) -> tuple[MinimalReport, MinimalReport]:
+    certify: bool = False,
+) -> tuple[MinimalReport, ...]:
     """The smallest eps found that breaks each example: reports of training and test part.
 
+    Of other data than the network's (`load_data(..., like=)`) there is the test part alone.
+
     norm: linf, l2 or l1; n: at most so many examples of each part, drawn by seed. What is
-    found is an upper bound of the smallest one.
+    found is an upper bound of the smallest one. certify: also search, by CROWN, each example's
+    certified radius, which is a lower bound of it.
     """
-    steps = minimal_steps(live_subject(model, data, None), data, norm, n=n, seed=seed)
+    subject = live_subject(model, data, None)
+    steps = minimal_steps(subject, data, norm, n=n, seed=seed, certify=certify)
     return drain(steps, progress)
 
 
 def minimal_steps(
-    subject: Subject, dataset: Dataset, norm: str, *, n: int | None = None, seed: int = 0
-) -> Steps[tuple[MinimalReport, MinimalReport]]:
+    subject: Subject,
+    dataset: Dataset,
+    norm: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    certify: bool = False,
+) -> Steps[tuple[MinimalReport, ...]]:
     """The same of a subject; InputError for a norm it is not made for."""
     if norm not in LP:
         raise InputError(
             f"smallest perturbations are made for {', '.join(LP)}, got {norm}", field="norm"
         )
+    chain, _ = chain_or_why(subject, certify)
     targets = targets_of(subject, dataset, n, seed)
     reports = []
-    for part in PARTS:
+    for part in targets:
         (x, y), indices, norms = targets[part].examples, targets[part].indices, []
         block = compute_block(subject.model, indices.device)
         with frozen(subject.model):
@@ -66,10 +81,15 @@ def minimal_steps(
         settings = {"steps": 100}
         all_norms = torch.cat(norms)
         report = minimal_report(all_norms, part=part, norm=norm, settings=settings, seed=seed)
-        examples = minimal_examples(subject, targets[part], all_norms)
+        radii = None
+        if chain is not None:
+            bounder = MarginBounder.of(chain, subject.model, subject.transform)
+            radii = yield from certified_radii(bounder, METHOD, targets[part], norm, all_norms)
+            lower = tuple(quantile(radii, percent) for percent in range(101))
+            report = replace(report, certified_by=METHOD, certified_quantiles=lower)
+        examples = minimal_examples(subject, targets[part], all_norms, radii)
         reports.append(replace(report, examples=tuple(examples)))
-    train, test = reports
-    return train, test
+    return tuple(reports)
 
 
 def minimal_report(

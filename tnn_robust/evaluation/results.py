@@ -1,12 +1,15 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.base.errors import InputError
+from tnn_robust.evaluation.certified_results import Certified
 from tnn_robust.evaluation.example_results import Example
+from tnn_robust.evaluation.intervals import FEW
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,11 @@ class Gap(Record):
     0-1 losses, which is training minus test robust accuracy. train_error,
     test_error: standard errors of the two risks, whose squares add up to the
     gap's; None where one example says nothing of them. large: examples whose loss lies
-    above the mean, in the part where they are fewer; None in files of version 0.1.0.
+    above the mean, in the part where they are fewer; None in files of version 0.1.0. few: so
+    few that the interval of the risk rests on them alone.
     """
 
-    DERIVED = ("halving_test", "halving_train")
+    DERIVED = ("halving_test", "halving_train", "few")
     LATER = ("large",)
 
     risk: float
@@ -86,6 +90,11 @@ class Gap(Record):
         require_interval("risk_ci", self.risk_ci)
         for error in (self.train_error, self.test_error):
             require(error is None or error >= 0, "a standard error of at least 0", error)
+
+    @property
+    def few(self) -> bool:
+        """Whether the losses that carry the risk are too few for an interval of 95 %."""
+        return self.large is not None and self.large < FEW
 
     @property
     def halving_test(self) -> float | None:
@@ -110,12 +119,17 @@ def _halving(grown: float | None, fixed: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Spread(Record):
-    """A figure under every seed, in their order, and Student's 95 % interval of its mean."""
+    """A figure under every seed, in their order, and Student's 95 % interval of its mean.
+
+    over: what the interval is over, in words; empty in files of version 0.1.0.
+    """
 
     DERIVED = ("mean",)
+    LATER = ("over",)
 
     values: tuple[float, ...]
     ci: Interval
+    over: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.values), "a value for at least one seed", "none")
@@ -135,21 +149,25 @@ class OverSeeds(Record):
     """
 
     seeds: tuple[int, ...]
-    risk_train: Spread
+    risk_train: Spread | None
     risk_test: Spread
-    accuracy_train: Spread
+    accuracy_train: Spread | None
     accuracy_test: Spread
-    agp_risk: Spread
-    agp_accuracy: Spread
+    agp_risk: Spread | None
+    agp_accuracy: Spread | None
 
     def __post_init__(self) -> None:
         count = len(self.seeds)
         require(count == len(set(self.seeds)) >= 1, "different seeds", self.seeds)
         for name in _SPREADS:
-            values = getattr(self, name).values
-            require(len(values) == count, f"{name} of {count} seeds", len(values))
+            spread: Spread | None = getattr(self, name)
+            if spread is not None:
+                came = len(spread.values)
+                require(came == count, f"{name} of {count} seeds", came)
         for part in (self.accuracy_train, self.accuracy_test):
-            require(0 <= min(part.values) <= max(part.values) <= 1, "accuracies to 1", part.values)
+            if part is not None:
+                low, high = min(part.values), max(part.values)
+                require(0 <= low <= high <= 1, "accuracies to 1", part.values)
 
 
 _SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "seeds")
@@ -159,6 +177,7 @@ _SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "see
 class AttackRow(Record):
     """What one attack (or the per-example worst case of several) did.
 
+    train and agp are None where the data have no training part of the network's.
     eps is the text the user typed, eps_value its number; max_perturbation is
     the largest norm found, in float64; seconds is wall time for both parts.
     behind: how far the test risk lies below that of the report's worst case, with
@@ -172,9 +191,9 @@ class AttackRow(Record):
     eps: str
     eps_value: float
     settings: dict[str, Any]
-    train: PartResult
+    train: PartResult | None
     test: PartResult
-    agp: Gap
+    agp: Gap | None
     max_perturbation: float
     seconds: float
     behind: float = 0.0
@@ -185,11 +204,16 @@ class AttackRow(Record):
         require(self.eps_value >= 0, "an eps of at least 0", self.eps_value)
         require(self.max_perturbation >= 0, "a norm of at least 0", self.max_perturbation)
         require(self.seconds >= 0, "seconds of at least 0", self.seconds)
+        whole = (self.train is None) == (self.agp is None)
+        require(whole, "an AGP beside a training part alone", "one of the two")
+
         require_interval("behind_ci", self.behind_ci)
         self._check_gap()
 
     def _check_gap(self) -> None:
         """The gap is that of the parts beside it."""
+        if self.train is None or self.agp is None:
+            return
         of = {
             "risk": self.test.risk - self.train.risk,
             "accuracy": self.train.accuracy - self.test.accuracy,
@@ -198,6 +222,24 @@ class AttackRow(Record):
             came = getattr(self.agp, name)
             near = math.isclose(came, value, rel_tol=1e-6, abs_tol=1e-6 * max(1, self.test.risk))
             require(near, f"an AGP in {name} of {value:.6g}", f"{came:.6g}")
+
+    @property
+    def parts(self) -> dict[str, PartResult]:
+        """The parts that were attacked, by name."""
+        both = {} if self.train is None else {"train": self.train}
+        return {**both, "test": self.test}
+
+    @property
+    def vanished(self) -> int:
+        """Examples of all parts on which the attack met no gradient."""
+        return sum(part.vanished for part in self.parts.values())
+
+    @property
+    def both(self) -> tuple[PartResult, PartResult, Gap]:
+        """Training part, test part and their gap; InputError where there is no training part."""
+        if self.train is None or self.agp is None:
+            raise InputError("a gap is between a training and a test part, and there is one alone")
+        return self.train, self.test, self.agp
 
     @property
     def robustness_drop(self) -> float:
@@ -209,15 +251,18 @@ class AttackRow(Record):
 class Check(Record):
     """One gradient-masking check: PASS while the value stays within the threshold, else WARN.
 
-    message: one sentence with the number behind the value.
+    message: one sentence with the number behind the value; seconds: wall time, which
+    makes no two checks different.
     """
 
     DERIVED = ("verdict",)
+    LATER = ("seconds",)
 
     name: str
     value: float
     threshold: float
     message: str
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -236,12 +281,15 @@ class AttackReport(Record):
     suite: its name where the attacks were one, each row then the worst case so
     far; checks: for gradient masking; seeds: all of them, the first being `seed`;
     standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
-    in files of version 0.1.0; examples: figures of each, where they were asked for.
+    in files of version 0.1.0; examples: figures of each, where they were asked for;
+    certified: the other side, where it is known; uncertified: in words why it is not, empty
+    where it was not asked for.
     """
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
-    LATER = ("standing", "examples")
+    DERIVED = ("intervals",)
+    LATER = ("standing", "examples", "certified", "uncertified")
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -254,13 +302,16 @@ class AttackReport(Record):
     seeds: tuple[int, ...] = ()
     standing: str = ""
     examples: tuple[Example, ...] = ()
+    certified: Certified | None = None
+    uncertified: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
-        for part in ("train", "test"):
-            worst: PartResult = getattr(self.worst_case, part)
+        for part, worst in self.worst_case.parts.items():
             for row in self.attacks:
-                one: PartResult = getattr(row, part)
+                alike = row.parts.keys() == self.worst_case.parts.keys()
+                require(alike, "the same parts in all rows", ", ".join(row.parts))
+                one = row.parts[part]
                 # Of a random network the clean figures are each attack's own.
                 same = one.n == worst.n
                 require(same, f"one {part} part for all rows", f"{one.n} and {worst.n} examples")
@@ -269,6 +320,16 @@ class AttackReport(Record):
                 fits = worst.correct <= one.correct
                 require(fits, f"a worst case of at most {row.name}'s {one.correct}", worst.correct)
         self._check_standing()
+        if self.certified is not None:
+            parts = self.certified.parts
+            require(
+                parts.keys() == self.worst_case.parts.keys(), "certificates of all parts", parts
+            )
+            for name, worst in self.worst_case.parts.items():
+                sure = parts[name]
+                require(sure.n == worst.n, f"certificates of {worst.n} examples", sure.n)
+                fallen = worst.n - worst.correct
+                require(sure.broken == fallen, f"{fallen} broken examples", sure.broken)
 
     def _check_standing(self) -> None:
         if not self.standing:
@@ -281,9 +342,19 @@ class AttackReport(Record):
         require(count == test.correct, f"{test.correct} standing examples", count)
 
     @property
+    def intervals(self) -> str:
+        """What the 95 % intervals of rows and AGP are over."""
+        count = len(self.seeds)
+        noise = f", the worst case of {count} attack seeds" if count > 1 else ""
+        return f"over examples, of this one network{noise}"
+
+    @property
     def agp(self) -> Gap:
-        """The adversarial generalization gap under the worst case of all attacks."""
-        return self.worst_case.agp
+        """The adversarial generalization gap under the worst case of all attacks.
+
+        InputError where there is no training part to set the test part against.
+        """
+        return self.worst_case.both[2]
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, atomically; `load_report` reads it back."""
@@ -293,7 +364,7 @@ class AttackReport(Record):
         return Path(path)
 
     def __str__(self) -> str:
-        worst, gap = self.worst_case, self.agp
+        worst, gap = self.worst_case, self.worst_case.agp
         how = f"suite {self.suite}" if self.suite else ", ".join(row.name for row in self.attacks)
         warned = [f"{one.name} ({one.message})" for one in self.checks if not one.passed]
         lines = [
@@ -301,16 +372,39 @@ class AttackReport(Record):
             *(
                 f"{name}: {part.n} examples, clean {100 * part.clean_accuracy:.2f} %, robust "
                 f"{100 * part.accuracy:.2f} % [{_percents(part.accuracy_ci)}], risk {part.risk:.4g}"
-                for name, part in (("train", worst.train), ("test", worst.test))
+                for name, part in worst.parts.items()
             ),
-            f"AGP (test minus train): risk {gap.risk:+.4g} "
+            no_gap(self.dataset)
+            if gap is None
+            else f"AGP (test minus train): risk {gap.risk:+.4g} "
             f"[{gap.risk_ci[0]:.4g}..{gap.risk_ci[1]:.4g}], accuracy "
             f"{100 * gap.accuracy:+.2f} points [{_percents(gap.accuracy_ci)}]",
         ]
+        if self.certified is not None:
+            lines.append(_sure(self.certified))
         if self.checks:
             done = "; ".join(warned) if warned else f"all {len(self.checks)} passed"
             lines.append(f"masking checks: {'WARNING, ' * bool(warned)}{done}")
         return "\n".join(lines)
+
+
+def _sure(found: Certified) -> str:
+    counts = (
+        f"{name} {100 * one.accuracy:.2f} % [{_percents(one.accuracy_ci)}], {one.unknown} unknown"
+        for name, one in found.parts.items()
+    )
+    return f"certified ({found.method}): {'; '.join(counts)}"
+
+
+def no_gap(dataset: dict[str, Any]) -> str:
+    """Why a report has no AGP, and which data the network was trained and attacked on."""
+    trained = dataset.get("trained_on")
+    if trained is None:
+        return f"{dataset['name']} has no training part: there is no AGP."
+    return (
+        f"Trained on {trained['name']}, attacked on {dataset['name']}: there is no AGP, because no "
+        "training part of these data is the network's own."
+    )
 
 
 def _percents(interval: Interval) -> str:

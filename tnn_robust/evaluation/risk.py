@@ -44,6 +44,9 @@ OUTCOME_DTYPES = {
 }
 
 
+NO_OUTCOMES = Outcomes(**{name: torch.zeros(0, dtype=d) for name, d in OUTCOME_DTYPES.items()})
+
+
 def fresh_rows(start: int, end: int, *columns: Tensor) -> list[Tensor]:
     """Rows [start, end) of each as fresh tensors: views lie at addresses that change last bits."""
     return [column[start:end].clone() for column in columns]

@@ -10,10 +10,10 @@ from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import verify
 from tnn_robust.data.parts import Part
-from tnn_robust.evaluation.agp import Attacked, Work, attack_rows, worst_case
+from tnn_robust.evaluation.agp import NO_WORK, Attacked, Work, attack_rows, worst_case
 from tnn_robust.evaluation.results import AttackReport, Check
+from tnn_robust.evaluation.risk import NO_OUTCOMES, Outcomes
 from tnn_robust.evaluation.risk import Check as Verify
-from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.checkpoint import versions
 
@@ -68,17 +68,18 @@ def make_report(
 
 
 def attacked(settings: Attack, results: dict[str, Result], seconds: float) -> Attacked:
-    """Results of both parts with the attack they are of."""
+    """Results of the parts that there are, with the attack they are of."""
+    train = results.get("train", Result(NO_OUTCOMES, None, NO_WORK))
     return Attacked(
         name=settings.name,
         norm=settings.threat.norm,
         eps=settings.threat.text,
         eps_value=settings.threat.eps,
         settings=settings.settings(),
-        train=results["train"].outcomes,
+        train=train.outcomes,
         test=results["test"].outcomes,
         seconds=seconds,
-        train_work=results["train"].work,
+        train_work=train.work,
         test_work=results["test"].work,
     )
 

@@ -1,5 +1,6 @@
 """What a file of adversarial examples claims, checked against itself and the data's selection."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ from tnn_robust.base.codec import decoded
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.files import read_tensors
 from tnn_robust.base.reading import reading, require_sound
+from tnn_robust.data.catalogue import load_dataset, load_other
 from tnn_robust.data.dataset import Dataset, subset
+from tnn_robust.data.other import TrainedOn
+from tnn_robust.data.parts import Scaling
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.evaluation.report import PARTS
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.rows import Points
 
@@ -42,10 +45,29 @@ class PointsFile(NamedTuple):
     loss: str
     data_digest: str
 
+    @property
+    def of_other_data(self) -> bool:
+        """Whether the network was attacked on other data than it was trained on."""
+        return "trained_on" in self.report.dataset
+
     def data_spec(self) -> DataSpec:
         """The request of the data the report is of."""
         with reading(self.path, "a file of examples", CheckpointError):
             return DataSpec.from_json(self.report.dataset["spec"])
+
+    def load_data(self, data_dir: str | None = None) -> Dataset:
+        """The data anew, without the network; they may have changed since."""
+        spec, data = replace(self.data_spec(), data_dir=data_dir), self.report.dataset
+        if not self.of_other_data:
+            return load_dataset(spec)
+        with reading(self.path, "a file of examples", CheckpointError):
+            trained = TrainedOn(
+                name=str(data["trained_on"]["name"]),
+                digest=str(data["trained_on"]["digest"]),
+                classes=tuple(map(str, data["classes"])),
+                scaling=Scaling.from_json(data["scaling"]),
+            )
+        return load_other(spec, trained)
 
 
 def read_points(path: Path) -> PointsFile:
@@ -60,8 +82,9 @@ def read_points(path: Path) -> PointsFile:
         stored = decoded(list[dict[str, Any]], header["attacks"], "attacks")
         attacks = [attack_from_json(one) for one in stored]
         _require_rows(path, attacks, report)
-        points = [{part: _points(tensors, i, part) for part in PARTS} for i in range(len(attacks))]
-        if len(tensors) != len(attacks) * len(PARTS) * len(Points._fields):
+        parts = report.worst_case.parts
+        points = [{part: _points(tensors, i, part) for part in parts} for i in range(len(attacks))]
+        if len(tensors) != len(attacks) * len(parts) * len(Points._fields):
             raise CheckpointError(f"{path} holds points of attacks that it does not name")
         model = report.model
         run = decoded(str | None, model["path"], "path")
@@ -109,8 +132,8 @@ def require_selection(recorded: PointsFile, dataset: Dataset) -> str:
     Returns which these are, in words.
     """
     words = []
-    for part in PARTS:
-        examples, n = getattr(dataset, part), getattr(recorded.report.worst_case, part).n
+    for part, result in recorded.report.worst_case.parts.items():
+        examples, n = getattr(dataset, part), result.n
         wanted = subset(examples, n, recorded.report.seed, torch.device("cpu"))[1]
         for attack, points in zip(recorded.attacks, recorded.points, strict=True):
             _require_indices(recorded.path, f"{attack.name}, {part}", points[part], examples.y)

@@ -36,12 +36,15 @@ def over_seeds(runs: Sequence[SeedOutcomes]) -> OverSeeds | None:
         return None
     risk_train, risk_test = ([float(p.loss.mean()) for p in parts] for parts in _parts(runs))
     train, test = ([float(p.correct.double().mean()) for p in parts] for parts in _parts(runs))
+    seeds, of_test = tuple(run.seed for run in runs), (_spread(risk_test), _spread(test))
+    if not len(runs[0].train.loss):
+        return OverSeeds(seeds, None, of_test[0], None, of_test[1], None, None)
     return OverSeeds(
-        seeds=tuple(run.seed for run in runs),
+        seeds=seeds,
         risk_train=_spread(risk_train),
-        risk_test=_spread(risk_test),
+        risk_test=of_test[0],
         accuracy_train=_spread(train),
-        accuracy_test=_spread(test),
+        accuracy_test=of_test[1],
         agp_risk=_spread([b - a for a, b in zip(risk_train, risk_test, strict=True)]),
         agp_accuracy=_spread([a - b for a, b in zip(train, test, strict=True)]),
     )
@@ -64,4 +67,4 @@ def _parts(runs: Sequence[SeedOutcomes]) -> tuple[list[Outcomes], list[Outcomes]
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(tuple(values), student_interval(values))
+    return Spread(tuple(values), student_interval(values), "attack seeds, on the same examples")

@@ -16,8 +16,10 @@ from tnn_robust.base.choices import MODEL_INPUTS
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, DataError, InputError, unknown_choice
 from tnn_robust.base.losses import LOSSES
-from tnn_robust.data.catalogue import load_dataset
+from tnn_robust.data.catalogue import load_dataset, load_other
 from tnn_robust.data.dataset import Dataset
+from tnn_robust.data.other import TrainedOn
+from tnn_robust.data.parts import Scaling
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
 from tnn_robust.models.foreign import adapt, load_module, module_digest
@@ -91,9 +93,9 @@ def load_subject(
 
     run: a run directory, or None. model: package.module:callable of a network to attack
     in place of the run's; the run then only lends data, training attack and loss.
-    model_input: see `choices.MODEL_INPUTS`. data: the data where there is no run.
+    model_input: see `choices.MODEL_INPUTS`. data: in place of the run's, or where there is none.
 
-    Raises InputError where neither is named and for a foreign network that does not fit
+    Raises InputError where neither is named and for a network that does not fit
     the data, CheckpointError and DataError for a run that cannot be read.
     """
     place = resolve_device(device)
@@ -102,14 +104,16 @@ def load_subject(
     checkpoint = None
     if run is not None:
         checkpoint = load_checkpoint(run, place)
-        dataset = load_run_data(checkpoint, data_dir=data_dir, download=download)
+        dataset = load_run_data(checkpoint, data, data_dir=data_dir, download=download)
     elif model is not None and data is not None:
         dataset = load_dataset(data)
     else:
         raise InputError("an attack needs a run, or a model and data")
     if model is None:
         assert checkpoint is not None
-        return subject_of(checkpoint), dataset
+        found = subject_of(checkpoint)
+        _require_fit(found, dataset)
+        return found, dataset
     module = load_module(model).to(place)
     lent = {} if checkpoint is None else _lent(checkpoint)
     found = subject_of_module(module, dataset, name=model, form=model_input, device=place, **lent)
@@ -164,7 +168,8 @@ def subject_of_module(
     InputError for a module that does not fit the data.
     """
     place = device or next((p.device for p in module.parameters()), torch.device("cpu"))
-    x = dataset.train.x[:_LOOKED_AT].to(place)
+    some = next(iter(dataset.parts.values())).rows(slice(_LOOKED_AT))
+    x = some.x.to(place)
     with frozen(module):
         adapted = adapt(
             module, name, x, form=form, classes=dataset.n_classes, image=dataset.image_shape
@@ -205,14 +210,18 @@ def live_subject(model: nn.Module, dataset: Dataset, loss: str | None) -> Subjec
     if not isinstance(model, TNN):
         return subject_of_module(model, dataset, name=name, loss=judge)
     found = subject_of_tnn(model, judge, name)
-    needed, came = (dataset.d, dataset.c), (found.features, found.channels)
+    _require_fit(found, dataset)
+    return found
+
+
+def _require_fit(subject: Subject, dataset: Dataset) -> None:
+    needed, came = (dataset.d, dataset.c), (subject.features, subject.channels)
     if needed != came:
         raise InputError(f"{dataset.name} has examples (d, c) {needed}, the network takes {came}")
-    if max(found.scores, 2) != dataset.n_classes:
+    if max(subject.scores, 2) != dataset.n_classes:
         raise InputError(
-            f"{dataset.name} has {dataset.n_classes} classes, the network {found.scores} scores"
+            f"{dataset.name} has {dataset.n_classes} classes, the network {subject.scores} scores"
         )
-    return found
 
 
 def _info(
@@ -268,24 +277,44 @@ def model_info(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def load_run_data(
-    checkpoint: Checkpoint, *, data_dir: str | None = None, download: bool = False
+    checkpoint: Checkpoint,
+    asked: DataSpec | None = None,
+    *,
+    data_dir: str | None = None,
+    download: bool = False,
 ) -> Dataset:
     """The data a checkpoint was trained on, found anew and checked against its digest.
 
-    Raises DataError where the files now hold other data: a gap between other
-    examples than the run's would be meaningless.
+    asked: other data to attack it on, of which the test part is taken (`load_other`); the
+    request that it was trained by is that for its own. Raises DataError where the files now
+    hold other data: a gap between other examples than the run's would be meaningless.
     """
+    trained = trained_on(checkpoint)
+    assert trained.spec is not None
+    stored = replace(trained.spec, data_dir=data_dir, download=download)
+    if asked is not None and asked.to_json() != stored.to_json():
+        return load_other(asked, trained)
+    dataset = load_dataset(stored)
+    if dataset.digest != trained.digest:
+        raise DataError(
+            f"{dataset.name} differs from what {checkpoint.path} was trained on "
+            f"(digest {dataset.digest[:12]}, trained on {trained.digest[:12]})"
+        )
+    return dataset
+
+
+def trained_on(checkpoint: Checkpoint) -> TrainedOn:
+    """What a checkpoint says of its data; CheckpointError where it does not."""
+    data = checkpoint.header.data
     try:
-        stored = DataSpec.from_json(checkpoint.header.data["spec"])
-        digest = checkpoint.header.data["digest"]
+        return TrainedOn(
+            name=str(data["name"]),
+            digest=str(data["digest"]),
+            classes=tuple(map(str, data["classes"])),
+            scaling=Scaling.from_json(data["scaling"]),
+            spec=DataSpec.from_json(data["spec"]),
+        )
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{checkpoint.path} does not say what it was trained on: evaluate takes the data"
         ) from error
-    dataset = load_dataset(replace(stored, data_dir=data_dir, download=download))
-    if dataset.digest != digest:
-        raise DataError(
-            f"{dataset.name} differs from what {checkpoint.path} was trained on "
-            f"(digest {dataset.digest[:12]}, trained on {str(digest)[:12]})"
-        )
-    return dataset

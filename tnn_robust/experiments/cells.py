@@ -79,8 +79,8 @@ class _Work:
             Part(part.x.to(device), part.y.to(device)) for part in (dataset.train, dataset.test)
         )
         optimizer = make_optimizer(model, _settings(cell))  # type: ignore[arg-type]
-        examples = Examples(*train, rows_of(cell, len(train.y)).to(device))
-        return cls(cell, model, optimizer, examples, Examples(*test), [], {}, [])
+        examples = Examples(train.x, train.y, rows_of(cell, len(train.y)).to(device))
+        return cls(cell, model, optimizer, examples, Examples(test.x, test.y), [], {}, [])
 
     def train(self, until: int) -> Iterator[float]:
         """Bring every network to epoch `until`."""

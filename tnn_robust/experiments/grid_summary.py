@@ -29,24 +29,27 @@ class _Group:
 
     def add(self, record: GridRecord) -> None:
         worst = self.last = record.report.worst_case
-        found = (worst.test.clean_accuracy, worst.test.accuracy, worst.test.risk, worst.agp.risk)
+        _, test, agp = worst.both
+        found = (test.clean_accuracy, test.accuracy, test.risk, agp.risk)
         for name, value in zip(_FIGURES, found, strict=True):
             self.values[name].append(value)
-        self.blind += sum(row.test.vanished + row.train.vanished for row in record.report.attacks)
+        self.blind += sum(row.vanished for row in record.report.attacks)
         self.warned += any(not check.passed for check in record.report.checks)
 
     def row(self) -> GridRow:
         spreads = {}
         for name, values in self.values.items():
-            ci = student_interval(values) if len(values) > 1 else self._over_examples()[name]
+            several = len(values) > 1
+            ci = student_interval(values) if several else self._over_examples()[name]
             if name in _SHARES and ci is not None:
                 ci = max(ci[0], 0.0), min(ci[1], 1.0)
-            spreads[name] = Spread(tuple(values), ci)
+            over = "cells, which differ in their seeds" if several else "examples of one cell"
+            spreads[name] = Spread(tuple(values), ci, over)
         return GridRow(setting=self.setting, blind=self.blind, warned=self.warned, **spreads)
 
     def _over_examples(self) -> dict[str, Interval]:
         assert self.last is not None
-        test, gap = self.last.test, self.last.agp
+        _, test, gap = self.last.both
         assert test.risk_ci is not None
         clean = accuracy_interval(test.clean_correct, test.n)
         found = (clean, test.accuracy_ci, test.risk_ci, gap.risk_ci)

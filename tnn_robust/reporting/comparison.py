@@ -1,13 +1,16 @@
 """A comparison of networks as one table, a row a network."""
 
 from tnn_robust.evaluation.comparison_results import ComparisonReport, ComparisonRow
+from tnn_robust.reporting.certified import method_text
 from tnn_robust.reporting.tables import (
     Table,
     _settings,
     eps_text,
     interval_text,
     network_notes,
+    other_data_notes,
     percent,
+    sizes_text,
     warnings,
 )
 
@@ -19,7 +22,7 @@ def comparison_table(report: ComparisonReport) -> Table:
     worst = report.rows[0].report.worst_case
     columns = ("network", "params", "clean", "robust", "- first", "risk", "AGP", "drop", "warn")
     return Table(
-        f"Worst case of {eps_text(worst)}, n = {worst.train.n} train, {worst.test.n} test",
+        f"Worst case of {eps_text(worst)}, n = {sizes_text(worst)}",
         columns,
         [_row(row, first=i == 0) for i, row in enumerate(report.rows)],
     )
@@ -37,7 +40,7 @@ def _row(row: ComparisonRow, *, first: bool) -> tuple[str, ...]:
         f"{percent(test.accuracy)}\n{100 * low:.1f}-{100 * high:.1f}",
         "" if first else difference,
         f"{test.risk:.4g}",
-        f"{agp.risk:+.3g}\n{interval_text(agp.risk_ci, 1.0, '.2g')}",
+        "-" if agp is None else f"{agp.risk:+.3g}\n{interval_text(agp.risk_ci, 1.0, '.2g')}",
         f"{100 * worst.robustness_drop:.2f}",
         str(row.warnings) if row.report.checks else "-",
     )
@@ -52,6 +55,15 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
         f"accuracy minus that of {report.rows[0].name}, paired over the test examples.",
         f"risk and AGP are of the {first.model['loss']} loss in all rows; drop = clean minus "
         "robust accuracy; warn = masking checks that failed.",
+        "All intervals are over examples, of the networks as they are: what another seed of "
+        "training would give is not in them.",
+    ]
+    notes += other_data_notes(first)
+    notes += [
+        f"{row.name}: certified {percent(sure.test.accuracy)} % of the test part, by "
+        f"{method_text(sure.method)} or Lipschitz constants."
+        for row in report.rows
+        if (sure := row.report.certified) is not None
     ]
     advice: dict[str, None] = {}  # once for all rows
     for row in report.rows:

@@ -33,14 +33,14 @@ def _layer_row(side: str, layer: LayerRecord) -> tuple[str, ...]:
 
 
 def _bound_table(report: CompressionReport) -> Table:
-    found = report.certificate
+    found = report.decisions
     rows = [
         (f"{layer.layer}", f"{layer.dropped_norm:.4g}", f"{layer.bound:.4g}", "")
         for layer in report.layers_after
     ]
-    proved = f"{found.certified}/{found.n} ({percent(found.share)} %)"
+    proved = f"{found.kept}/{found.n} ({percent(found.share)} %)"
     rows.append(("all", "", f"{found.bound:.4g}", proved))
-    title = f"Certified, ||x||_F <= {found.data_norm:.4g}"
+    title = f"Truncation bound, ||x||_F <= {found.data_norm:.4g}"
     return Table(title, ("layer", "delta_l(r)", "|f - g| at most", "test decisions kept"), rows)
 
 
@@ -58,7 +58,7 @@ def _summary_table(report: CompressionReport) -> Table:
 
 def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
     worst = one.worst_case
-    test, agp = worst.test, worst.agp
+    train, test, agp = worst.both
     return [
         ("parameters", f"{one.parameters}", one.parameters),
         ("bytes on disk", f"{one.bytes}", one.bytes),
@@ -69,7 +69,7 @@ def _summary(one: ModelSummary) -> list[tuple[str, str, float | None]]:
         ("clean test accuracy (%)", percent(test.clean_accuracy), None),
         (f"robust test accuracy (%), {eps_text(worst)}", percent(test.accuracy), None),
         ("  its 95 % CI", interval_text(test.accuracy_ci, 100.0, ".1f"), None),
-        ("adversarial risk, train", f"{worst.train.risk:.4g}", None),
+        ("adversarial risk, train", f"{train.risk:.4g}", None),
         ("adversarial risk, test", f"{test.risk:.4g}", None),
         ("AGP, risk", f"{agp.risk:+.4g}", None),
         ("  its 95 % CI", interval_text(agp.risk_ci, 1.0, ".2g"), None),

@@ -89,12 +89,14 @@ def draw_curve(figure: Any, curve: EpsCurve) -> None:
     curve.plot(accuracy)
     sizes = [point.eps for point in curve.points]
     short = "" if curve.risk_complete else " (broken: loss when broken)"
-    line(risk, sizes, [p.train.risk for p in curve.points], ORANGE, "s--", None)
+    if train := [p.train.risk for p in curve.points if p.train is not None]:
+        line(risk, sizes, train, ORANGE, "s--", None)
     line(risk, sizes, [p.test.risk for p in curve.points], BLUE, "o-", None)
     risk.set_title(f"Adversarial risk{short}")
-    _draw_gap(gap, sizes, [(p.agp.risk, p.agp.risk_ci) for p in curve.points], 1.0)
+    gaps = [p.agp for p in curve.points if p.agp is not None]
+    _draw_gap(gap, sizes, [(one.risk, one.risk_ci) for one in gaps], 1.0)
     gap.set_title("AGP in risk, test minus train")
-    _draw_gap(points, sizes, [(p.agp.accuracy, p.agp.accuracy_ci) for p in curve.points], 100.0)
+    _draw_gap(points, sizes, [(one.accuracy, one.accuracy_ci) for one in gaps], 100.0)
     points.set_title("AGP in 0-1 loss (points)")
     for axes in (risk, gap):
         axes.tick_params(labelbottom=False)
@@ -103,7 +105,7 @@ def draw_curve(figure: Any, curve: EpsCurve) -> None:
         axes.set_xlabel(label)
     figure.suptitle(curve_title(curve), x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.supxlabel(
-        f"Attacks bound robust accuracy from above. {_sentence(curve.verdict)}",
+        f"{_bounded(curve)} {_sentence(curve.verdict)}",
         x=0.01,
         ha="left",
         fontsize=8.5,
@@ -116,6 +118,9 @@ def _draw_gap(
     axes: Any, sizes: list[float], gaps: list[tuple[float, Interval]], scale: float
 ) -> None:
     axes.axhline(0.0, color=GREY, linewidth=1.0)
+    if not gaps:
+        axes.text(0.5, 0.6, "no training part", transform=axes.transAxes, ha="center", color=GREY)
+        return
     band(axes, sizes, [interval for _, interval in gaps], BLUE, scale)
     line(axes, sizes, [scale * value for value, _ in gaps], BLUE, "o-", None)
 
@@ -128,6 +133,12 @@ def curve_title(curve: EpsCurve) -> str:
     return ", ".join([str(part) for part in (name, model) if part] + [threat])
 
 
+def _bounded(curve: EpsCurve) -> str:
+    if curve.points[0].certified_share is None:
+        return "Attacks bound robust accuracy from above."
+    return "Attacks bound robust accuracy from above, certificates from below."
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -138,16 +149,16 @@ def curve_table(curve: EpsCurve) -> Table:
     columns = ("eps", "risk train", "risk test", "acc. train", "acc. test", "AGP, risk", "AGP, pts")
     rows = []
     for point in curve.points:
-        share = point.certified_share
+        share, train, agp = point.certified_share, point.train, point.agp
         rows.append(
             (
                 f"{point.eps:.6g}",
-                f"{point.train.risk:.4g}",
+                "-" if train is None else f"{train.risk:.4g}",
                 f"{point.test.risk:.4g}",
-                f"{100 * point.train.accuracy:.2f}",
+                "-" if train is None else f"{100 * train.accuracy:.2f}",
                 f"{100 * point.test.accuracy:.2f}",
-                f"{point.agp.risk:+.3g}",
-                f"{100 * point.agp.accuracy:+.2f}",
+                "-" if agp is None else f"{agp.risk:+.3g}",
+                "-" if agp is None else f"{100 * agp.accuracy:+.2f}",
                 *([] if share is None else [f"{100 * share:.2f}"]),
             )
         )
@@ -166,20 +177,23 @@ def curve_lines(curve: EpsCurve, width: int = 80, *, ascii_only: bool = False) -
     stub = max(len(name) for name in ["eps", *names])
     room = max(width, 40) - stub - 17  # the two numbers to the right of the bar
     bounded = curve.points[0].certified_share is not None
+    both = curve.points[0].train is not None
     legend = f"{solid} {'certified, ' + shaded + ' standing' if bounded else 'standing'} (test)"
     lines = [
         f"Robust accuracy (%) against eps in {curve.norm}",
-        f"{legend}, {mark} train",
-        f"{'eps':<{stub}} {_scale(room)}    test  train",
+        f"{legend}, {mark} train" if both else legend,
+        f"{'eps':<{stub}} {_scale(room)}    test{'  train' * both}",
     ]
     for name, point in zip(names, curve.points, strict=True):
         share = point.certified_share
         filled = _cells(point.test.accuracy, room)
         proven = filled if share is None else min(_cells(share, room), filled)
         bar = list((solid * proven + shaded * (filled - proven)).ljust(room + 1))
-        bar[_cells(point.train.accuracy, room)] = mark
-        test, train = 100 * point.test.accuracy, 100 * point.train.accuracy
-        lines.append(f"{name:<{stub}} {''.join(bar)} {test:6.2f} {train:6.2f}")
+        theirs = ""
+        if point.train is not None:
+            bar[_cells(point.train.accuracy, room)] = mark
+            theirs = f"{100 * point.train.accuracy:6.2f}"
+        lines.append(f"{name:<{stub}} {''.join(bar)} {100 * point.test.accuracy:6.2f} {theirs}")
     return [line.rstrip()[: max(width, 40)] for line in lines]
 
 

@@ -113,18 +113,18 @@ def csv_lines(report_names: Sequence[str], records: Iterable[GridRecord]) -> Ite
     """A header, then a line a cell: the swept settings and its figures as they are."""
     yield _line([*report_names, *_CSV])
     for record in records:
-        worst = record.report.worst_case
+        train, test, agp = record.report.worst_case.both
         yield _line(
             [
                 *(value_text(record.cell[name]) for name in report_names),
-                worst.test.clean_accuracy,
-                worst.test.accuracy,
-                *worst.test.accuracy_ci,
-                worst.train.risk,
-                worst.test.risk,
-                worst.agp.risk,
-                *worst.agp.risk_ci,
-                worst.agp.accuracy,
+                test.clean_accuracy,
+                test.accuracy,
+                *test.accuracy_ci,
+                train.risk,
+                test.risk,
+                agp.risk,
+                *agp.risk_ci,
+                agp.accuracy,
                 record.train_seconds,
                 record.attack_seconds,
                 record.cpu_seconds,

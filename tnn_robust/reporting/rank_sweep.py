@@ -49,7 +49,7 @@ def sweep_tables(report: SweepReport) -> list[Table]:
         ),
         (
             f"Weights: condition, median radius ({first.weights.radius_norm}), log10 bounds",
-            ("size", "cond.", "worst", "radius", "certified %", "Thm 9", "Thm 11"),
+            ("size", "cond.", "worst", "radius", "kept %", "Thm 9", "Thm 11"),
             _weights,
         ),
     )
@@ -73,7 +73,7 @@ def sweep_notes(report: SweepReport) -> list[str]:
     ]
     notes += [f"{_name(row)}: {row.note}" for row in report.rows if row.note]
     for row in report.rows:
-        blind = row.adaptive.train.vanished + row.adaptive.test.vanished
+        blind = row.adaptive.vanished
         if blind:
             notes.append(
                 f"WARNING: the attacks on {_name(row)} met only zero or non-finite gradients on "
@@ -123,19 +123,19 @@ def _accuracy(row: SweepRow, best: bool) -> tuple[str, ...]:
 
 
 def _gap(row: SweepRow) -> tuple[str, ...]:
-    worst = row.summary.worst_case
+    train, test, agp = row.summary.worst_case.both
     return (
-        f"{worst.train.risk:.4g}",
-        f"{worst.test.risk:.4g}",
-        f"{worst.agp.risk:+.3g}",
-        interval_text(worst.agp.risk_ci, 1.0, ".2g"),
-        f"{100 * worst.agp.accuracy:+.2f}",
-        interval_text(worst.agp.accuracy_ci, 100.0, ".1f"),
+        f"{train.risk:.4g}",
+        f"{test.risk:.4g}",
+        f"{agp.risk:+.3g}",
+        interval_text(agp.risk_ci, 1.0, ".2g"),
+        f"{100 * agp.accuracy:+.2f}",
+        interval_text(agp.accuracy_ci, 100.0, ".1f"),
     )
 
 
 def _weights(row: SweepRow) -> tuple[str, ...]:
-    found, share = row.weights, row.certified_share
+    found, share = row.weights, row.kept_share
     return (
         f"{found.condition_median:.3g}",
         f"{found.condition_worst:.3g}",
@@ -168,6 +168,7 @@ def write_csv(report: SweepReport, path: Path) -> None:
 
 def _flat(row: SweepRow, best: bool) -> dict[str, Any]:
     one, verdict, weights = row.summary, row.summary.worst_case, row.weights
+    train, _, agp = verdict.both
     return {
         "size": row.size,
         "kind": row.kind,
@@ -188,17 +189,17 @@ def _flat(row: SweepRow, best: bool) -> dict[str, Any]:
         "robust_accuracy": row.accuracy,
         "robust_low": verdict.test.accuracy_ci[0],
         "robust_high": verdict.test.accuracy_ci[1],
-        "risk_train": verdict.train.risk,
+        "risk_train": train.risk,
         "risk_test": verdict.test.risk,
-        "agp_risk": verdict.agp.risk,
-        "agp_risk_low": verdict.agp.risk_ci[0],
-        "agp_risk_high": verdict.agp.risk_ci[1],
-        "agp_accuracy": verdict.agp.accuracy,
+        "agp_risk": agp.risk,
+        "agp_risk_low": agp.risk_ci[0],
+        "agp_risk_high": agp.risk_ci[1],
+        "agp_accuracy": agp.accuracy,
         "condition_median": weights.condition_median,
         "condition_worst": weights.condition_worst,
         "radius_median": weights.radius_median,
         "radius_norm": weights.radius_norm,
-        "certified_share": row.certified_share,
+        "kept_share": row.kept_share,
         "log_theorem_9": None if weights.dense is None else weights.dense.log_value,
         "log_theorem_11": None if weights.low_rank is None else weights.low_rank.log_value,
         "pareto": best,
@@ -226,10 +227,8 @@ def draw_sweep(figure: Any, report: SweepReport) -> None:
     accuracy.set_title("Robust test accuracy (%), bars: 95 % intervals")
     accuracy.legend(loc="best", fontsize=8.5)
     gap.axhline(0.0, color=GREY, linewidth=1.0)
-    agp = [
-        (row.summary.worst_case.agp.risk, row.summary.worst_case.agp.risk_ci) for row, _ in pairs
-    ]
-    _panel(gap, pairs, agp, 1.0)
+    gaps = [row.summary.worst_case.both[2] for row, _ in pairs]
+    _panel(gap, pairs, [(one.risk, one.risk_ci) for one in gaps], 1.0)
     gap.set_title("AGP in risk, test minus train")
     worst = report.rows[0].summary.worst_case
     title = f"{report.dataset['name']}, {worst.norm} eps {worst.eps}: robustness against size"

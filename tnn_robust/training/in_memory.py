@@ -114,6 +114,7 @@ def train(
 def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:
     if not isinstance(data, Dataset):
         raise InputError(f"training takes a Dataset, got a {type(data).__name__}: see load_data")
+    data.require_training_part("training needs")
     if attack is not None and not isinstance(attack, Attack):
         raise InputError(f"attack needs a value such as FGSM('linf', 0.1), got {attack!r}")
     if not isinstance(model, TNN):
