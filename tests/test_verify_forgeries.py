@@ -42,7 +42,7 @@ def test_a_sound_file_says_what_was_checked_and_what_cannot_be(saved) -> None:
         "Examples, each once and with the data's labels: train: 20 of 271, drawn by seed 0",
         "The attacks are those of suite quick.",
         "predictions, counts, risks, gaps and intervals, figures per example are the report's.",
-        "Not checked: seconds, passes, vanished gradients, masking checks, certificates, notes and versions",
+        "Not checked: seconds, passes, vanished gradients, masking checks, certificates, notes",
         "nor whether the attacks named found these points",
         "not who wrote it: it has no secret",
         "not that stronger ones do not",
