@@ -276,8 +276,8 @@ def test_layers_that_only_look_like_torchs_own_are_refused():
 
     hooked = nn.Sequential(nn.Linear(4, 3))
     hooked[0].register_forward_hook(lambda *_: None)
-    for model in (nn.Sequential(Doubled(4, 3)), hooked):
-        with pytest.raises(InputError, match="forward pass of its own"):
+    for model, name in ((nn.Sequential(Doubled(4, 3)), "Doubled"), (hooked, "hooks on layer 0")):
+        with pytest.raises(InputError, match=name):
             from_sequential(model, (4,))
     assert from_sequential(nn.Sequential(nn.Linear(4, 3)), (4,)).scores == 3
 

@@ -33,9 +33,10 @@ from tnn_robust.evaluation.eps_sweep import (
     require_rising,
 )
 from tnn_robust.evaluation.journal import FinishedBlock, Journal, identity, journal_of
-from tnn_robust.evaluation.report import size_notes, targets_of
+from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import check_attacks, make_check
+from tnn_robust.evaluation.size_notes import size_notes
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
 
@@ -153,7 +154,7 @@ def curve_steps(
             seed=seed,
             y_test=targets["test"].examples.y.cpu(),
             risk_complete=True,
-            model=_noted(subject.info, size_notes(attacks[-1:], subject.entries)),
+            model=_noted(subject.info, size_notes([attacks[-1].threat], subject.entries)),
             dataset=info,
             certified=tuple(sure.values()),
         )
