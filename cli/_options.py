@@ -418,15 +418,7 @@ scheduler = options(
 
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")
 
-attacking = options(
-    click.option(
-        "--attack",
-        "attacks",
-        multiple=True,
-        metavar="NAME",
-        help=f"{', '.join(choices.ATTACKS)} or torchattacks:NAME; repeatable. "
-        "Default: one step and pgd in the norm of the training attack.",
-    ),
+threat = options(
     click.option("--norm", metavar="NORM", help=f"{', '.join(choices.NORMS)}. Default: the run's."),
     click.option(
         "--eps",
@@ -438,6 +430,18 @@ attacking = options(
     click.option(
         "--faces", metavar="START:STOP", help="Perturb only these of the network's transform."
     ),
+)
+
+attacking = options(
+    click.option(
+        "--attack",
+        "attacks",
+        multiple=True,
+        metavar="NAME",
+        help=f"{', '.join(choices.ATTACKS)} or torchattacks:NAME; repeatable. "
+        "Default: one step and pgd in the norm of the training attack.",
+    ),
+    threat,
     click.option(
         "--steps",
         type=int,

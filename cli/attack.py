@@ -25,6 +25,12 @@ _REPORT = shared.heading(
         "report, standard is for publication.",
     ),
     click.option("--checks/--no-checks", default=True, help="For gradient masking."),
+    click.option(
+        "--certify/--no-certify",
+        default=None,
+        help="Also certify, by CROWN, what nothing can break. By default where that takes at most "
+        "a tenth of the attacks' multiplications, by CROWN or the looser CROWN-IBP.",
+    ),
     click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
     click.option("--examples", type=shared.RESULT, help="Figures per example: a .csv or .jsonl."),
     click.option("--save-adv", type=shared.RESULT, help="Write the adversarial examples there."),
@@ -84,6 +90,7 @@ def main(
     seeds: tuple[int, ...],
     suite: str | None,
     checks: bool,
+    certify: bool | None,
     n: int | None,
     batch_size: int,
     device: str,
@@ -110,6 +117,7 @@ def main(
         n=n,
         batch_size=batch_size,
         checks=checks,
+        certify=certify,
         device=device,
         data_dir=data_dir,
         download=download,
