@@ -1,16 +1,22 @@
-"""Who tnn-attack attacks: run directories, a user's own networks, or several side by side."""
+"""Whose network a command takes: run directories, a user's own, or several side by side."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli._attack_asked import Network
 
+from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
+
+if TYPE_CHECKING:
+    from tnn_robust.base.threat import Threat
+    from tnn_robust.data.dataset import Dataset
+    from tnn_robust.evaluation.subject import Subject
 
 subjects = shared.options(
     click.argument("runs", metavar="[RUN]...", type=shared.OUT, nargs=-1),
@@ -21,7 +27,7 @@ subjects = shared.options(
             "models",
             multiple=True,
             metavar="PACKAGE.MODULE:CALLABLE",
-            help="Attack this torch module instead: the code is imported and called. "
+            help="Take this torch module instead: the code is imported and called. "
             "Data, eps and loss are those of RUN, or give --dataset.",
         ),
         click.option(
@@ -32,6 +38,42 @@ subjects = shared.options(
     ),
     shared.data_set,
 )
+
+
+# Which examples of the data a command works on.
+examples = shared.heading(
+    "Examples",
+    click.option("--part", default="test", help="train or test."),
+    click.option("--n", type=click.IntRange(min=1), help="At most so many, drawn by --seed."),
+    click.option("--first", type=click.IntRange(min=1), help="The first so many instead."),
+    click.option("--seed", type=shared.SEED, default=0, help="Of examples and attacks."),
+    shared.device,
+    shared.data_place,
+)
+
+
+def load(given: dict[str, Any]) -> "tuple[Subject, Dataset]":
+    """The one network that `subjects` name, with its data, on the device of `examples`."""
+    from tnn_robust.evaluation.subject import load_subject
+
+    (network,) = take(given, compare=False, recorded=False)
+    lent = {name: getattr(network, name) for name in ("model", "model_input", "data")}
+    place = {name: given[name] for name in ("device", "data_dir", "download")}
+    return load_subject(network.run, **lent, **place)
+
+
+def threats(given: dict[str, Any], subject: "Subject") -> "tuple[Threat, ...]":
+    """The threats of the options of `_options.threat`, with the defaults of a run."""
+    from tnn_robust.evaluation.certificates import chosen_threats
+
+    asked = {name: given[name] for name in ("norm", "channels", "faces")}
+    eps = given["eps"].sizes if given["eps"] else ()
+    return chosen_threats(AttackChoice(eps=eps, **asked), subject.trained)
+
+
+def chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of `examples` that say which."""
+    return {name: given[name] for name in ("part", "n", "first", "seed")}
 
 
 def take(given: dict[str, Any], *, compare: bool, recorded: bool) -> tuple[Network, ...]:
@@ -61,7 +103,8 @@ def _check(
     if compare and recorded:
         raise InputError("--verify is of one network: it takes no --compare")
     if not (runs or models or recorded):
-        raise InputError("tnn-attack needs a RUN directory, a --model or --verify FILE")
+        name = click.get_current_context().command.name
+        raise InputError(f"{name} needs a RUN directory or a --model")
     if compare and len(runs) + len(models) < 2:
         raise InputError("--compare needs at least two networks")
     if not compare and (len(runs) > 1 or len(models) > 1):

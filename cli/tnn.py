@@ -7,7 +7,17 @@ import click
 from tnn_robust import __version__
 
 # In the order in which data walks.
-COMMANDS = ("train", "attack", "compress", "bound", "report", "sweep", "reproduce")
+COMMANDS = (
+    "train",
+    "attack",
+    "certify",
+    "compress",
+    "bound",
+    "report",
+    "export",
+    "sweep",
+    "reproduce",
+)
 
 
 class _Group(click.Group):

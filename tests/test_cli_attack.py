@@ -230,7 +230,9 @@ def forge(source: Path, target: Path, change) -> Path:
 
 def test_verify_believes_points_not_figures(attacked, tmp_path):
     def beautify(tensors, header):
-        header["report"]["attacks"][1]["test"]["correct"] += 1
+        row = header["report"]["attacks"][1]
+        row["test"]["correct"] += 1
+        row["agp"]["accuracy"] -= 1 / row["test"]["n"]
 
     def leave_the_ball(tensors, header):
         x = original(attacked, 1, "test")

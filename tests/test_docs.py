@@ -95,6 +95,16 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_certification_page_run(tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    for name, *arguments in commands_of(ROOT / "docs" / "certification.md"):
+        succeeded(run_cli(name.removeprefix("tnn-"), *arguments))
+    assert (tmp_path / "certified.svg").is_file()
+
+
+@pytest.mark.slow
 def test_the_python_page_runs_as_it_stands(tmp_path: Path, data_dir: Path) -> None:
     printed = run_python_of(ROOT / "docs" / "python.md", tmp_path, TNN_DATA=str(data_dir))
     assert "robust" in printed and (tmp_path / "runs" / "small" / "model.safetensors").is_file()

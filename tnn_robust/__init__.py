@@ -32,6 +32,7 @@ _FACE = {
     "load_report": "reporting.saved",
     "bound": "evaluation.bounds",
     "certify": "certification.certify",
+    "certificates": "evaluation.certificates",
     "smooth": "certification.smoothing",
     "compress": "compression.compress",
     "t_product": "algebra.tproduct",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from tnn_robust.data.catalogue import load_data
     from tnn_robust.data.dataset import Dataset
     from tnn_robust.evaluation.bounds import bound
+    from tnn_robust.evaluation.certificates import certificates
     from tnn_robust.evaluation.compare import compare
     from tnn_robust.evaluation.curve import curve
     from tnn_robust.evaluation.minimal import minimal

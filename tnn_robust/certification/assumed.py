@@ -36,7 +36,7 @@ def without_counterexample(
         for stage in range(len(ground.lines)):
             if time.perf_counter() > until:
                 return ground, False
-            bounds = _narrowed(certifier, ground, row, stage)
+            bounds = _narrowed(certifier, ground, row, stage, until)
             if bool((bounds.lower > bounds.upper).any()):
                 return ground, True
             lines = list(ground.lines)
@@ -53,7 +53,9 @@ def without_counterexample(
     return ground, False
 
 
-def _narrowed(certifier: Certifier, ground: Ground, row: Tensor, stage: int) -> Bounds:
+def _narrowed(
+    certifier: Certifier, ground: Ground, row: Tensor, stage: int, until: float
+) -> Bounds:
     """Both bounds of the open neurons of a stage."""
     c, d = ground.chain.stages[stage].shape
     known = ground.bounds[stage]
@@ -62,6 +64,8 @@ def _narrowed(certifier: Certifier, ground: Ground, row: Tensor, stage: int) -> 
     count = max(1, certifier.block // max(a * b for a, b in certifier.shapes()))
     top = functionals(ground, len(ground.lines), row[None], None)
     for part in neurons.split(count) if len(neurons) else ():
+        if time.perf_counter() > until:
+            break
         unit = torch.zeros(len(part), c * d, dtype=torch.float64, device=row.device)
         unit[torch.arange(len(part), device=row.device), part] = 1.0
         unit = unit.reshape(-1, c, d).permute(1, 0, 2).contiguous()

@@ -77,9 +77,12 @@ def _best_split(forest: Forest, nodes: Nodes) -> tuple[Tensor, Tensor]:
     neurons = found - edges[stages]
     open_ = torch.cat([_rows(lines.open) for lines in ground.lines], 1).gather(1, found)
     m, count = found.shape
-    repeated = nodes.take(torch.arange(m, device=found.device).repeat_interleave(count))
-    halves = split(repeated, stages.reshape(-1), neurons.reshape(-1))
-    value = _quick(forest, halves).reshape(2, m, count)
+    values = []
+    for part in torch.arange(m * count, device=found.device).split(forest.together()):
+        some = nodes.take(part // count)
+        halves = split(some, stages.reshape(-1)[part], neurons.reshape(-1)[part])
+        values.append(_quick(forest, halves).reshape(2, -1))
+    value = torch.cat(values, 1).reshape(2, m, count)
     worse = value.amin(0) + 1e-3 * value.amax(0).clamp(-1e6, 1e6)
     worse = torch.where(open_, worse.nan_to_num(neginf=-1e30), -torch.inf)
     best = worse.argmax(1, keepdim=True)

@@ -1,5 +1,7 @@
 """Certificates of a network's decisions: per example certified, broken or unknown."""
 
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -10,6 +12,7 @@ from tnn_robust.attacks.apgd import APGD, APGDT
 from tnn_robust.attacks.live import Live, live_model
 from tnn_robust.attacks.points import feasible, frozen, verify
 from tnn_robust.attacks.structured import ball_for
+from tnn_robust.base.choices import CERTIFY_METHODS, LARGEST_SEED
 from tnn_robust.base.errors import AttackError, CertificateError, InputError, unknown_choice
 from tnn_robust.base.losses import margin
 from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
@@ -29,10 +32,14 @@ from tnn_robust.certification.results import (
     certification,
 )
 from tnn_robust.certification.search import Attempt, Search, search_steps
+from tnn_robust.models.foreign import Foreign
+from tnn_robust.models.heads import BeforeHead
 from tnn_robust.models.network import TNN
 
-METHODS = (*EFFORTS, "complete")
-_TOGETHER = 2**20  # entries of the examples that are bounded together
+METHODS = CERTIFY_METHODS
+# Examples that are bounded together: what is lost of an interrupted certification, and what
+# the memory grows with; more would be no faster.
+TOGETHER = 32
 
 
 def certify(
@@ -42,6 +49,7 @@ def certify(
     *,
     method: str = "alpha-crown",
     time_limit: float = 60.0,
+    attack: bool = True,
     block: int = BLOCK,
     seed: int = 0,
     progress: Tell | None = None,
@@ -58,15 +66,24 @@ def certify(
     method: ibp, crown-ibp, crown, alpha-crown, each at least as tight as the one before and
         slower, or complete: attack, then branch and bound until decided.
     time_limit: of complete, in seconds an example.
+    attack: also attack every example by Auto-PGD, so that what is not certified may be broken
+        with a point, and to see that nothing certified is; complete does so for the former.
     block: entries of what is computed together, which bounds the memory.
     seed: of the attack's noise.
     progress: is called with every Progress.
 
     Raises InputError for layers that certificates do not go through, naming the first, and
-    for whatever does not fit.
+    for whatever does not fit; CertificateError where an attack breaks what is certified.
     """
     steps = certify_steps(
-        model, part, threat, method=method, time_limit=time_limit, block=block, seed=seed
+        model,
+        part,
+        threat,
+        method=method,
+        time_limit=time_limit,
+        attack=attack,
+        block=block,
+        seed=seed,
     )
     return drain(steps, progress)
 
@@ -78,6 +95,7 @@ def certify_steps(
     *,
     method: str = "alpha-crown",
     time_limit: float = 60.0,
+    attack: bool = False,
     block: int = BLOCK,
     seed: int = 0,
     decided: Iterable[Decided] = (),
@@ -89,7 +107,7 @@ def certify_steps(
     x, y = part
     chain = chain_of(model, x)
     live = live_model(model, x, y)
-    job = _Job(model, live, y, threat, method, Certifier(chain, block), time_limit, seed)
+    job = _Job(model, live, y, threat, method, Certifier(chain, block), time_limit, attack, seed)
     known = {one.example: one for one in decided}
     if len(known) > len(y) or any(not 0 <= i < len(y) for i in known):
         raise InputError(f"finished examples need to be among {len(y)}, got {sorted(known)}")
@@ -100,13 +118,19 @@ def certify_steps(
 
 def chain_of(model: nn.Module, x: Tensor) -> Chain:
     """The network as stages; InputError that names a layer that is none."""
+    shape = x.shape[1:]
+    if isinstance(model, BeforeHead):
+        model = model.model
+    if isinstance(model, Foreign):
+        shape = model.put(x[:1]).shape[1:] if model.form == "image" else shape
+        model = model.module
     if isinstance(model, TNN):
         return from_tnn(model)
-    if isinstance(model, nn.Sequential):
-        return from_sequential(model, tuple(x.shape[1:]))
+    if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+        return from_sequential(model, tuple(shape))
     raise InputError(
-        "a certificate is of a TNN or a torch Sequential of Linear, Flatten, ReLU and "
-        f"LeakyReLU, got a {type(model).__name__}"
+        "a certificate is of a TNN or a torch Sequential of Linear, Flatten, ReLU and LeakyReLU, "
+        f"got a {type(model).__name__}, for which there is randomised smoothing alone"
     )
 
 
@@ -121,69 +145,90 @@ class _Job:
     method: str
     certifier: Certifier
     time_limit: float
+    attack: bool
     seed: int
 
 
 def _decide(job: _Job, known: dict[int, Decided]) -> Steps[None]:
-    left = torch.tensor([i for i in range(len(job.y)) if i not in known], dtype=torch.int64)
-    entries = max(c * d for c, d in job.certifier.shapes())
-    for rows in left.split(max(1, _TOGETHER // entries)) if len(left) else ():
-        yield from _decide_some(job, rows.to(job.y.device), known)
+    # Counted from the first example, so that a resumed certification has the same digits.
+    for start in range(0, len(job.y), TOGETHER):
+        rows = range(start, min(start + TOGETHER, len(job.y)))
+        left = torch.tensor([i for i in rows if i not in known], dtype=torch.int64)
+        if len(left):
+            yield from _decide_some(job, left.to(job.y.device), known)
 
 
 @in_full_float32
 @torch.no_grad()
 def _decide_some(job: _Job, rows: Tensor, known: dict[int, Decided]) -> Steps[None]:
     """Decide the examples `rows`, cheapest method first, and tell of each that is finished."""
-    x, y = job.live.x[rows], job.y[rows]
+    x, y, started = job.live.x[rows], job.y[rows], time.perf_counter()
+    complete = job.method == "complete"
+    until = started + job.time_limit * len(rows) if complete else math.inf
     with frozen(job.model), matmul_precision(FULL):
-        clean = margin(job.live.scores(x), y)
+        scores = job.live.scores(x)
+    clean = margin(scores, y)
+    _require_same(job.certifier, x, scores)
     region = make_region(job.threat, x, transform=job.live.transform)
     claims = Claims.of(job.certifier, region, y)
     for effort in efforts_of(job.method):
-        claims.bound(effort)
+        claims.bound(effort, until)
     lower = claims.lower()
-    if bool(((lower > 0) & ~(clean > 0)).any()):
-        raise CertificateError("an example was certified that the network misjudges: a bug")
-    done = {}
+    proved = lower > 0
+    broken = {i: x[i].clone() for i in (~(clean > 0)).nonzero()[:, 0].tolist()}
+    asked = clean > 0 if job.attack else ~proved & (clean > 0) & complete
+    broken |= _attacked(job, x, y, asked.nonzero()[:, 0], rows, until)
+    if wrong := [int(rows[i]) for i in broken if bool(proved[i])]:
+        raise CertificateError(f"example {wrong[0]} is certified and broken by a point: a bug")
+    done = {i: Decided(int(rows[i]), BROKEN, float(lower[i]), broken[i]) for i in sorted(broken)}
     for i in range(len(rows)):
-        if bool(lower[i] > 0):
+        if bool(proved[i]):
             done[i] = Decided(int(rows[i]), CERTIFIED, float(lower[i]))
-        elif not bool(clean[i] > 0):
-            done[i] = Decided(int(rows[i]), BROKEN, float(lower[i]), x[i].clone())
-        elif job.method != "complete":
+        elif i not in done and not complete:
             done[i] = Decided(int(rows[i]), UNKNOWN, float(lower[i]))
     yield _told(job, known, done.values())
-    if job.method == "complete" and len(done) < len(rows):
-        yield from _search(job, claims, rows, set(done), known)
-
-
-def _search(
-    job: _Job, claims: Claims, rows: Tensor, decided: set[int], known: dict[int, Decided]
-) -> Steps[None]:
-    """Attack what is left, then branch and bound."""
-    x, y = job.live.x[rows], job.y[rows]
-    left = torch.tensor([i for i in range(len(rows)) if i not in decided], device=rows.device)
-    broken = _attacked(job, x, y, left, rows)
-    yield _told(job, known, [_placed(one, rows) for one in _with_lower(broken, claims)])
-    left = left[[int(i) not in broken for i in left]]
-    search = Search(claims, _attempt(job, x, y), job.time_limit)
+    left = torch.tensor([i for i in range(len(rows)) if i not in done], device=rows.device)
     if len(left):
+        before = (time.perf_counter() - started) / len(rows)
+        search = Search(claims, _attempt(job, x, y), job.time_limit, before)
         for found in search_steps(search, left):
-            yield _told(job, known, [_placed(one, rows) for one in found])
+            yield _told(job, known, [one._replace(example=int(rows[one.example])) for one in found])
 
 
-def _attacked(job: _Job, x: Tensor, y: Tensor, left: Tensor, rows: Tensor) -> dict[int, Tensor]:
-    """Points of Auto-PGD that break examples, by their place in x; both forms of the attack."""
+def _require_same(certifier: Certifier, x: Tensor, scores: Tensor) -> None:
+    """CertificateError unless the network's scores are those of its layers, up to rounding."""
+    ground = certifier.ground(make_region(Threat("linf", 0.0), x), EFFORTS["ibp"])
+    n, s = scores.shape
+    unit = torch.eye(s, dtype=torch.float64, device=x.device).repeat(n, 1)
+    who = torch.arange(n, device=x.device).repeat_interleave(s)
+    wide = scores.double().reshape(-1)
+    for sign in (1.0, -1.0):
+        least = certifier.margins(ground, sign * unit, who, EFFORTS["ibp"])
+        if bool((least > sign * wide).any()):
+            raise CertificateError(
+                "the network's scores are not those of its layers: does it compute something else?"
+            )
+
+
+def _attacked(
+    job: _Job, x: Tensor, y: Tensor, left: Tensor, rows: Tensor, until: float
+) -> dict[int, Tensor]:
+    """Points of Auto-PGD that break examples, by their place in x; both forms of the attack.
+
+    Restarts are attacks of their own, so that the clock is looked at between them.
+    """
     found: dict[int, Tensor] = {}
     ball = ball_for(job.threat, job.live.transform)
-    for attack in (APGD(job.threat, steps=50, restarts=2), APGDT(job.threat, steps=30)):
+    again = APGD(job.threat, steps=50)
+    for number, attack in enumerate((again, again, APGDT(job.threat, steps=30))):
         todo = left[[int(i) not in found for i in left]]
         if not len(todo) or (attack.name == "apgd-t" and job.certifier.chain.scores < 3):
             continue
+        if time.perf_counter() > until:
+            break
         perturb = attack.perturbation(ball)
         with frozen(job.model), torch.enable_grad():
-            streams = Streams(job.seed, rows[todo])
+            streams = Streams((job.seed + number) % (LARGEST_SEED + 1), rows[todo])
             try:
                 points = perturb(job.live.scores, x[todo].clone(), y[todo], streams).x
             except AttackError:  # scores that are not finite somewhere: the search goes on
@@ -212,16 +257,6 @@ def _misjudged(job: _Job, x: Tensor, points: Tensor, y: Tensor) -> Tensor:
         return ~(margin(job.live.scores(points), y) > 0)
 
 
-def _with_lower(broken: dict[int, Tensor], claims: Claims) -> list[Decided]:
-    lower = claims.lower()
-    return [Decided(i, BROKEN, float(lower[i]), point) for i, point in broken.items()]
-
-
-def _placed(one: Decided, rows: Tensor) -> Decided:
-    """An example of the rows by its place among all examples."""
-    return one._replace(example=int(rows[one.example]))
-
-
 def efforts_of(method: str) -> tuple[str, ...]:
     """The methods that are gone through, each for what the one before left open."""
     order = list(EFFORTS)
@@ -236,12 +271,17 @@ def _told(job: _Job, known: dict[int, Decided], found: Iterable[Decided]) -> Pro
     return Progress(f"certify, {job.method}", len(known), len(job.y), new)
 
 
+def require_time(time_limit: float) -> None:
+    """InputError unless there is time to decide anything."""
+    if not time_limit > 0:
+        raise InputError(
+            f"the time limit needs seconds above 0, got {time_limit:g}", field="time_limit"
+        )
+
+
 def _check(method: str, time_limit: float, block: int) -> None:
     if method not in METHODS:
         raise unknown_choice("method", method, METHODS, field="method")
-    if not time_limit >= 0:
-        raise InputError(
-            f"the time limit needs seconds from 0, got {time_limit}", field="time_limit"
-        )
+    require_time(time_limit)
     if block < 1:
         raise InputError(f"a block needs at least 1 entry, got {block}", field="block")

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.certification.operators import Faces, HalfSpectrum, Joined, Linear, Mix, Pairs
+from tnn_robust.models.heads import SQUASHING
 from tnn_robust.models.images import to_tvectors
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
 
+M = TypeVar("M", bound=nn.Module)
 UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
@@ -128,7 +130,8 @@ def from_tnn(model: TNN) -> Chain:
 
 
 def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
-    """Linear, Flatten, ReLU, LeakyReLU and Identity layers, dropout that sleeps left out.
+    """Linear, Flatten, ReLU, LeakyReLU and Identity layers, dropout that sleeps left out, and
+    a last sigmoid, tanh or softmax, before which `models.heads` takes the scores.
 
     shape: of an example as the module takes it: (d, c), (channels, h, w) or (features,); its
     t-vectors are those of `models.images`. InputError names the first layer that is none of
@@ -139,8 +142,8 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
     tvector = to_tvectors(places) if len(shape) == 3 else places.reshape(1, shape[0], -1)
     stages: list[Stage] = []
     dtypes = {p.dtype for p in model.parameters()}
-    for name, layer in _flat(model):
-        if isinstance(layer, nn.Linear):
+    for name, layer in _before_head(_flat(model)):
+        if _is(layer, nn.Linear):
             weight = _wide(layer.weight)
             came = stages[-1].shape[1] if stages else entries
             if weight.shape[1] != came:
@@ -152,13 +155,14 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
             bias = None if layer.bias is None else _wide(layer.bias)[None, None]
             stages = _identity_before(stages)
             stages.append(Stage((Joined(whole),), bias, None, (1, len(weight))))
-        elif isinstance(layer, nn.ReLU | nn.LeakyReLU):
+        elif _is(layer, nn.ReLU, nn.LeakyReLU):
             slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
             stages = _activated(stages, float(slope), name)
-        elif not isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout):
+        elif not _is(layer, *_SILENT):
             raise InputError(
                 "a certificate goes through Linear, Flatten, ReLU and LeakyReLU, "
-                f"got layer {name}: {type(layer).__name__}"
+                f"got layer {name}: {type(layer).__name__}, for which there is randomised "
+                "smoothing alone"
             )
     if not stages or stages[-1].slope is not None or len(dtypes) != 1:
         raise InputError("a certificate needs a network that ends in a Linear layer, of one dtype")
@@ -207,10 +211,27 @@ def _activated(stages: list[Stage], slope: float, name: str) -> list[Stage]:
     return [*stages[:-1], replace(last, slope=filled)]
 
 
+_SILENT = (nn.Flatten, nn.Identity, nn.Dropout)
+
+
+def _is(layer: nn.Module, *kinds: type[M]) -> TypeGuard[M]:
+    """Whether a layer computes what one of these does: a subclass may compute something else."""
+    return any(isinstance(layer, one) and type(layer).forward is one.forward for one in kinds)
+
+
+def _before_head(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    for place in reversed(range(len(layers))):
+        if _is(layers[place][1], *SQUASHING):
+            return layers[:place]
+        if not _is(layers[place][1], *_SILENT):
+            break
+    return layers
+
+
 def _flat(model: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = []
     for name, layer in model.named_children():
-        if isinstance(layer, nn.Sequential):
+        if _is(layer, nn.Sequential):
             found += _flat(layer, f"{prefix}{name}.")
         else:
             found.append((f"{prefix}{name}", layer))

@@ -1,5 +1,6 @@
 """Claims: that a linear function of the scores is above 0 in a whole region."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -54,18 +55,23 @@ class Claims:
         worst = self.found.new_full((len(self.region),), torch.inf)
         return worst.scatter_reduce(0, self.who, self.found, "amin")
 
-    def bound(self, effort: str) -> None:
-        """Try all open claims once, with the inner bounds of earlier efforts to begin with."""
+    def bound(self, effort: str, until: float = math.inf) -> None:
+        """Try all open claims once, with the inner bounds of earlier efforts to begin with.
+
+        until: a time of the clock after which what is left keeps the bounds it has.
+        """
         left = self.open.nonzero()[:, 0]
         if not len(left):
             return
         examples, who = self.who[left].unique(return_inverse=True)
         asked = EFFORTS[effort]
-        ground = self.ground(examples, effort)
-        better = self.certifier.margins(ground, self.rows[left], who, asked)
+        ground = self.ground(examples, effort, until=until)
+        better = self.certifier.margins(ground, self.rows[left], who, asked, until=until)
         self.found[left] = torch.maximum(self.found[left], better)
 
-    def ground(self, examples: Tensor, effort: str, *, again: bool = True) -> Ground:
+    def ground(
+        self, examples: Tensor, effort: str, *, again: bool = True, until: float = math.inf
+    ) -> Ground:
         """The bounds of every activation of some examples, kept for later efforts.
 
         again=False takes them as they are known.
@@ -74,7 +80,7 @@ class Claims:
         if self.known and asked.inner_steps:
             known = [Bounds(*(t[:, examples] for t in one)) for one in self.known]
         asked = asked if again else replace(asked, inner_steps=0)
-        ground = self.certifier.ground(self.region.take(examples), asked, known)
+        ground = self.certifier.ground(self.region.take(examples), asked, known, until)
         if asked.inner:
             self._keep(examples, ground)
         return ground

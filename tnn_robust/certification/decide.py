@@ -1,4 +1,4 @@
-"""Properties decided: sat with a point that the user's network confirms, unsat, or unknown."""
+"""Properties decided: sat with a point that the user's network confirms, unsat, or not."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +26,8 @@ _STEPS, _RESTARTS = 40, 8
 
 
 class Answer(NamedTuple):
-    """result: sat, unsat or unknown; x, y: a confirmed point (n,) and its output (s,) for sat."""
+    """result: sat, unsat, unknown, or timeout for what more time might decide; x, y: a confirmed
+    point (n,) and its output (s,) for sat."""
 
     result: str
     x: np.ndarray | None = None
@@ -56,12 +57,13 @@ def decide(
         )
     end, proved = time.perf_counter() + time_limit, True
     for group in _groups(wanted.cases):
-        left = max(0.0, end - time.perf_counter())
-        answer = _decide_group(chain, wanted, group, run, left, block, seed)
+        answer = _decide_group(chain, wanted, group, run, end, block, seed)
         if answer.result == "sat":
             return answer
         proved &= answer.result == "unsat"
-    return Answer("unsat" if proved else "unknown")
+    if proved:
+        return Answer("unsat")
+    return Answer("timeout" if time.perf_counter() >= end else "unknown")
 
 
 def _groups(cases: Sequence[Case]) -> list[list[Case]]:
@@ -87,10 +89,11 @@ def _decide_group(
     wanted: Property,
     group: list[Case],
     run: Run,
-    time_limit: float,
+    end: float,
     block: int,
     seed: int,
 ) -> Answer:
+    """Whether one of the cases has a point; end: a time of the clock."""
     used = [_output_rows(case) for case in group]
     rows = np.concatenate([case.on_y[k] for case, k in zip(group, used, strict=True)])
     limits = np.concatenate([case.limit[k] for case, k in zip(group, used, strict=True)])
@@ -113,11 +116,11 @@ def _decide_group(
     m = aimed.scores
     who = torch.zeros(m, dtype=torch.int64)
     claims = Claims.fresh(Certifier(aimed, block), region, torch.eye(m, dtype=torch.float64), who)
-    claims.bound("crown-ibp")
-    claims.bound("crown")
+    claims.bound("crown-ibp", end)
+    claims.bound("crown", end)
     if not bool(claims.open.any()):
         return Answer("unsat")
-    search = Search(claims, attempt, time_limit)
+    search = Search(claims, attempt, end - time.perf_counter())
     for decided in search_steps(search, torch.zeros(1, dtype=torch.int64)):
         for one in decided:
             if one.verdict == BROKEN:

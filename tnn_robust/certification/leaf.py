@@ -5,6 +5,8 @@ the splits; those make a sound bound by `bounds.least` whatever the program's ow
 are, and its solution is where a counterexample would be.
 """
 
+import time
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +19,8 @@ _LARGEST = 2_000_000  # entries of the program's matrix
 _STEPS = 300  # of the ascent where there is no program
 
 
-def solved(forest: Forest, nodes: Nodes) -> Halves:
-    """Bounds of leaves, at the optimum of each as nearly as rounding allows."""
+def solved(forest: Forest, nodes: Nodes, until: float) -> Halves:
+    """Bounds of leaves, at the optimum of each as nearly as rounding and the time allow."""
     found = bounded(forest, nodes, _STEPS if not _has_program(forest) else 1, rate=1.0)
     if not _has_program(forest):
         return found
@@ -26,9 +28,11 @@ def solved(forest: Forest, nodes: Nodes) -> Halves:
     seeds = forest.seeds(ground, nodes.claim)
     lower, places = found.nodes.lower.clone(), found.places.clone()
     for i in range(len(nodes)):
+        if time.perf_counter() > until:
+            break
         row = torch.tensor([i], device=lower.device)
         one = Rows(seeds.level, seeds.a[:, row], seeds.value[row], None)
-        value, place = _one(ground.take(row), one)
+        value, place = _one(ground.take(row), one, until)
         if place is not None:
             places[i] = place
         lower[i] = max(float(lower[i]), value)
@@ -43,7 +47,7 @@ def _has_program(forest: Forest) -> bool:
     return norm in ("linf", "l1") and ground.region.keep is None and size * neurons < _LARGEST
 
 
-def _one(ground: Ground, seeds: Rows) -> tuple[float, Tensor | None]:
+def _one(ground: Ground, seeds: Rows, until: float) -> tuple[float, Tensor | None]:
     """The bound of one leaf and the point (d, c) of its least margin, None without one."""
     from scipy.optimize import linprog
 
@@ -55,7 +59,10 @@ def _one(ground: Ground, seeds: Rows) -> tuple[float, Tensor | None]:
     sides, extra, weight = _region_program(ground)
     rows = np.concatenate([matrix @ weight, extra[0]])
     limits = np.concatenate([limit + matrix @ -extra[2], extra[1]])
-    solved = linprog(objective @ weight, rows, limits, bounds=sides, method="highs")
+    options = {"time_limit": max(1e-3, until - time.perf_counter())}
+    solved = linprog(
+        objective @ weight, rows, limits, bounds=sides, method="highs", options=options
+    )
     if solved.status == 0:
         splits = -solved.ineqlin.marginals[: len(used)]
         point = weight @ solved.x + extra[2]
@@ -69,7 +76,7 @@ def _one(ground: Ground, seeds: Rows) -> tuple[float, Tensor | None]:
     slack = np.concatenate([rows, -(np.arange(len(rows)) < len(used))[:, None].astype(float)], 1)
     aim = np.zeros(slack.shape[1])
     aim[-1] = 1.0
-    phase = linprog(aim, slack, limits, bounds=[*sides, (0, None)], method="highs")
+    phase = linprog(aim, slack, limits, bounds=[*sides, (0, None)], method="highs", options=options)
     if phase.status != 0 or not phase.fun > 0:
         return -np.inf, None
     splits = -phase.ineqlin.marginals[: len(used)]

@@ -1,5 +1,7 @@
 """Lower bounds of margins by each method, over many examples: stage after stage, then targets."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -57,11 +59,16 @@ class Certifier:
         self.rows = merged_rows(chain)
 
     def ground(
-        self, region: Region, effort: Effort, known: Sequence[Bounds] | None = None
+        self,
+        region: Region,
+        effort: Effort,
+        known: Sequence[Bounds] | None = None,
+        until: float = math.inf,
     ) -> Ground:
         """The bounds of every activation over the region, first to last.
 
-        known: those of an earlier, weaker effort over the same region.
+        known: those of an earlier, weaker effort over the same region; until: a time of the
+        clock after which bounds stay as they are so far, looser and as sound.
         """
         ground = Ground(self.chain, region)
         for level, rows in enumerate(self.rows):
@@ -70,27 +77,36 @@ class Certifier:
             if known is not None:
                 bounds = bounds.tightened(known[level])
             elif effort.inner and (level or not region.is_box):
-                bounds = self._tightened(ground, rows, bounds, error, 0)
+                bounds = self._tightened(ground, rows, bounds, error, 0, until)
             if effort.inner_steps and level:
-                bounds = self._tightened(ground, rows, bounds, error, effort.inner_steps)
+                steps = effort.inner_steps
+                bounds = self._tightened(ground, rows, bounds, error, steps, until)
             ground = ground.above(error, bounds)
         return ground
 
     def margins(
-        self, ground: Ground, rows: Tensor, who: Tensor, effort: Effort, enough: float = 0.0
+        self,
+        ground: Ground,
+        rows: Tensor,
+        who: Tensor,
+        effort: Effort,
+        enough: float = 0.0,
+        until: float = math.inf,
     ) -> Tensor:
         """Lower bounds (m,) of <rows, scores> over the regions of the examples `who` (m,).
 
-        rows: (m, s); those whose bound exceeds `enough` are not improved further.
+        rows: (m, s); those whose bound exceeds `enough` are not improved further; until: as
+        for `ground`.
         """
         full = self.with_scores(ground)
         if not effort.final:
             return _by_interval(full, rows, who)
-        found = torch.maximum(_by_interval(full, rows, who), self._backward(full, rows, who, 0))
+        found = _by_interval(full, rows, who)
+        found = torch.maximum(found, self._backward(full, rows, who, 0, until))
         if effort.steps:
             left = (found <= enough).nonzero()[:, 0]
             if len(left):
-                better = self._backward(full, rows[left], who[left], effort.steps)
+                better = self._backward(full, rows[left], who[left], effort.steps, until)
                 found[left] = torch.maximum(found[left], better)
         return found
 
@@ -98,17 +114,27 @@ class Certifier:
         """The ground with the rounding of the scores too."""
         return replace(ground, errors=(*ground.errors, error_of_next(ground)))
 
-    def _backward(self, full: Ground, rows: Tensor, who: Tensor, steps: int) -> Tensor:
+    def _backward(
+        self, full: Ground, rows: Tensor, who: Tensor, steps: int, until: float
+    ) -> Tensor:
         level, entries = len(full.lines), max(c * d for c, d in self.shapes())
-        found = torch.empty(len(who), dtype=torch.float64, device=rows.device)
+        found = rows.new_full((len(who),), -torch.inf)
         for part in chunks(who, entries, self.block):
+            if time.perf_counter() > until:
+                break
             ground, mine = narrowed(full, who[part])
             seeds = functionals(ground, level, rows[part][None], mine)
             found[part] = _raised(ground, seeds, steps)
         return found
 
     def _tightened(
-        self, ground: Ground, rows: Tensor, bounds: Bounds, error: Tensor, steps: int
+        self,
+        ground: Ground,
+        rows: Tensor,
+        bounds: Bounds,
+        error: Tensor,
+        steps: int,
+        until: float,
     ) -> Bounds:
         """Both bounds of the unstable neurons of the next stage, backwards."""
         c, d = self.chain.stages[len(ground.lines)].shape
@@ -117,6 +143,8 @@ class Certifier:
         who, neurons = flat.unstable.nonzero().T
         entries = max(a * b for a, b in self.shapes())
         for part in chunks(who, entries, self.block) if len(who) else ():
+            if time.perf_counter() > until:
+                break
             here, mine = narrowed(ground, who[part])
             picked = error if mine is not None else error[:, who[part[:1]]]
             for sign, side in ((1.0, flat.lower), (-1.0, flat.upper)):

@@ -63,6 +63,11 @@ class Forest:
         place[roots] = torch.arange(len(roots), device=roots.device)
         self.place = place
 
+    def together(self) -> int:
+        """How many nodes go together, which bounds the memory."""
+        certifier = self.claims.certifier
+        return max(1, certifier.block // max(c * d for c, d in certifier.shapes()))
+
     def roots(self, claim: Tensor) -> Nodes:
         """The undivided regions of some claims."""
         ground = self.around(claim, None)

@@ -10,7 +10,6 @@ from torch import Tensor
 from tnn_robust.base.threat import Threat
 
 UNKNOWN, CERTIFIED, BROKEN = 0, 1, 2
-VERDICTS = ("unknown", "certified", "broken")
 
 
 class Decided(NamedTuple):

@@ -19,6 +19,7 @@ from tnn_robust.certification.results import BROKEN, CERTIFIED, UNKNOWN, Decided
 # the regions, and (m,) bool whether the user's network misjudges them.
 Attempt = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _STEPS = 8
+_STRETCH = 0.5  # seconds between two looks at the clock, about
 # The bound of a claim that no point contradicts; by how much is not known.
 _PROVED = 1e-300
 
@@ -26,17 +27,20 @@ _PROVED = 1e-300
 @dataclass(eq=False)
 class Search:
     """claims: with the open ones to be decided; attempt: see `Attempt`; time_limit: seconds
-    an example. stack: the nodes that are left, those of the last split on top."""
+    an example; before: seconds that each has had already. stack: the nodes that are left,
+    those of the last split on top; pace: seconds a node of the last split."""
 
     claims: Claims
     attempt: Attempt
     time_limit: float
+    before: float = 0.0
     stack: list[Nodes] = field(default_factory=list)
+    pace: float = 0.0
 
     def __post_init__(self) -> None:
         n, m = len(self.claims.region), len(self.claims.who)
         device = self.claims.who.device
-        self.spent = torch.zeros(n, dtype=torch.float64, device=device)
+        self.spent = torch.full((n,), self.before, dtype=torch.float64, device=device)
         self.finished = torch.ones(n, dtype=torch.bool, device=device)
         self.open = torch.zeros(m, dtype=torch.int64, device=device)
         self.opened = torch.zeros(m, dtype=torch.bool, device=device)
@@ -49,8 +53,9 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
     """Decide the examples that have open claims; yields those just decided, perhaps none."""
     claims = search.claims
     started = time.perf_counter()
-    claims.bound("alpha-crown")
-    search.spent[examples] = (time.perf_counter() - started) / max(1, len(examples))
+    room = search.time_limit - search.before
+    claims.bound("alpha-crown", started + room * len(examples))
+    search.spent[examples] += (time.perf_counter() - started) / max(1, len(examples))
     search.finished[examples] = False
     left = claims.open.nonzero()[:, 0]
     left = left[~search.finished[claims.who[left]]]
@@ -59,6 +64,8 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
         return
     grounds: dict[int, Ground] = {}
     for claim in _likeliest_first(search, left):
+        if float(search.spent[claims.who[claim]]) > search.time_limit:
+            continue
         ground = _narrow(search, claim)
         if ground is not None:
             grounds[claim] = ground
@@ -74,7 +81,7 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
     search.open[left] = 1
     search.opened[left] = True
     while search.stack:
-        nodes = _picked(search)
+        nodes = _picked(search, forest.together())
         if len(nodes):
             yield _advance(search, forest, nodes)
         yield _out_of_time(search)
@@ -104,10 +111,10 @@ def _narrow(search: Search, claim: int) -> Ground | None:
     return None if empty else ground
 
 
-def _picked(search: Search) -> Nodes:
+def _picked(search: Search, most: int) -> Nodes:
     """The nodes on top, as many as go together; those of finished examples are dropped."""
-    shapes = search.claims.certifier.shapes()
-    most = max(1, search.claims.certifier.block // max(c * d for c, d in shapes))
+    if search.pace:
+        most = max(1, min(most, int(_STRETCH / search.pace)))
     found: list[Nodes] = []
     count = 0
     while search.stack and count < most:
@@ -132,7 +139,9 @@ def _advance(search: Search, forest: Forest, nodes: Nodes) -> list[Decided]:
     if len(inner):
         parts.append(branch(forest, inner, _STEPS))
     if bool(leaf.any()):
-        parts.append(solved(forest, nodes.take(leaf.nonzero()[:, 0])))
+        left = search.time_limit - search.spent[search.claims.who[nodes.claim]]
+        until = started + float(left.max())
+        parts.append(solved(forest, nodes.take(leaf.nonzero()[:, 0]), until))
     found: list[Decided] = []
     search.open -= torch.bincount(nodes.claim, minlength=len(search.open))
     for i, half in enumerate(parts):
@@ -150,7 +159,9 @@ def _advance(search: Search, forest: Forest, nodes: Nodes) -> list[Decided]:
             search.stack.append(rest)
     who = search.claims.who[nodes.claim]
     share = torch.bincount(who, minlength=len(search.spent)).double() / len(who)
-    search.spent += share * (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    search.spent += share * seconds
+    search.pace = seconds / len(nodes)
     return found + _proved(search)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tnn_robust.base.codec import Record, require, require_counts
+from tnn_robust.base.codec import Record, require, require_at_least, require_counts
 from tnn_robust.compression.results import ModelSummary
 from tnn_robust.evaluation.results import AttackRow
 from tnn_robust.theory.results import BoundForm
@@ -25,6 +25,12 @@ class WeightFacts(Record):
     radius_norm: str
     dense: BoundForm | None
     low_rank: BoundForm | None
+
+    def __post_init__(self) -> None:
+        least = 1 - 1e-6  # a ratio of singular values, the larger over the smaller
+        require_at_least(least, condition_median=self.condition_median)
+        require_at_least(self.condition_median, condition_worst=self.condition_worst)
+        require_at_least(0, radius_median=self.radius_median)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,21 @@ class SweepRow(Record):
         require(all(self.multi_ranks) and bool(self.multi_ranks), "ranks of every layer", "none")
         require(min(self.dense_1_ms, self.dense_256_ms) > 0, "latencies above 0", self.dense_1_ms)
         require_counts(self.certified_n, certified=self.certified or 0)
+        ranks = min(map(min, self.multi_ranks))
+        require(ranks >= 0, "ranks of at least 0", ranks)
+        self._check_verdict()
+
+    def _check_verdict(self) -> None:
+        """No weaker than what it is the worst of, on the same examples."""
+        worst = self.summary.worst_case
+        for one in filter(None, (self.adaptive, self.transfer)):
+            for part in ("train", "test"):
+                was, is_now = getattr(one, part), getattr(worst, part)
+                require(was.n == is_now.n, f"{is_now.n} {part} examples in all rows", was.n)
+                fits = is_now.correct <= was.correct
+                require(fits, f"a worst case of at most {was.correct} correct", is_now.correct)
+        n = worst.test.n
+        require(self.certified_n == n, f"certified of {n} test examples", self.certified_n)
 
     @property
     def tubal_ranks(self) -> tuple[int, ...]:
@@ -106,6 +127,10 @@ class SweepReport(Record):
     seed: int
     versions: dict[str, str]
     rows: tuple[SweepRow, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.rows), "at least one row", "none")
+        require_at_least(0, finetune_epochs=self.finetune_epochs)
 
     @property
     def pareto(self) -> tuple[bool, ...]:

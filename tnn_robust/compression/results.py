@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tnn_robust.base.codec import Record, require, require_counts
+from tnn_robust.base.codec import Record, require, require_at_least, require_counts
 from tnn_robust.evaluation.results import AttackRow
 
 
@@ -36,6 +36,12 @@ class LayerRecord(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.multi_rank), "a rank for at least one face", "none")
+        require_at_least(1, d_in=self.d_in, d_out=self.d_out)
+        # Kept is a ratio of two sums, which rounding may put above 1.
+        require(-1e-6 <= self.kept_energy <= 1 + 1e-6, "an energy from 0 to 1", self.kept_energy)
+        require_at_least(0, layer=self.layer, dropped_norm=self.dropped_norm, bound=self.bound)
+        require_at_least(0, stable_rank=self.stable_rank, parameters=self.parameters)
+        _require_sizes(self)
         require(min(self.multi_rank) >= 0, "ranks of at least 0", min(self.multi_rank))
 
     @property
@@ -69,6 +75,7 @@ class Certificate(Record):
 
     def __post_init__(self) -> None:
         require_counts(self.n, certified=self.certified)
+        require_at_least(0, data_norm=self.data_norm, bound=self.bound)
 
     @property
     def share(self) -> float:
@@ -92,6 +99,18 @@ class ModelSummary(Record):
     latency_256_ms: float
     worst_case: AttackRow
 
+    def __post_init__(self) -> None:
+        require_at_least(0, parameters=self.parameters)
+        fastest = min(self.latency_1_ms, self.latency_256_ms)
+        require(fastest > 0, "latencies above 0", fastest)
+        _require_sizes(self)
+
+
+def _require_sizes(one: LayerRecord | ModelSummary) -> None:
+    """Bytes and operations of a layer or a network."""
+    require_at_least(0, bytes=one.bytes, transform_flops=one.transform_flops)
+    require_at_least(one.transform_flops, flops=one.flops)
+
 
 @dataclass(frozen=True)
 class CompressionReport(Record):
@@ -113,3 +132,9 @@ class CompressionReport(Record):
     after: ModelSummary
     certificate: Certificate
     note: str = ""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, finetune_epochs=self.finetune_epochs)
+        rows = (self.before.worst_case, self.after.worst_case)
+        parts = [[part.n for part in row.parts.values()] for row in rows]
+        require(parts[0] == parts[1], "one set of examples", f"{parts[0]} and {parts[1]}")

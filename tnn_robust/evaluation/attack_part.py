@@ -137,7 +137,10 @@ def attack_target(job: Job, attack: Attack, number: int, target: Target) -> Step
     if so_far is not None and not len(rows):
         return so_far._replace(work=NO_WORK)
     starts = range(0, len(rows), job.block)
-    known = {} if job.journal is None else job.journal.of(number, target.name)
+    known = {}
+    if job.journal is not None:
+        labels, eps = target.examples.y[rows.to(target.indices.device)], attack.threat.eps
+        known = job.journal.of(number, target.name, labels=labels, block=job.block, eps=eps)
     todo = [start for start in starts if start not in known]
     own = todo[job.team.number :: job.team.size]
     total = sum(min(job.block, len(rows) - start) for start in own)

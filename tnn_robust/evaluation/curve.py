@@ -1,8 +1,9 @@
 """Robustness against eps: one warm-started upward sweep, with a lower bound under it."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.minimal import warm_pgd
 from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import frozen
-from tnn_robust.base.errors import InputError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.locks import released_on_error
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.precision import FULL, matmul_precision
@@ -32,6 +33,7 @@ from tnn_robust.evaluation.journal import FinishedBlock, Journal, identity, jour
 from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import check_attacks, make_check
+from tnn_robust.evaluation.size_notes import size_notes
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import TNN
@@ -133,11 +135,15 @@ def curve_steps(
             seed=seed,
             y_test=targets["test"].examples.y.cpu(),
             risk_complete=True,
-            model=subject.info,
+            model=_noted(subject.info, size_notes([attacks[-1].threat], subject.entries)),
             dataset=info,
             certified=certified,
         )
     return Swept(found, record)
+
+
+def _noted(info: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    return {**info, "notes": [*info.get("notes", ()), *notes]} if notes else info
 
 
 def _sweep_part(
@@ -148,7 +154,10 @@ def _sweep_part(
     record: Journal | None,
 ) -> Steps[list[Outcomes]]:
     """Outcomes of a part at each eps, by blocks of which the finished ones are on record."""
-    n, known = len(target.indices), {} if record is None else _on_record(record, attacks, target)
+    n, known = (
+        len(target.indices),
+        {} if record is None else _on_record(record, attacks, target, block),
+    )
     starts = range(0, n, block)
     todo = [start for start in starts if start not in known]
     total = sum(min(block, n - start) for start in todo)
@@ -172,12 +181,21 @@ def _sweep_part(
 
 
 def _on_record(
-    record: Journal, attacks: tuple[Attack, ...], target: Target
+    record: Journal, attacks: tuple[Attack, ...], target: Target, block: int
 ) -> dict[int, tuple[Outcomes, ...]]:
     """The blocks of a part whose outcomes at every eps are on record, by their first row."""
-    at_each = [record.of(number, target.name) for number in range(len(attacks))]
+    labels = target.examples.y
+    at_each = [
+        record.of(number, target.name, labels=labels, block=block, eps=one.threat.eps)
+        for number, one in enumerate(attacks)
+    ]
     whole = set(at_each[0]).intersection(*at_each)
-    return {start: tuple(found[start].outcomes for found in at_each) for start in whole}
+    found = {start: tuple(blocks[start].outcomes for blocks in at_each) for start in whole}
+    for outcomes in found.values():
+        for before, after in pairwise(outcomes):
+            if bool((after.correct & ~before.correct).any() | (after.loss < before.loss).any()):
+                raise CheckpointError("the record of a curve has a larger eps do less harm")
+    return found
 
 
 def _sweep(

@@ -27,8 +27,8 @@ def attacked_examples(
 ) -> list[Example]:
     """The examples of one part under attacks, whose outcomes and points are in their order."""
     (x, y), n = target.examples, len(target.indices)
-    clean, margins = _judged(subject, x, y)
-    tried = [_judged(subject, one.x_adv.to(x.device), y) for one in points]
+    clean, margins = judged(subject, x, y)
+    tried = [judged(subject, one.x_adv.to(x.device), y) for one in points]
     predictions = torch.stack([clean, *(one[0] for one in tried)])
     all_margins = torch.stack([margins, *(one[1] for one in tried)])
     least = all_margins.argmin(0, keepdim=True)
@@ -54,12 +54,12 @@ def minimal_examples(subject: Subject, target: Target, norms: Tensor) -> list[Ex
     found = [
         value if ok else None for value, ok in zip(norms.tolist(), norms.isfinite(), strict=True)
     ]
-    clean, margins = (column.tolist() for column in _judged(subject, x, y))
+    clean, margins = (column.tolist() for column in judged(subject, x, y))
     rows = zip(target.indices.tolist(), y.tolist(), clean, margins, found, strict=True)
     return [Example(target.name, i, own, top, left, eps=eps) for i, own, top, left, eps in rows]
 
 
-def _judged(subject: Subject, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def judged(subject: Subject, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Labels and float64 margins (n,), on the CPU, in the blocks that attacks compute in."""
     labels, margins = [], []
     block = compute_block(subject.model, x.device)

@@ -3,26 +3,24 @@
 A report is a function of these blocks, so a resumed one is the same.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.codec import decoded
 from tnn_robust.base.errors import CheckpointError, InputError
-from tnn_robust.base.ledger import Ledger, checked_lines, require_same
-from tnn_robust.base.locks import Busy, lock_file
+from tnn_robust.base.journal import WorkJournal, unfinished_in
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.evaluation.risk import OUTCOME_DTYPES, Outcomes
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.checkpoint import versions
 
-PREFIX, SUFFIX = "attack-", ".progress.jsonl"
+PREFIX = "attack-"
 
 
 class FinishedBlock(NamedTuple):
@@ -38,77 +36,37 @@ _WORK = ("forwards", "backwards", "together")
 Key = tuple[int, str, int]  # number of the attack, part, first row of the block
 
 
-class Journal:
-    """The blocks of one evaluation, on disk as they are finished, in a file of their settings.
-
-    folder: of the network; header: everything the outcomes depend on, JSON-safe. With
-    `resume` the blocks of an interrupted evaluation are taken over: InputError names what
-    differs from the unfinished ones there. Another evaluation of the same settings that is
-    still running is an InputError too. The processes of a team write to one file, which the
-    first begins and removes.
-    """
+class Journal(WorkJournal[Key, tuple[Key, FinishedBlock]]):
+    """The blocks of one evaluation; see `WorkJournal`."""
 
     def __init__(self, folder: Path, header: dict[str, Any], *, resume: bool, team: Team = ALONE):
-        path, self._first, self._kept = _file(folder, header), team.first, False
-        self._lock = lock_file(path)
-        with team.agreeing():
-            if team.first:
-                self._take(resume)
-        with team.agreeing():
-            if resume and not path.is_file():
-                _explain(folder, path, header)
-            self._ledger = Ledger(
-                path, header, encode=_encode, decode=_decode, key=_key, resume=resume
-            )
-        with team.agreeing():
-            if team.first:
-                self._begin(resume)
-        self._kept = bool(team.total(torch.tensor(int(self._kept))))
+        super().__init__(
+            folder,
+            PREFIX,
+            header,
+            encode=_encode,
+            decode=_decode,
+            key=_key,
+            resume=resume,
+            team=team,
+        )
 
-    def _take(self, resume: bool) -> None:
-        try:
-            self._lock.acquire()
-        except Busy:
-            raise
-        except InputError:  # no room for a lock: none for a record either
-            if resume:
-                raise
+    def of(
+        self, attack: int, part: str, *, labels: Tensor, block: int, eps: float
+    ) -> dict[int, FinishedBlock]:
+        """The finished blocks of one attack on one part, by their first row.
 
-    def _begin(self, resume: bool) -> None:
-        try:
-            self._ledger.rewrite()
-            self._kept = True
-        except InputError:
-            if resume:
-                raise
-
-    def of(self, attack: int, part: str) -> dict[int, FinishedBlock]:
-        """The finished blocks of one attack on one part, by their first row."""
-        known = self._ledger.known.items()
-        return {k[2]: entry for k, (_, entry) in known if k[:2] == (attack, part)}
-
-    def add(self, entries: Sequence[tuple[Key, FinishedBlock]]) -> None:
-        """Put finished blocks on disk; they survive the death of the process.
-
-        A disk that is full costs the record and not the report.
+        labels (n,): of the rows it runs on; block: rows of a block; eps: of its ball. Raises
+        CheckpointError for blocks that cannot be of these.
         """
-        if not self._kept:
-            return
-        try:
-            self._ledger.add(entries)
-        except InputError:
-            self.finish()
-
-    def finish(self) -> None:
-        """Remove the record of an evaluation whose report is safe."""
-        if self._kept and self._first:
-            self._ledger.finish()
-        self._kept = False
-        self.release()
-
-    def release(self) -> None:
-        """Let others go on with what is kept."""
-        self._lock.release()
+        known = self.known.items()
+        found = {k[2]: entry for k, (_, entry) in known if k[:2] == (attack, part)}
+        for start, entry in found.items():
+            rows = labels[start : start + block] if start % block == 0 else labels[:0]
+            if why := _misfit(entry, rows.cpu(), block, eps):
+                place = f"attack {attack}, {part}, from row {start}"
+                raise CheckpointError(f"{self._ledger.path}: {place}: {why}")
+        return found
 
 
 def identity(
@@ -139,35 +97,38 @@ def journal_of(
     subject: Subject, header: dict[str, Any], *, resume: bool, team: Team = ALONE
 ) -> Journal | None:
     """The record in the subject's folder, if it has one that may be written to."""
+    folder = journal_folder(subject, resume=resume)
+    return None if folder is None else Journal(folder, header, resume=resume, team=team)
+
+
+def journal_folder(subject: Subject, *, resume: bool) -> Path | None:
+    """The subject's folder where it may be written to; InputError for none to resume from."""
     folder = subject.folder
     if folder is None:
         if resume:
             raise InputError(f"nothing to resume: {subject.name} has no run directory to keep it")
         return None
     # Somebody else's run can be attacked without writing to it, but not resumed.
-    if not (resume or os.access(folder, os.W_OK)):
-        return None
-    return Journal(folder, header, resume=resume, team=team)
-
-
-def _file(folder: Path, header: dict[str, Any]) -> Path:
-    """A name for the settings, so that no other evaluation touches the record."""
-    settings = {key: value for key, value in header.items() if key != "versions"}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return folder / f"{PREFIX}{digest[:8]}{SUFFIX}"
+    return folder if resume or os.access(folder, os.W_OK) else None
 
 
 def unfinished(folder: Path) -> list[Path]:
     """The records of interrupted evaluations in a network's folder."""
-    return sorted(folder.glob(f"{PREFIX}*{SUFFIX}"))
+    return unfinished_in(folder, PREFIX)
 
 
-def _explain(folder: Path, path: Path, header: dict[str, Any]) -> None:
-    """InputError for settings of which nothing is unfinished, naming what differs."""
-    for other in unfinished(folder):
-        if found := checked_lines(other):
-            require_same(other, found[0], json.loads(json.dumps(header)))
-    raise InputError(f"nothing to resume at {path}", field="resume")
+def _misfit(entry: FinishedBlock, labels: Tensor, block: int, eps: float) -> str | None:
+    """Why a block cannot be what an attack did to examples of these labels."""
+    found, n = entry.outcomes, len(labels)
+    if len(found.loss) != n or not n:
+        return f"{len(found.loss)} examples where {n} are needed"
+    if bool((found.correct & (found.predictions != labels)).any()):
+        return "an example counts as correct under another label than its own"
+    if float(found.radius.min()) < 0 or float(found.radius.max()) > 1.01 * eps + 1e-4:
+        return f"a point outside its ball of {eps:g}"
+    if not 1 <= entry.together <= block:
+        return f"{entry.together} examples at a time, of a block of {block}"
+    return None
 
 
 def _key(record: tuple[Key, FinishedBlock]) -> Key:

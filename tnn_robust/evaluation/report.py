@@ -1,6 +1,5 @@
 """The adversarial gap report: a network and its data under attacks, measured and checked."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from tnn_robust.evaluation.examples import attacked_examples
 from tnn_robust.evaluation.journal import Journal, identity, journal_of
 from tnn_robust.evaluation.results import AttackReport, Check
 from tnn_robust.evaluation.rows import Points, attacked, check_attacks, make_report, points_of
+from tnn_robust.evaluation.size_notes import size_notes
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.blocks import compute_block
@@ -313,7 +313,7 @@ def _with_notes(
     info: dict[str, Any], job: Job, beside: Beside | None, attacks: Sequence[Attack]
 ) -> dict[str, Any]:
     """What a report says of the network, and of how it was attacked where that tells."""
-    notes = [*info.get("notes", ()), *_size_notes(attacks, job.subject.entries)]
+    notes = [*info.get("notes", ()), *size_notes([a.threat for a in attacks], job.subject.entries)]
     if beside is not None:
         notes.append(
             f"Attacked beside {beside.others} other network{'s' * (beside.others > 1)}, which can "
@@ -325,24 +325,6 @@ def _with_notes(
             f"computed at a time, not {job.block}, which can change last digits."
         )
     return {**info, "notes": notes} if notes else info
-
-
-def _size_notes(attacks: Sequence[Attack], entries: int) -> list[str]:
-    """Balls that hold all of [0, 1]^entries, often an eps in units of pixels, and of nothing."""
-    reach = {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}
-    notes = []
-    for threat in dict.fromkeys(attack.threat for attack in attacks):
-        if threat.eps > reach.get(threat.norm, math.inf):
-            notes.append(
-                f"WARNING: {threat.norm} eps {threat.text} reaches any point of the data's range "
-                f"[0, 1], where {reach[threat.norm]:.4g} would do: an eps in pixels of 0 to 255 "
-                f"is {threat.text}/255 here."
-            )
-        elif threat.eps == 0:
-            notes.append(
-                f"{threat.norm} eps 0 leaves the examples as they are: nothing is attacked."
-            )
-    return notes
 
 
 def targets_of(subject: Subject, dataset: Dataset, n: int | None, seed: int) -> dict[str, Target]:

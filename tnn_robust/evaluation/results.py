@@ -1,6 +1,7 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ class Spread(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.values), "a value for at least one seed", "none")
+        require_interval("ci", self.ci)
 
     @property
     def mean(self) -> float:
@@ -152,6 +154,22 @@ class OverSeeds(Record):
     accuracy_test: Spread
     agp_risk: Spread | None
     agp_accuracy: Spread | None
+
+    def __post_init__(self) -> None:
+        count = len(self.seeds)
+        require(count == len(set(self.seeds)) >= 1, "different seeds", self.seeds)
+        for name in _SPREADS:
+            spread: Spread | None = getattr(self, name)
+            if spread is not None:
+                came = len(spread.values)
+                require(came == count, f"{name} of {count} seeds", came)
+        for part in (self.accuracy_train, self.accuracy_test):
+            if part is not None:
+                low, high = min(part.values), max(part.values)
+                require(0 <= low <= high <= 1, "accuracies to 1", part.values)
+
+
+_SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "seeds")
 
 
 @dataclass(frozen=True)
@@ -187,6 +205,22 @@ class AttackRow(Record):
         require(self.seconds >= 0, "seconds of at least 0", self.seconds)
         whole = (self.train is None) == (self.agp is None)
         require(whole, "an AGP beside a training part alone", "one of the two")
+
+        require_interval("behind_ci", self.behind_ci)
+        self._check_gap()
+
+    def _check_gap(self) -> None:
+        """The gap is that of the parts beside it."""
+        if self.train is None or self.agp is None:
+            return
+        of = {
+            "risk": self.test.risk - self.train.risk,
+            "accuracy": self.train.accuracy - self.test.accuracy,
+        }
+        for name, value in of.items():
+            came = getattr(self.agp, name)
+            near = math.isclose(came, value, rel_tol=1e-6, abs_tol=1e-6 * max(1, self.test.risk))
+            require(near, f"an AGP in {name} of {value:.6g}", f"{came:.6g}")
 
     @property
     def parts(self) -> dict[str, PartResult]:

@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 from tnn_robust.base.errors import InputError
 
 # Modules that keep the decision when left out, for one score that is above 1/2 (tanh: 0).
-_SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax)
+SQUASHING = (nn.Sigmoid, nn.Tanh, nn.Softmax)
 # Autograd nodes of the same functions, and of what changes neither their order nor their rounding.
 _SQUASHED = ("Sigmoid", "Softmax", "Tanh")
 _PLAIN = (
@@ -108,7 +108,7 @@ def _last_squashing(model: nn.Module, x: Tensor) -> tuple[Tensor, nn.Module | No
     for call in reversed(calls):
         if not _same(call.output, value):
             continue
-        if isinstance(call.module, _SQUASHING):
+        if isinstance(call.module, SQUASHING):
             return outputs, call.module
         if not isinstance(call.module, nn.LogSoftmax) and not _same(call.input, call.output):
             break

@@ -5,19 +5,35 @@ from typing import Any
 
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.reading import parsed_json, read_bytes, reading
+from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
+from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport
+from tnn_robust.evaluation.smoothed_results import SmoothedReport
 from tnn_robust.theory.results import BoundReport
 
-Report = AttackReport | ComparisonReport | EpsCurve | CompressionReport | SweepReport | BoundReport
+Report = (
+    AttackReport
+    | CertificationReport
+    | ComparisonReport
+    | EpsCurve
+    | CompressionReport
+    | PropertyReport
+    | SmoothedReport
+    | SweepReport
+    | BoundReport
+)
 _KINDS: dict[str, Any] = {
     "attack-report": AttackReport,
+    "certification-report": CertificationReport,
+    "property-report": PropertyReport,
     "comparison-report": ComparisonReport,
     "eps-curve": EpsCurve,
     "compression-report": CompressionReport,
+    "smoothed-report": SmoothedReport,
     "sweep-report": SweepReport,
     "bound-report": BoundReport,
 }

@@ -1,0 +1,226 @@
+"""tnn-certify: certified accuracy of a network, or the answer to properties of an ONNX network."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _subjects
+
+from tnn_robust.base import choices
+from tnn_robust.base.errors import InputError
+
+_THREAT = shared.heading("Threat", shared.threat)
+_METHOD = shared.heading(
+    "Method",
+    click.option(
+        "--method",
+        default="alpha-crown",
+        help=f"{', '.join(choices.CERTIFY_METHODS)}, each at least as tight as the one before. "
+        "The default gives CROWN the easy examples and optimises slopes for the others alone: "
+        "nearly all that can be certified without a search, in a second or less an example. "
+        "smooth is randomised smoothing: l2 radii of a smoothed classifier, of any module.",
+    ),
+    click.option("--sigma", type=float, help="Of smooth: the noise's standard deviation."),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        help="Of smooth: noisy copies an example; 100000 if not given.",
+    ),
+    click.option(
+        "--time-limit", type=float, default=60.0, help="Seconds an example, or a property."
+    ),
+    click.option(
+        "--attack/--no-attack",
+        default=True,
+        help="Also attack every example: breaks what is not certified, and checks what is.",
+    ),
+)
+_REPORT = shared.heading(
+    "Report",
+    click.option("--resume", is_flag=True, help="Go on with an interrupted certification."),
+    click.option("--examples", type=shared.OUT, help="Decision per example: a .csv or .jsonl."),
+    click.option("--figure", type=shared.OUT, help="Against eps, for a list: a .png or .svg."),
+    click.option("--save-adv", type=shared.OUT, help="Write the points that break examples."),
+    click.option("--json", "json_file", type=shared.OUT, help="Write the report there too."),
+    shared.overwriting,
+)
+_PROPERTY = shared.heading(
+    "Properties",
+    click.option(
+        "--vnnlib",
+        "properties",
+        type=shared.OUT,
+        multiple=True,
+        help="RUN is an ONNX network: answer sat, with a point, or unsat; several give a table.",
+    ),
+)
+
+_OF_PROPERTIES = ("runs", "properties", "time_limit", "seed", "json_file", "overwrite")
+
+
+@shared.command("tnn-certify")
+@_subjects.subjects
+@shared.options(_THREAT, _METHOD, _subjects.examples, _REPORT, _PROPERTY)
+def main(
+    properties: tuple[Path, ...],
+    json_file: Path | None,
+    save_adv: Path | None,
+    examples: Path | None,
+    figure: Path | None,
+    overwrite: bool,
+    resume: bool,
+    **given: Any,
+) -> None:
+    """Certify the decisions of a run directory's network, or of a torch Sequential.
+
+    Prints how many examples are certified (no perturbation of the threat changes
+    the decision), broken (one does) and unknown, with a 95 % interval of the
+    certified accuracy. With --vnnlib decides properties of an ONNX network.
+    """
+    from tnn_robust.base.files import require_result_file
+
+    files = {
+        json_file: (_kind_of(given["method"], properties),),
+        save_adv: ("certification-points",),
+        examples: (choices.EXAMPLES,),
+        figure: (choices.FIGURE,),
+    }
+    for path, kinds in files.items():
+        if path is not None:
+            require_result_file(path, *kinds, overwrite=overwrite)
+    if properties:
+        _properties(given, properties, json_file)
+        return
+    _check_forms(examples, figure)
+    if given["method"] == choices.SMOOTH:
+        _smooth(given, resume, json_file, examples)
+        return
+    if noise := _typed("sigma", "samples"):
+        raise InputError(f"{', '.join(noise)}: only with --method smooth")
+    settings = {name: given[name] for name in ("method", "time_limit", "attack")}
+    settings |= {"resume": resume, "examples": examples is not None}
+    to = {"json_file": json_file, "save_adv": save_adv, "examples": examples, "figure": figure}
+    _certify(given, settings, to)
+
+
+def _kind_of(method: str, properties: tuple[Path, ...]) -> str:
+    if properties:
+        return "property-report"
+    return "smoothed-report" if method == choices.SMOOTH else "certification-report"
+
+
+def _typed(*names: str) -> list[str]:
+    """Those of some options, by their parameters' names, that were given on the command line."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+
+
+def _check_forms(examples: Path | None, figure: Path | None) -> None:
+    if examples is not None and examples.suffix not in (".csv", ".jsonl"):
+        raise InputError(f"--examples is a .csv or .jsonl file, got {examples}")
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise InputError(f"--figure is a .png or .svg file, got {figure}")
+
+
+def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path | None]) -> None:
+    """Certify, write what was asked for, and print."""
+    from tnn_robust_cli import _render
+
+    from tnn_robust.evaluation.certificate_results import CertifiedExample
+    from tnn_robust.evaluation.certificates import certified_steps, save_broken
+    from tnn_robust.reporting.certificates import (
+        certificate_figure,
+        certificate_notes,
+        certificate_tables,
+        require_eps,
+    )
+    from tnn_robust.reporting.examples import write_examples
+
+    chosen = _subjects.chosen(given)
+    subject, dataset = _subjects.load(given)
+    threats = _subjects.threats(given, subject)
+    if to["figure"] is not None:
+        require_eps(threats)
+    steps = certified_steps(subject, dataset, threats, journal=True, **chosen, **settings)
+    with shared.going_on(subject.folder, "what is decided"):
+        found = _render.follow(steps)
+    report = found.report
+    try:
+        if to["save_adv"] is not None:
+            save_broken(to["save_adv"], found)
+        if to["examples"] is not None:
+            write_examples(to["examples"], report.examples, CertifiedExample)
+        if to["figure"] is not None:
+            certificate_figure(report, to["figure"])
+    finally:  # what cannot be written must not cost the report too
+        notes = certificate_notes(report)
+        _render.deliver(report.to_json(), to["json_file"], certificate_tables(report), notes)
+    found.finish()
+
+
+def _smooth(
+    given: dict[str, Any], resume: bool, json_file: Path | None, examples: Path | None
+) -> None:
+    """Smooth, write what was asked for, and print."""
+    from tnn_robust_cli import _render
+
+    from tnn_robust.evaluation.smoothed import smoothed_steps
+    from tnn_robust.evaluation.smoothed_results import SmoothedExample
+    from tnn_robust.reporting.examples import write_examples
+    from tnn_robust.reporting.smoothed import smoothed_notes, smoothed_tables
+
+    if typed := _typed("time_limit", "attack", "save_adv", "figure"):
+        raise InputError(f"{', '.join(typed)}: not with --method smooth")
+    if given["sigma"] is None:
+        raise InputError("--method smooth needs --sigma, such as --sigma 0.25")
+    subject, dataset = _subjects.load(given)
+    asked = {"sigma": given["sigma"], "resume": resume, "examples": examples is not None}
+    if given["samples"] is not None:
+        asked["samples"] = given["samples"]
+    threats, chosen = _subjects.threats(given, subject), _subjects.chosen(given)
+    steps = smoothed_steps(subject, dataset, threats, journal=True, **chosen, **asked)
+    with shared.going_on(subject.folder, "what is counted"):
+        found = _render.follow(steps)
+    try:
+        if examples is not None:
+            write_examples(examples, found.report.examples, SmoothedExample)
+    finally:  # what cannot be written must not cost the report too
+        tables, notes = smoothed_tables(found.report), smoothed_notes(found.report)
+        _render.deliver(found.report.to_json(), json_file, tables, notes)
+    found.finish()
+
+
+def _properties(
+    given: dict[str, Any], properties: tuple[Path, ...], json_file: Path | None
+) -> None:
+    """Decide properties of an ONNX network and print the answer, or a table of several."""
+    from tnn_robust_cli import _render
+
+    from tnn_robust.certification.properties import property_steps
+    from tnn_robust.reporting.certificates import competition_lines, property_notes, property_tables
+
+    if len(given["runs"]) != 1:
+        raise InputError("--vnnlib takes one ONNX network: tnn-certify net.onnx --vnnlib FILE")
+    others = [str(option.name) for option in click.get_current_context().command.params]
+    if typed := _typed(*(name for name in others if name not in _OF_PROPERTIES)):
+        raise InputError(f"{', '.join(typed)}: a property says all of that itself")
+    steps = property_steps(
+        given["runs"][0], properties, time_limit=given["time_limit"], seed=given["seed"]
+    )
+    report = _render.follow(steps)
+    single = len(properties) == 1 and not properties[0].is_dir()
+    tables = [] if single else property_tables(report)
+    notes = [] if single else property_notes(report)
+    _render.deliver(report.to_json(), json_file, tables, notes)
+    _render.show_chart(competition_lines(report) if single else [])
+
+
+if __name__ == "__main__":
+    main()
