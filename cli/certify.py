@@ -102,6 +102,17 @@ def main(
         _certify(given, settings, to)
 
 
+def _typed(*names: str) -> list[str]:
+    """Those of some options, by their parameters' names, that were given on the command line."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+
+
 def _check_forms(examples: Path | None, figure: Path | None) -> None:
     if examples is not None and examples.suffix not in (".csv", ".jsonl"):
         raise InputError(f"--examples is a .csv or .jsonl file, got {examples}")
@@ -151,13 +162,13 @@ def _smooth(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path 
 
     from tnn_robust.evaluation.smoothed import smoothed_steps
     from tnn_robust.evaluation.smoothed_results import SmoothedExample
-    from tnn_robust.reporting.certificates import smoothed_notes, smoothed_tables
     from tnn_robust.reporting.examples import write_examples
+    from tnn_robust.reporting.smoothed import smoothed_notes, smoothed_tables
 
     if given["sigma"] is None:
         raise InputError("randomised smoothing needs a sigma such as 0.25", field="sigma")
-    if to["save_adv"] or to["figure"]:
-        raise InputError("randomised smoothing has no --save-adv and no --figure")
+    if typed := _typed("time_limit", "attack", "save_adv", "figure"):
+        raise InputError(f"{', '.join(typed)}: not with --method smooth")
     of_smooth = {name: given[name] for name in ("sigma", "samples", "alpha")}
     kept = {name: settings[name] for name in ("resume", "examples")}
     chosen = _subjects.chosen(given)

@@ -151,7 +151,10 @@ def test_at_eps_zero_the_adversarial_bounds_are_the_standard_ones(binary_run, tm
         assert standard["explicit"] == attacked["explicit"]
     gap = report["gap"]
     assert gap["adversarial"] == pytest.approx(gap["standard"])
-    assert gap["bracket"] == pytest.approx([gap["standard"]] * 2)
+    # Wider by what float32 may lose, which the certified risks allow for.
+    low, high = gap["bracket"]
+    assert low <= gap["standard"] <= high
+    assert gap["bracket"] == pytest.approx([gap["standard"]] * 2, abs=5e-4)
 
 
 @pytest.mark.parametrize(

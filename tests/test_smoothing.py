@@ -12,6 +12,7 @@ from torch import nn
 
 import tnn_robust as tr
 from tnn_robust.base.ledger import Ledger
+from tnn_robust.base.progress import drain
 from tnn_robust.base.proportion import lower_limits
 from tnn_robust.base.randomness import Streams, gaussians
 from tnn_robust.certification import smoothing
@@ -173,6 +174,15 @@ def test_batches_and_order_change_nothing():
     assert len(set(whole.hits.tolist())) > 1
 
 
+def test_examples_have_the_draws_of_their_places():
+    model, x, y = linear([0.1, -0.05, 0.02, 0.15])
+    asked = {"sigma": 0.25, "samples": 300, "seed": 4}
+    whole = tr.smooth(model, (x, y), L2, **asked)
+    places = torch.tensor([3, 1])
+    some = drain(smooth_steps(model, (x[places], y[places]), L2, indices=places, **asked))
+    assert torch.equal(some.hits, whole.hits[places])
+
+
 def test_a_ledger_resumes_to_the_same_end(tmp_path):
     model, x, y = linear([0.3, 0.01, -0.2, 0.1])
     asked = {"sigma": 0.25, "samples": 400, "batch": 100}
@@ -197,7 +207,6 @@ def test_a_ledger_resumes_to_the_same_end(tmp_path):
     again = ledger(True)
     assert sorted(again.known) == [0, 1]
     met = []
-    resumed = tr.Progress
     steps = smooth_steps(model, (x, y), L2, decided=again.known.values(), **asked)
     while True:
         try:

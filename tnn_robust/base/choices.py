@@ -53,6 +53,7 @@ GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
 PARENTS = ("matrix", "pruned", "trained")
 CERTIFY_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "complete")
+SMOOTH = "smooth"  # the one method that certifies another classifier than the network
 DECISIONS = ("unknown", "certified", "broken")  # of a certificate, in the order of its numbers
 FIGURES = (".png", ".svg", ".pdf")
 LARGEST_SEED = 2**32 - 1  # what every generator takes

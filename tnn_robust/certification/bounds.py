@@ -177,10 +177,8 @@ def entering(ground: Ground) -> Bounds:
 
 def error_of_next(ground: Ground) -> Tensor:
     """The rounding error (c, n, d) of the next stage in the user's forward pass."""
-    low, high = entering(ground)
-    size = torch.maximum(low.abs(), high.abs())
     stage = ground.chain.stages[len(ground.lines)]
-    return layer_error(ground.chain, stage, size)
+    return layer_error(ground.chain, stage, *entering(ground))
 
 
 def merged_rows(chain: Chain) -> list[Tensor]:

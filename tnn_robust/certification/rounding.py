@@ -31,22 +31,29 @@ def gamma(terms: int, unit: float) -> float:
     return terms * unit / (1 - terms * unit) if terms * unit < 0.5 else float("inf")
 
 
-def layer_error(chain: Chain, stage: Stage, size: Tensor) -> Tensor:
-    """r (c, m, d) of a stage whose inputs are at most `size` (c, m, d_in) in magnitude.
+def layer_error(chain: Chain, stage: Stage, low: Tensor, high: Tensor) -> Tensor:
+    """r (c, m, d) of a stage whose inputs lie between low and high (c, m, d_in).
 
-    The rounding of an activation max(z, s z) before it is in there too.
+    Sizes on the way are those of the middle, and of what the width adds: a transform keeps the
+    l2 norm of the middle, and its absolute values would not. Float64 loses less there than the
+    error that is carried along. The rounding of an activation max(z, s z) before it is in there
+    too.
     """
     tiny = torch.finfo(torch.float32 if chain.unit > WIDE else torch.float64).tiny
-    error, most = 2 * chain.unit * size + tiny, size * (1 + 4 * chain.unit) + tiny
-    largest = most.flatten(2).amax((0, 2), keepdim=True)
+    middle, reach = (low + high) / 2, (high - low) / 2 * (1 + 4 * WIDE)
+    most = middle.abs() + reach
+    error, largest = 2 * chain.unit * most + tiny, most.flatten(2).amax((0, 2), keepdim=True)
     for one in stage.maps:
         share = gamma(one.terms + 2, chain.unit) + 16 * gamma(one.terms + 2, WIDE)
         under = (one.terms + 1) * tiny * (1 + most.abs().sum((0, 2), keepdim=True))
         if one.terms == 0:
             share, under = 4 * WIDE, torch.zeros_like(under)
-        error, most = one.absolute(error), one.absolute(most)
-        error = error + share * (most + error) + under
-        largest = torch.maximum(largest, (most + error).amax((0, 2), keepdim=True))
+        sums = one.absolute(most)
+        error = one.absolute(error)
+        error = error + share * (sums + error) + under
+        largest = torch.maximum(largest, (sums + error).amax((0, 2), keepdim=True))
+        middle, reach = one.forward(middle), one.absolute(reach)
+        most = middle.abs() + reach
     if stage.bias is not None:
         most = most + stage.bias.abs()
         error = error + 4 * chain.unit * (most + error)

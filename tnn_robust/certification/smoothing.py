@@ -162,17 +162,19 @@ def smooth_steps(
     alpha: float = 0.001,
     batch: int = 1000,
     seed: int = 0,
+    indices: Tensor | None = None,
     decided: Iterable[Smoothed] = (),
 ) -> Steps[SmoothedCertification]:
     """The same as steps. `found` of a Progress holds the examples just finished, a tuple of
-    Smoothed, or is None; decided: those of an earlier call with the same arguments (another
+    Smoothed, or is None; indices: (n,) int64, places in a data set that the draws belong to,
+    those in x if None; decided: examples of an earlier call with the same arguments (another
     `batch` is the same), which are not drawn again."""
     require_smoothable(threat)
     _check(sigma, samples, selection, alpha, batch)
     x, y = part
-    job = _Job(
-        model, live_model(model, x, y, squashed=True), sigma, samples, selection, batch, seed
-    )
+    live = live_model(model, x, y, squashed=True)
+    places = torch.arange(len(y), device=y.device) if indices is None else indices.to(y.device)
+    job = _Job(model, live, places, sigma, samples, selection, batch, seed)
     known = {one.example: one for one in decided}
     if any(not (i < len(y) and one.hits <= samples) for i, one in known.items()):
         raise InputError(f"finished examples need to be among {len(y)}, of {samples} draws each")
@@ -181,7 +183,7 @@ def smooth_steps(
     for rows in left.split(together) if len(left) else ():
         found = yield from _drawn(job, rows.to(y.device), len(known))
         known |= {one.example: one for one in found}
-        yield Progress(job.text, len(known), len(y), found)
+        yield Progress(f"{job.text}: {len(known)} of {len(y)}", len(known), len(y), found)
     ordered = [known[i] for i in range(len(y))]
     tops = torch.tensor([one.top for one in ordered], dtype=torch.int64)
     hits = torch.tensor([one.hits for one in ordered], dtype=torch.int64)
@@ -230,9 +232,11 @@ def smoothed_predictions(
 
     _check(sigma, samples, 1, alpha, batch)
     labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    job = _Job(model, live_model(model, x, labels, squashed=True), sigma, samples, 0, batch, seed)
+    live = live_model(model, x, labels, squashed=True)
+    places = torch.arange(len(x), device=x.device)
+    job = _Job(model, live, places, sigma, samples, 0, batch, seed)
     found = []
-    for rows in torch.arange(len(x), device=x.device).split(max(1, batch // samples)):
+    for rows in places.split(max(1, batch // samples)):
         top = drain(_counted(job, rows, 0, samples, 0)).cpu().topk(2, dim=1)
         first, second = top.values.numpy().T
         chance = 2 * bdtrc(first - 1.0, first + second, 0.5)
@@ -256,6 +260,7 @@ class _Job:
 
     model: nn.Module
     live: Live
+    places: Tensor
     sigma: float
     samples: int
     selection: int
@@ -298,7 +303,7 @@ def _counted(job: _Job, rows: Tensor, first: int, count: int, done: int) -> Step
 def _scores(job: _Job, examples: Tensor, draws: Tensor) -> Tensor:
     """Scores (p, s) of a noisy copy of each of the examples (p,), of the given draws (p,)."""
     x = job.live.x[examples]
-    noise = gaussians(Streams(job.seed, examples), draws, x[0].numel(), x.dtype)
+    noise = gaussians(Streams(job.seed, job.places[examples]), draws, x[0].numel(), x.dtype)
     with frozen(job.model), matmul_precision(FULL):
         return job.live.scores(x + job.sigma * noise.reshape(x.shape))
 

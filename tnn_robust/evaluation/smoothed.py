@@ -1,11 +1,13 @@
-"""Randomised smoothing on a part of a data set: one run for all radii, resumable, as a report."""
+"""Randomised smoothing of a network on a part of its data: resumable, as one report."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tnn_robust.base.errors import InputError
+from torch import Tensor
+
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.journal import WorkJournal
 from tnn_robust.base.locks import released_on_error
 from tnn_robust.base.progress import Steps
@@ -27,27 +29,28 @@ from tnn_robust.models.checkpoint import versions
 PREFIX = "smooth-"
 
 
-class SmoothedJournal(WorkJournal[int, Smoothed]):
-    """The finished examples of one run; see `WorkJournal`."""
+class Counted(NamedTuple):
+    """A finished example and the seconds since the one before."""
+
+    one: Smoothed
+    seconds: float
+
+
+class SmoothedJournal(WorkJournal[int, Counted]):
+    """The finished examples of one smoothing; see `WorkJournal`."""
 
     def __init__(self, folder: Path, header: dict[str, Any], *, resume: bool):
         super().__init__(
-            folder,
-            PREFIX,
-            header,
-            encode=Smoothed.to_json,
-            decode=Smoothed.from_json,
-            key=lambda one: one.example,
-            resume=resume,
+            folder, PREFIX, header, encode=_encode, decode=_decode, key=_key, resume=resume
         )
 
 
-class SmoothedRun(NamedTuple):
-    """A report and what is behind it; journal: the record on disk, if any."""
+class SmoothedResult(NamedTuple):
+    """A report, what it was made of, and the record on disk, if any."""
 
     report: SmoothedReport
     found: SmoothedCertification
-    journal: SmoothedJournal | None = None
+    journal: SmoothedJournal | None
 
     def finish(self) -> None:
         """Remove the record: the report is where it was wanted."""
@@ -62,6 +65,7 @@ def smoothed_steps(
     *,
     sigma: float,
     samples: int = 100_000,
+    selection: int = 100,
     alpha: float = 0.001,
     part: str = "test",
     n: int | None = None,
@@ -70,38 +74,43 @@ def smoothed_steps(
     journal: bool = False,
     resume: bool = False,
     examples: bool = False,
-) -> Steps[SmoothedRun]:
-    """Smooth a subject's network on examples chosen as for `certificates`; see `smooth`.
+) -> Steps[SmoothedResult]:
+    """Certified accuracy of the smoothed classifier at each eps of some l2 threats.
 
-    threats: l2 balls, a row of the report each; journal: keep a record of finished examples
-    in the subject's folder, removed by the result's `finish`.
+    sigma, samples, selection, alpha, seed: as `smooth` takes them; the rest as for
+    `certified_steps`. The draws belong to an example's place in its part, so that the examples
+    of a smaller n have the radii that they have among all.
     """
     if not threats:
-        raise InputError("certificates need at least one threat, got none")
+        raise InputError("smoothing needs at least one threat, got none")
     for threat in threats:
         require_smoothable(threat)
     held, indices = selected(subject, dataset, part, n, first, seed)
     info = describe_data(dataset)
-    settings: dict[str, Any] = {"sigma": sigma, "samples": samples, "alpha": alpha, "seed": seed}
-    chosen = {"part": part, "n": n, "first": first, "device": str(subject.device)}
-    header = {"checkpoint": subject.digest, "data": info["digest"], "versions": versions()}
-    folder = journal_folder(subject, resume=resume) if journal or resume else None
-    kept = None
-    if folder is not None:
-        kept = SmoothedJournal(folder, {**header, **settings, **chosen}, resume=resume)
-    started = time.perf_counter()
-    known = () if kept is None else tuple(kept.known.values())
-    steps = smooth_steps(subject.model, (held.x, held.y), threats[0], **settings, decided=known)
+    counts = {"sigma": sigma, "samples": samples, "selection": selection, "seed": seed}
+    header = {
+        "checkpoint": subject.digest,
+        "data": info["digest"],
+        "part": part,
+        "n": n,
+        "first": first,
+        **counts,
+        "device": str(subject.device),
+        "versions": versions(),
+    }
+    kept = _journal(subject, header, resume=resume) if journal or resume else None
+    known = [] if kept is None else list(kept.known.values())
     with released_on_error(kept):
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                found: SmoothedCertification = end.value
-                break
-            if progress.found and kept is not None:
-                kept.add(progress.found)
-            yield progress
+        steps = smooth_steps(
+            subject.model,
+            (held.x, held.y),
+            threats[0],
+            **counts,  # type: ignore[arg-type]
+            alpha=alpha,
+            indices=indices,
+            decided=[one.one for one in known],
+        )
+        found, seconds = yield from _timed(steps, kept)
     report = SmoothedReport(
         model=subject.info,
         dataset=info,
@@ -110,15 +119,35 @@ def smoothed_steps(
         versions=versions(),
         sigma=sigma,
         samples=samples,
-        selection=found.selection,
+        selection=selection,
         alpha=alpha,
+        n=found.n,
         correct=found.correct,
         abstained=found.abstained,
-        seconds=time.perf_counter() - started,
         rows=tuple(_row(found, threat) for threat in threats),
-        examples=_examples(part, indices.tolist(), found) if examples else (),
+        seconds=seconds + sum(one.seconds for one in known),
+        examples=_examples(found, part, indices) if examples else (),
     )
-    return SmoothedRun(report, found, kept)
+    return SmoothedResult(report, found, kept)
+
+
+def _timed(
+    steps: Steps[SmoothedCertification], kept: SmoothedJournal | None
+) -> Steps[tuple[SmoothedCertification, float]]:
+    """The same steps, each finished example put on record, and their seconds."""
+    seconds, since = 0.0, time.perf_counter()
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            return end.value, seconds + time.perf_counter() - since
+        if progress.found:
+            now = time.perf_counter()
+            share = (now - since) / len(progress.found)
+            if kept is not None:
+                kept.add([Counted(one, share) for one in progress.found])
+            seconds, since = seconds + now - since, now
+        yield progress
 
 
 def _row(found: SmoothedCertification, threat: Threat) -> SmoothedRow:
@@ -132,10 +161,34 @@ def _row(found: SmoothedCertification, threat: Threat) -> SmoothedRow:
 
 
 def _examples(
-    part: str, indices: list[int], found: SmoothedCertification
+    found: SmoothedCertification, part: str, indices: Tensor
 ) -> tuple[SmoothedExample, ...]:
-    columns = (indices, found.y.tolist(), found.predicted.tolist(), found.radii.tolist())
+    columns = (indices, found.y, found.predicted, found.hits, found.p_lower, found.radii)
     return tuple(
-        SmoothedExample(part, index, label, None if top == ABSTAINED else top, radius)
-        for index, label, top, radius in zip(*columns, strict=True)
+        SmoothedExample(
+            part, index, label, None if decided == ABSTAINED else decided, hits, p_lower, radius
+        )
+        for index, label, decided, hits, p_lower, radius in zip(
+            *(t.tolist() for t in columns), strict=True
+        )
     )
+
+
+def _journal(subject: Subject, header: dict[str, Any], *, resume: bool) -> SmoothedJournal | None:
+    folder = journal_folder(subject, resume=resume)
+    return None if folder is None else SmoothedJournal(folder, header, resume=resume)
+
+
+def _key(one: Counted) -> int:
+    return one.one.example
+
+
+def _encode(one: Counted) -> dict[str, Any]:
+    return {**one.one.to_json(), "seconds": one.seconds}
+
+
+def _decode(value: dict[str, Any]) -> Counted:
+    one, seconds = Smoothed.from_json(value), value.get("seconds")
+    if not isinstance(seconds, float) or seconds < 0:
+        raise CheckpointError("a smoothed example needs its seconds")
+    return Counted(one, seconds)

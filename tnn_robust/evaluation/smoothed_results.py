@@ -1,4 +1,4 @@
-"""What randomised smoothing certifies on one part of a data set: of the smoothed classifier."""
+"""What randomised smoothing says of a network's smoothed classifier on a part of its data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +9,31 @@ from tnn_robust.base.codec import Interval, Record, require, require_counts, req
 
 @dataclass(frozen=True)
 class SmoothedExample(Record):
-    """One example: prediction of the smoothed classifier, None where it abstains, and the l2
-    radius within which that stays."""
+    """One example: its place in the part, label, the smoothed classifier's decision (None where
+    it abstains), hits of the class that was counted, the limit of its probability, and the l2
+    radius within which the decision stays."""
 
     part: str
     index: int
     label: int
     prediction: int | None
+    hits: int
+    p_lower: float
     radius: float
 
     def __post_init__(self) -> None:
         require(self.index >= 0, "an index of at least 0", self.index)
+        require(0 <= self.p_lower <= 1, "a probability", self.p_lower)
         require(self.radius >= 0, "a radius of at least 0", self.radius)
 
 
 @dataclass(frozen=True)
 class SmoothedRow(Record):
-    """How many of n examples the smoothed classifier gets right within an l2 radius eps."""
+    """How many of the n examples are decided rightly with a radius above an l2 eps.
+
+    eps is the text the user typed, eps_value its number; certified_ci: of the share,
+    Clopper-Pearson, 95 %.
+    """
 
     DERIVED = ("certified_accuracy",)
 
@@ -42,15 +50,17 @@ class SmoothedRow(Record):
 
     @property
     def certified_accuracy(self) -> float:
+        """Of the smoothed classifier, not of the network."""
         return self.certified / self.n
 
 
 @dataclass(frozen=True)
 class SmoothedReport(Record):
-    """Certified accuracy of a smoothed classifier, a row an eps; never of the network itself.
+    """Certified accuracy of a network's smoothed classifier, a row an l2 eps.
 
-    sigma, samples, selection, alpha: as `smooth` takes them; correct, abstained: of all n
-    examples, without a perturbation; seconds: wall time.
+    model, dataset: as in an AttackReport; sigma, samples, selection, alpha: as `smooth` takes
+    them; correct, abstained: of n examples, what the smoothed classifier decides rightly and
+    does not decide; examples: where they were asked for.
     """
 
     SCHEMA = "tnn-robust/smoothed-report/1"
@@ -65,22 +75,21 @@ class SmoothedReport(Record):
     samples: int
     selection: int
     alpha: float
+    n: int
     correct: int
     abstained: int
-    seconds: float
     rows: tuple[SmoothedRow, ...]
+    seconds: float
     examples: tuple[SmoothedExample, ...] = ()
 
     def __post_init__(self) -> None:
         require(bool(self.rows), "at least one eps", "none")
-        sizes = sorted({row.n for row in self.rows})
-        require(len(sizes) == 1, "the same examples for every eps", sizes)
+        require(self.sigma > 0, "a sigma above 0", self.sigma)
+        require(0 < self.alpha < 1, "an alpha between 0 and 1", self.alpha)
         require_counts(self.n, correct=self.correct, abstained=self.abstained)
-        require(self.seconds >= 0, "seconds of at least 0", self.seconds)
-
-    @property
-    def n(self) -> int:
-        return self.rows[0].n
+        most = max(row.certified for row in self.rows)
+        require(most <= self.correct, f"at most the {self.correct} right ones certified", most)
+        require({row.n for row in self.rows} == {self.n}, f"rows of {self.n} examples", "others")
 
     def save(self, path: str | Path) -> Path:
         """Write the report as JSON, atomically; `load_report` reads it back."""
@@ -90,8 +99,13 @@ class SmoothedReport(Record):
         return Path(path)
 
     def __str__(self) -> str:
-        rows = ", ".join(f"{row.certified} within l2 {row.eps}" for row in self.rows)
-        return (
-            f"{self.dataset['name']}, {self.part} part, smoothed with sigma {self.sigma:g}: of "
-            f"{self.n} examples {self.correct} right, {self.abstained} abstained; certified {rows}"
-        )
+        lines = [
+            f"{self.dataset['name']}, {self.part} part, smoothed with sigma {self.sigma:g}: "
+            f"{self.n} examples, {self.correct} right, {self.abstained} abstained",
+            *(
+                f"l2 eps {row.eps}: certified {100 * row.certified_accuracy:.2f} % "
+                f"[{100 * row.certified_ci[0]:.2f}..{100 * row.certified_ci[1]:.2f}]"
+                for row in self.rows
+            ),
+        ]
+        return "\n".join(lines)

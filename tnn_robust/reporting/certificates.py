@@ -9,7 +9,6 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.evaluation.certificate_results import CertificationReport
-from tnn_robust.evaluation.smoothed_results import SmoothedReport
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, interval_text, network_notes, percent
 
@@ -131,32 +130,3 @@ def competition_lines(report: PropertyReport) -> list[str]:
     points = [f"({name} {value!r})" for name, value in values]
     points[0], points[-1] = f"({points[0]}", f"{points[-1]})"
     return [row.result, *points]
-
-
-def smoothed_tables(report: SmoothedReport) -> list[Table]:
-    """A row an eps: the share that the smoothed classifier gets right within it."""
-    rows = [
-        (
-            f"l2 eps {row.eps}",
-            percent(row.certified_accuracy),
-            interval_text(row.certified_ci, 100.0, ".2f"),
-            f"{row.certified}",
-        )
-        for row in report.rows
-    ]
-    title = f"Certified accuracy (%) of the smoothed classifier, {report.part}, n = {report.n}"
-    return [Table(title, ("threat", "acc. >=", "95 % CI", "certified"), rows)]
-
-
-def smoothed_notes(report: SmoothedReport) -> list[str]:
-    """What a reader must know beside the table, a sentence each."""
-    return [
-        *network_notes(report.model),
-        f"Without a perturbation {report.correct} are right and {report.abstained} abstained, "
-        f"which counts as wrong; {report.seconds:.1f} s.",
-        f"Randomised smoothing, sigma {report.sigma:g}: the class of most of {report.selection} "
-        f"noisy copies, counted on {report.samples} more. Each certificate is wrong with a chance "
-        f"of at most {report.alpha:g}.",
-        "It is of the smoothed classifier, which has to be used with the same noise, and says "
-        "nothing of the network itself.",
-    ]

@@ -30,10 +30,10 @@ _KINDS: dict[str, Any] = {
     "attack-report": AttackReport,
     "certification-report": CertificationReport,
     "property-report": PropertyReport,
-    "smoothed-report": SmoothedReport,
     "comparison-report": ComparisonReport,
     "eps-curve": EpsCurve,
     "compression-report": CompressionReport,
+    "smoothed-report": SmoothedReport,
     "sweep-report": SweepReport,
     "bound-report": BoundReport,
 }

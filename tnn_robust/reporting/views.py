@@ -8,12 +8,14 @@ from tnn_robust.compression.results import CompressionReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport
+from tnn_robust.evaluation.smoothed_results import SmoothedReport
 from tnn_robust.reporting import (
     bounds,
     comparison,
     compression,
     pictures,
     rank_sweep,
+    smoothed,
     tables,
     words,
 )
@@ -54,6 +56,9 @@ _VIEWS: dict[type, _Show] = {
         rank_sweep.sweep_tables(r),
         rank_sweep.sweep_notes(r),
         pictures.of_sizes(r),
+    ),
+    SmoothedReport: lambda r: View(
+        str(r).splitlines(), smoothed.smoothed_tables(r), smoothed.smoothed_notes(r), []
     ),
     BoundReport: lambda r: View(
         words.bounded(r), bounds.bound_tables(r), bounds.bound_notes(r), []
