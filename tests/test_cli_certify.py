@@ -187,7 +187,7 @@ def test_a_network_beyond_certificates_is_named(name, text):
     refused(run_cli("certify", *model), text, "randomised smoothing alone")
 
 
-def test_layers_that_compute_something_else_are_no_certificates():
+def test_layers_that_compute_something_else_are_no_certificates(monkeypatch):
     x, y = torch.rand(4, 8, 8), torch.zeros(4, dtype=torch.int64)
     threat = tr.Threat("linf", 0.01)
 
@@ -199,7 +199,17 @@ def test_layers_that_compute_something_else_are_no_certificates():
     with pytest.raises(tr.InputError, match="got layer 3: Shifted"):
         tr.certify(model, (x, y), threat)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
-    model[1].register_forward_hook(lambda module, given, out: out + 1)
+    hook = model[1].register_forward_hook(lambda module, given, out: out + 1)
+    with pytest.raises(tr.InputError, match="got hooks on layer 1"):
+        tr.certify(model, (x, y), threat)
+    hook.remove()
+    honest = certify_module.live_model
+
+    def other(model, x, y):
+        live = honest(model, x, y)
+        return live._replace(scores=lambda t: live.scores(t) + 1)
+
+    monkeypatch.setattr(certify_module, "live_model", other)
     with pytest.raises(tr.CertificateError, match="not those of its layers"):
         tr.certify(model, (x, y), threat)
 
