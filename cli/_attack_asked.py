@@ -41,6 +41,7 @@ class Asked:
     device: str
     data_dir: str | None
     download: bool
+    certify: bool | None = None
     resume: bool = False
     overwrite: bool = False
     compare: bool = False
@@ -131,6 +132,7 @@ _OF = {
     "stacked": ("compare",),
     "figure": ("curve",),
     "suite": ("report", "compare"),
+    "certify": ("report", "compare", "curve", "minimal"),
     "fail_under": ("report",),
     "fail_on_warn": ("report",),
 }

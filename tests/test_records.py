@@ -9,7 +9,12 @@ from test_evaluation import attacked, planted
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import CheckpointError
-from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.compression.results import (
+    CompressionReport,
+    KeptDecisions,
+    LayerRecord,
+    ModelSummary,
+)
 from tnn_robust.evaluation.agp import attack_rows
 from tnn_robust.evaluation.results import AttackReport, AttackRow, PartResult, Spread
 from tnn_robust.evaluation.rows import make_report
@@ -57,7 +62,7 @@ def compression_report(row):
     after = ModelSummary(500, 2500, 9000, 5000, 0.125, 1.0, row)
     return CompressionReport(
         {"digest": "a"}, {"digest": "b"}, "rank 3", 2, (layer, layer), (layer,), before, after,
-        Certificate(3.5, 15.0, 3, 8),
+        KeptDecisions(3.5, 15.0, 3, 8),
     )  # fmt: skip
 
 

@@ -303,6 +303,9 @@ class Square(Attack):
     ):
         self._hold(norm, eps, steps=steps)
 
+    def passes(self, scores: int) -> int:
+        return self.steps
+
     def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
         def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
             norm, eps = self.threat.norm, self.threat.eps

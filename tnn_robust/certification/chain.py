@@ -142,7 +142,9 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
     tvector = to_tvectors(places) if len(shape) == 3 else places.reshape(1, shape[0], -1)
     stages: list[Stage] = []
     dtypes = {p.dtype for p in model.parameters()}
+    _require_unhooked("the whole", model)
     for name, layer in _before_head(_flat(model)):
+        _require_unhooked(name, layer)
         if _is(layer, nn.Linear):
             weight = _wide(layer.weight)
             came = stages[-1].shape[1] if stages else entries
@@ -217,6 +219,15 @@ _SILENT = (nn.Flatten, nn.Identity, nn.Dropout)
 def _is(layer: nn.Module, *kinds: type[M]) -> TypeGuard[M]:
     """Whether a layer computes what one of these does: a subclass may compute something else."""
     return any(isinstance(layer, one) and type(layer).forward is one.forward for one in kinds)
+
+
+def _require_unhooked(name: str, layer: nn.Module) -> None:
+    """InputError where something else is computed around a layer, or in its place."""
+    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(
+            f"a certificate goes through layers as they are, got hooks on layer {name}: "
+            f"{type(layer).__name__}"
+        )
 
 
 def _before_head(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:

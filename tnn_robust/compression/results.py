@@ -1,7 +1,7 @@
 """What compression did, and what it cost."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from tnn_robust.base.codec import Record, require, require_at_least, require_counts
 from tnn_robust.evaluation.results import AttackRow
@@ -13,7 +13,8 @@ class LayerRecord(Record):
 
     multi_rank: of each face held; kept_energy: share of the squared F-norm of the
     original layer; dropped_norm: delta_l(r) of Definition 17, the F-norm of what
-    was dropped; bound: the layer's part of the certificate; parameters: real
+    was dropped; bound: the layer's part of the bound of
+    `KeptDecisions`; parameters: real
     numbers kept, no padding; bytes: of them in the checkpoint; flops: per
     example, transforms in; transform_flops: those, which no rank removes.
     """
@@ -58,11 +59,11 @@ class LayerRecord(Record):
 
 
 @dataclass(frozen=True)
-class Certificate(Record):
+class KeptDecisions(Record):
     """What is proved of a compressed network against its original.
 
     data_norm: B_x, the largest F-norm of an example; bound: of |f(x) - g(x)| for
-    ||x||_F <= B_x; n: test examples, of which `certified` provably keep their
+    ||x||_F <= B_x; n: test examples, of which `kept` provably keep their
     decision.
     """
 
@@ -70,16 +71,16 @@ class Certificate(Record):
 
     data_norm: float
     bound: float
-    certified: int
+    kept: int
     n: int
 
     def __post_init__(self) -> None:
-        require_counts(self.n, certified=self.certified)
+        require_counts(self.n, kept=self.kept)
         require_at_least(0, data_norm=self.data_norm, bound=self.bound)
 
     @property
     def share(self) -> float:
-        return self.certified / self.n
+        return self.kept / self.n
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class CompressionReport(Record):
     layers_after: tuple[LayerRecord, ...]
     before: ModelSummary
     after: ModelSummary
-    certificate: Certificate
+    decisions: KeptDecisions
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -138,3 +139,18 @@ class CompressionReport(Record):
         rows = (self.before.worst_case, self.after.worst_case)
         parts = [[part.n for part in row.parts.values()] for row in rows]
         require(parts[0] == parts[1], "one set of examples", f"{parts[0]} and {parts[1]}")
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Also of version 0.1.0, which called kept decisions certified."""
+        found = renamed(value, certificate="decisions")
+        if isinstance(found, dict) and "decisions" in found:
+            found = {**found, "decisions": renamed(found["decisions"], certified="kept")}
+        return super().from_json(found)
+
+
+def renamed(value: Any, **names: str) -> Any:
+    """JSON of an older version, a few of its names changed to those of now."""
+    if not isinstance(value, dict):
+        return value
+    return {names.get(name, name): one for name, one in value.items()}

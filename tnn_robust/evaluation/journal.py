@@ -65,7 +65,7 @@ class Journal(WorkJournal[Key, tuple[Key, FinishedBlock]]):
             rows = labels[start : start + block] if start % block == 0 else labels[:0]
             if why := _misfit(entry, rows.cpu(), block, eps):
                 place = f"attack {attack}, {part}, from row {start}"
-                raise CheckpointError(f"{self._ledger.path}: {place}: {why}")
+                raise CheckpointError(f"{self.path}: {place}: {why}")
         return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
 from tnn_robust.base.errors import InputError
+from tnn_robust.evaluation.certified_results import Certified
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.intervals import FEW
 
@@ -280,13 +281,15 @@ class AttackReport(Record):
     suite: its name where the attacks were one, each row then the worst case so
     far; checks: for gradient masking; seeds: all of them, the first being `seed`;
     standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
-    in files of version 0.1.0; examples: figures of each, where they were asked for.
+    in files of version 0.1.0; examples: figures of each, where they were asked for;
+    certified: the other side, where it is known; uncertified: in words why it is not, empty
+    where it was not asked for.
     """
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
     DERIVED = ("intervals",)
-    LATER = ("standing", "examples")
+    LATER = ("standing", "examples", "certified", "uncertified")
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -299,6 +302,8 @@ class AttackReport(Record):
     seeds: tuple[int, ...] = ()
     standing: str = ""
     examples: tuple[Example, ...] = ()
+    certified: Certified | None = None
+    uncertified: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
@@ -315,6 +320,16 @@ class AttackReport(Record):
                 fits = worst.correct <= one.correct
                 require(fits, f"a worst case of at most {row.name}'s {one.correct}", worst.correct)
         self._check_standing()
+        if self.certified is not None:
+            parts = self.certified.parts
+            require(
+                parts.keys() == self.worst_case.parts.keys(), "certificates of all parts", parts
+            )
+            for name, worst in self.worst_case.parts.items():
+                sure = parts[name]
+                require(sure.n == worst.n, f"certificates of {worst.n} examples", sure.n)
+                fallen = worst.n - worst.correct
+                require(sure.broken == fallen, f"{fallen} broken examples", sure.broken)
 
     def _check_standing(self) -> None:
         if not self.standing:
@@ -365,10 +380,20 @@ class AttackReport(Record):
             f"[{gap.risk_ci[0]:.4g}..{gap.risk_ci[1]:.4g}], accuracy "
             f"{100 * gap.accuracy:+.2f} points [{_percents(gap.accuracy_ci)}]",
         ]
+        if self.certified is not None:
+            lines.append(_sure(self.certified))
         if self.checks:
             done = "; ".join(warned) if warned else f"all {len(self.checks)} passed"
             lines.append(f"masking checks: {'WARNING, ' * bool(warned)}{done}")
         return "\n".join(lines)
+
+
+def _sure(found: Certified) -> str:
+    counts = (
+        f"{name} {100 * one.accuracy:.2f} % [{_percents(one.accuracy_ci)}], {one.unknown} unknown"
+        for name, one in found.parts.items()
+    )
+    return f"certified ({found.method}): {'; '.join(counts)}"
 
 
 def no_gap(dataset: dict[str, Any]) -> str:

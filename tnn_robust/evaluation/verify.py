@@ -18,7 +18,7 @@ from tnn_robust.base.reading import reading
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.agp import NO_WORK, Attacked
-from tnn_robust.evaluation.attack_part import Target
+from tnn_robust.evaluation.attack_part import Target, leaves_out
 from tnn_robust.evaluation.differences import of_points, of_reports, resampled_alike
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.examples import attacked_examples
@@ -135,9 +135,9 @@ def _checked(subject: Subject, dataset: Dataset, recorded: PointsFile, selection
         f"Examples, each once and with the data's labels: {selection}.",
         f"Every point lies in box and ball around its clean example. {suite}Settings, "
         f"predictions, counts, risks, gaps and {intervals}{examples} are the report's.",
-        "Not checked: seconds, passes, vanished gradients, masking checks, notes and versions, of "
-        "which points say nothing; nor whether the attacks named found these points, which any "
-        "other point of the ball could replace.",
+        "Not checked: seconds, passes, vanished gradients, masking checks, certificates, notes and "
+        "versions, of which points say nothing; nor whether the attacks named found these points, "
+        "which any other point of the ball could replace.",
         "The digest shows that the file is whole, not who wrote it: it has no secret. What is "
         "proven is that these points do this to this network, not that stronger ones do not.",
     ]
@@ -156,7 +156,8 @@ def _attacked(
         found = recompute(subject, dataset, attack, part, points)
         met = torch.ones_like(found.correct) if before is None else getattr(before, part).correct
         broken = met & found.clean_correct & ~found.correct
-        work = NO_WORK._replace(attacked=int(met.sum()), broken=int(broken.sum()))
+        spared = 0 if before is None else _left_out(recorded.report, attack, part)
+        work = NO_WORK._replace(attacked=int(met.sum()) - spared, broken=int(broken.sum()))
         results[part] = Result(found, points.x_adv, work)
     return attacked(attack, results, recorded.report.attacks[number].seconds)
 
@@ -171,6 +172,13 @@ def _of_suite(subject: Subject, recorded: PointsFile) -> list[str]:
     if tuple(recorded.attacks) in (needed, stopping):
         return []
     return [f"the attacks are not those of suite {suite}, as this version has it"]
+
+
+def _left_out(report: AttackReport, attack: Attack, part: str) -> int:
+    """How many certified examples the report says that this later attack did not meet."""
+    if report.certified is None or not leaves_out(attack):
+        return 0
+    return report.certified.parts[part].examples_left_out
 
 
 def _examples(
