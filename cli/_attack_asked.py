@@ -41,6 +41,7 @@ class Asked:
     device: str
     data_dir: str | None
     download: bool
+    certify: bool | None = None
     resume: bool = False
     overwrite: bool = False
     compare: bool = False
@@ -64,7 +65,7 @@ class Asked:
         return "curve" if self.ranged else "report"
 
     @property
-    def files(self) -> dict[Path, tuple[str, ...]]:
+    def files(self) -> list[tuple[Path, tuple[str, ...]]]:
         """All that is to be written, and which of this command's results each may replace."""
         kinds = (
             (_JSON[self.mode], *_JSON.values()),
@@ -73,7 +74,7 @@ class Asked:
             (FIGURE,),
         )
         files = (self.json_file, self.save_adv, self.examples, self.figure)
-        return {file: kind for file, kind in zip(files, kinds, strict=True) if file is not None}
+        return [(file, kind) for file, kind in zip(files, kinds, strict=True) if file is not None]
 
     def load(self, network: Network | None = None) -> "tuple[Subject, Dataset]":
         """The network, by default the only one, with its data."""
@@ -131,6 +132,7 @@ _OF = {
     "stacked": ("compare",),
     "figure": ("curve",),
     "suite": ("report", "compare"),
+    "certify": ("report", "compare", "curve", "minimal"),
     "fail_under": ("report",),
     "fail_on_warn": ("report",),
 }

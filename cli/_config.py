@@ -10,6 +10,7 @@ import click
 from tnn_robust.base.errors import CheckpointError, InputError, unknown_choice
 
 BEGIN = "# options of tnn-robust\n"
+_TYPED = ("model", "insecure-cluster")  # no file names code to run
 _NOT_SAVED = ("config", "save_config", "help", "version")
 
 
@@ -40,6 +41,8 @@ def _defaults(command: click.Command, path: Path, table: dict[str, Any]) -> dict
     found = {}
     for key, value in table.items():
         plain = key.replace("_", "-")
+        if plain in _TYPED:
+            raise InputError(f"{path}: {plain} lets code run: it is typed, never read from a file")
         if plain not in known:
             said = unknown_choice("option", key, known)
             raise InputError(f"{path}: {said}")
@@ -50,7 +53,7 @@ def _defaults(command: click.Command, path: Path, table: dict[str, Any]) -> dict
 
 def _keys(parameter: click.Parameter) -> list[str]:
     """What a file may call it: as it is typed, without dashes."""
-    if str(parameter.name) in _NOT_SAVED:
+    if str(parameter.name) in _NOT_SAVED or parameter.opts[0].lstrip("-") in _TYPED:
         return []
     if isinstance(parameter, click.Argument):
         return [str(parameter.name)]
@@ -86,11 +89,16 @@ def save_config(ctx: click.Context, path: Path, typed: dict[str, Any]) -> None:
                 lines.append(f"{key} = {_text(given[str(parameter.name)])}\n")
     try:
         require_writable(path)
-        if path.exists() and not path.read_bytes().startswith(BEGIN.encode()):
+        if path.exists() and not _begins_so(path):
             raise InputError(f"{path} exists and holds no options: choose another file")
         write_bytes(path, "".join(lines).encode())
     except InputError as error:
         raise click.UsageError(str(error), ctx) from error
+
+
+def _begins_so(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(BEGIN)) == BEGIN.encode()
 
 
 def _text(value: Any) -> str:

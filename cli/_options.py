@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import click
 import cloup
 from tnn_robust_cli._config import read_config, save_config
+from tnn_robust_cli._paths import RESULT
 
 from tnn_robust import __version__
 from tnn_robust.attacks.choice import AttackChoice
@@ -61,7 +62,7 @@ class Command(cloup.Command):
         except click.UsageError as error:
             hint = f"see {ctx.info_name} --help"
             text = shown(f"Error: {' '.join(error.format_message().split())}", LONGEST_LINE - 40)
-            _complain(f"{text} ({hint})")
+            complain(f"{text} ({hint})")
             ctx.exit(2)
 
     def _raw(self, ctx: click.Context, args: list[str]) -> dict[str, Any]:
@@ -81,10 +82,10 @@ class Command(cloup.Command):
                 return found
         except TnnError as error:
             option = _option_of(ctx.command, getattr(error, "field", None))
-            _complain(f"Error: {error}{option}", everywhere=error.everywhere)
+            complain(f"Error: {error}{option}", everywhere=error.everywhere)
             ctx.exit(2)
         except KeyboardInterrupt:
-            _complain("Interrupted.")
+            complain("Interrupted.")
             ctx.exit(128 + ending[0] if ending else INTERRUPTED)
         except SystemExit as error:
             if ending and error.code == INTERRUPTED:
@@ -94,14 +95,14 @@ class Command(cloup.Command):
             _discard_output()
             ctx.exit(PIPE_CLOSED)
         except MemoryError:
-            _complain("Error: there is not enough memory for this")
+            complain("Error: there is not enough memory for this")
             ctx.exit(2)
         except OSError as error:
             if error.filename is not None:  # of a place that the user named
-                _complain(f"Error: cannot use {error.filename}: {error.strerror}")
+                complain(f"Error: cannot use {error.filename}: {error.strerror}")
                 ctx.exit(2)
             _discard_output()
-            _complain(f"Error: cannot write to standard output: {error.strerror}")
+            complain(f"Error: cannot write to standard output: {error.strerror}")
             ctx.exit(2)
 
 
@@ -209,7 +210,7 @@ def _first() -> bool:
         return True
 
 
-def _complain(text: str, *, everywhere: bool = True) -> None:
+def complain(text: str, *, everywhere: bool = True) -> None:
     """Say why the command ends; of what all processes would say, the first says it."""
     if _first() or not everywhere:
         click.echo(shown(text), err=True)
@@ -260,7 +261,7 @@ def configured(function: Callable) -> Callable:
         ),
         click.option(
             "--save-config",
-            type=OUT,
+            type=RESULT,
             expose_value=False,
             callback=_remember,
             help="Write the options given to a TOML file, for --config.",
@@ -370,7 +371,7 @@ SEEDS = _Parsed("S[,S...]", _seeds)
 json_option = click.option(
     "--json",
     "json_file",
-    type=OUT,
+    type=RESULT,
     help="Write the report there too; - is standard output, and all else then standard error.",
 )
 overwriting = click.option(

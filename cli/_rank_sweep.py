@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from tnn_robust_cli import _render
+from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _render, _results
 
 from tnn_robust.base.choices import FIGURE, RANK_TABLE
-from tnn_robust.base.files import require_result_file
 from tnn_robust.compression.original import CompressRequest
-from tnn_robust.compression.rank_sweep import make_sizes, rank_sweep
+from tnn_robust.compression.rank_sweep import FILE_NAME, make_sizes, rank_sweep
 from tnn_robust.reporting.figures import require_figure
 from tnn_robust.reporting.rank_sweep import sweep_figure, sweep_notes, sweep_tables, write_csv
 
@@ -32,14 +32,18 @@ def sweep_sizes(
     sizes = make_sizes(text, **asked)
     if figure is not None:
         require_figure(figure)
-    kinds = {"sweep-report": json_file, RANK_TABLE: csv_file, FIGURE: figure}
-    for kind, path in kinds.items():
-        if path is not None:
-            require_result_file(path, kind, overwrite=request.overwrite)
-    report = _render.follow(rank_sweep(request, sizes, parents=parents, resume=resume))
-    if csv_file is not None:
-        write_csv(report, csv_file)
-    if figure is not None:
-        sweep_figure(report, figure)
-    lines = [*sweep_notes(report), f"Networks and rows in {request.out}."]
-    _render.deliver(report.to_json(), json_file, sweep_tables(report), lines)
+    asked_files = (
+        (json_file, ("sweep-report", "compression-report")),
+        (csv_file, (RANK_TABLE,)),
+        (figure, (FIGURE,)),
+    )
+    files = [(path, kinds) for path, kinds in asked_files if path is not None]
+    with _results.writing(files, overwrite=request.overwrite, out=request.out):
+        with shared.going_on(request.out, "rows that are finished"):
+            report = _render.follow(rank_sweep(request, sizes, parents=parents, resume=resume))
+        if csv_file is not None:
+            write_csv(report, csv_file)
+        if figure is not None:
+            sweep_figure(report, figure)
+        lines = [*sweep_notes(report), _results.saved(request.out, FILE_NAME)]
+        _render.deliver(report.to_json(), json_file, sweep_tables(report), lines)

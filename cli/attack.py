@@ -6,7 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _attack_asked as asked_of
 from tnn_robust_cli import _options as shared
-from tnn_robust_cli import _subjects
+from tnn_robust_cli import _results, _subjects
 
 from tnn_robust.base import choices
 
@@ -25,15 +25,16 @@ _REPORT = shared.heading(
         "report, standard is for publication.",
     ),
     click.option("--checks/--no-checks", default=True, help="For gradient masking."),
-    click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
-    click.option("--examples", type=shared.OUT, help="Figures per example: a .csv or .jsonl."),
-    click.option("--save-adv", type=shared.OUT, help="Write the adversarial examples there."),
     click.option(
-        "--json",
-        "json_file",
-        type=shared.OUT,
-        help="Write the report there too; - is standard output.",
+        "--certify/--no-certify",
+        default=None,
+        help="Also certify, by CROWN, what nothing can break. By default where that takes at most "
+        "a tenth of the attacks' multiplications, by CROWN or the looser CROWN-IBP.",
     ),
+    click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
+    click.option("--examples", type=shared.RESULT, help="Figures per example: a .csv or .jsonl."),
+    click.option("--save-adv", type=shared.RESULT, help="Write the adversarial examples there."),
+    shared.json_option,
     shared.overwriting,
 )
 _GATE = shared.heading(
@@ -56,7 +57,7 @@ _COMPARE = shared.heading(
 _CURVE = shared.heading(
     "Curve",
     click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn."),
-    click.option("--figure", type=shared.OUT, help="Of the curve: a .png, .svg or .pdf file."),
+    click.option("--figure", type=shared.RESULT, help="Of the curve: a .png, .svg or .pdf file."),
 )
 _MINIMAL = shared.heading(
     "Smallest perturbations",
@@ -89,6 +90,7 @@ def main(
     seeds: tuple[int, ...],
     suite: str | None,
     checks: bool,
+    certify: bool | None,
     n: int | None,
     batch_size: int,
     device: str,
@@ -115,6 +117,7 @@ def main(
         n=n,
         batch_size=batch_size,
         checks=checks,
+        certify=certify,
         device=device,
         data_dir=data_dir,
         download=download,
@@ -135,12 +138,8 @@ def main(
     asked_of.check(asked)
     if asked.mode in ("verify", "curve", "minimal") or stacked:
         shared.refuse_processes("--stacked" if stacked else f"--{asked.mode}")
-
-    from tnn_robust.base.files import require_result_file
-
-    for path, kinds in asked.files.items():
-        require_result_file(path, *kinds, overwrite=asked.overwrite)
-    _RUN[asked.mode](asked)
+    with _results.writing(asked.files, overwrite=asked.overwrite):
+        _RUN[asked.mode](asked)
 
 
 def _report(asked: asked_of.Asked) -> None:

@@ -22,6 +22,7 @@ def compare(asked: Asked) -> None:
             n=asked.n,
             batch_size=asked.batch_size,
             checks=asked.checks,
+            certify=asked.certify,
         )
         with _render.progress_bar() as bar:
             found = drain(steps, bar.tell)

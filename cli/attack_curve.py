@@ -8,6 +8,7 @@ from tnn_robust_cli._attack_asked import Asked
 
 from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.evaluation.curve import curve_steps
+from tnn_robust.reporting.certified import curve_notes
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
 from tnn_robust.reporting.tables import data_notes, network_notes
 
@@ -27,6 +28,7 @@ def curve(asked: Asked) -> None:
         seed=asked.seeds[0],
         journal=True,
         resume=asked.resume,
+        certify=asked.certify,
     )
     with shared.going_on(subject.folder, "what is finished"):
         swept = _render.follow(steps)
@@ -37,6 +39,6 @@ def curve(asked: Asked) -> None:
     finally:  # what cannot be written must not cost the rest
         _render.deliver(found.to_json(), asked.json_file, [curve_table(found)], [])
     _render.show_chart(curve_lines(found, ascii_only=not _render.encodable("█▒│")))
-    notes = [*network_notes(found.model), *data_notes(found.dataset)]
+    notes = [*network_notes(found.model), *data_notes(found.dataset), *curve_notes(found)]
     _render.show_lines(["", *notes, f"The curve: {found.verdict}."])
     swept.finish()

@@ -27,6 +27,7 @@ def run(asked: Asked) -> None:
             n=asked.n,
             batch_size=asked.batch_size,
             checks=asked.checks,
+            certify=asked.certify,
             keep_points=asked.save_adv is not None,
             journal=True,
             resume=asked.resume,

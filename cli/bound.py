@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _results
 
 from tnn_robust.base.choices import FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
@@ -22,10 +23,8 @@ from tnn_robust.base.errors import InputError
 @shared.attacking
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
-@click.option("--figure", type=shared.OUT, help="Of the trajectory: a .png, .svg or .pdf file.")
-@click.option(
-    "--json", "json_file", type=shared.OUT, help="Write the report there too; - is standard output."
-)
+@click.option("--figure", type=shared.RESULT, help="Of the trajectory: a .png, .svg or .pdf file.")
+@shared.json_option
 @shared.overwriting
 def main(
     json_file: Path | None,
@@ -50,37 +49,36 @@ def main(
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_result_file
     from tnn_robust.evaluation.bounds import EXAMPLES, attacks_for_bounds, bound_steps
     from tnn_robust.evaluation.subject import load_subject
     from tnn_robust.reporting.bounds import bound_notes, bound_tables
 
-    if json_file is not None:
-        require_result_file(json_file, "bound-report", "trajectory", overwrite=overwrite)
-    place = {name: given.pop(name) for name in ("device", "data_dir", "download")}
-    subject, dataset = load_subject(given.pop("run"), **place)
-    attacks = attacks_for_bounds(choice, subject.trained)
-    given["n"] = given["n"] or EXAMPLES
-    report = _render.follow(bound_steps(subject, dataset, attacks, **given))
-    _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
+    files = [] if json_file is None else [(json_file, ("bound-report", "trajectory"))]
+    with _results.writing(files, overwrite=overwrite):
+        place = {name: given.pop(name) for name in ("device", "data_dir", "download")}
+        subject, dataset = load_subject(given.pop("run"), **place)
+        attacks = attacks_for_bounds(choice, subject.trained)
+        given["n"] = given["n"] or EXAMPLES
+        report = _render.follow(bound_steps(subject, dataset, attacks, **given))
+        _render.deliver(report.to_json(), json_file, bound_tables(report), bound_notes(report))
 
 
 def _trajectory(run: Path, figure: Path | None, json_file: Path | None, overwrite: bool) -> None:
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_result_file, write_json
+    from tnn_robust.base.files import write_json
     from tnn_robust.reporting.trajectory import trajectory_figure, trajectory_lines
     from tnn_robust.training.trajectory import read_trajectory
 
-    for path, kind in ((figure, FIGURE), (json_file, "trajectory")):
-        if path is not None:
-            require_result_file(path, kind, overwrite=overwrite)
-    records = read_trajectory(run)
-    if figure is not None:
-        trajectory_figure(records, figure)
-    if json_file is not None:
-        found = [record.to_json() for record in records]
-        write_json(json_file, {"kind": "trajectory", "records": found})
+    asked = ((figure, (FIGURE,)), (json_file, ("trajectory",)))
+    files = [(path, kinds) for path, kinds in asked if path is not None]
+    with _results.writing(files, overwrite=overwrite):
+        records = read_trajectory(run)
+        if figure is not None:
+            trajectory_figure(records, figure)
+        if json_file is not None:
+            found = [record.to_json() for record in records]
+            write_json(json_file, {"kind": "trajectory", "records": found})
     _render.show_chart(trajectory_lines(records, ascii_only=not _render.encodable("▁█")))
 
 

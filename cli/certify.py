@@ -20,13 +20,7 @@ _METHOD = shared.heading(
         help=f"{', '.join(choices.CERTIFY_METHODS)}, each at least as tight as the one before. "
         "The default gives CROWN the easy examples and optimises slopes for the others alone: "
         "nearly all that can be certified without a search, in a second or less an example. "
-        "smooth is randomised smoothing: l2 radii of a smoothed classifier, of any module.",
-    ),
-    click.option("--sigma", type=float, help="Of smooth: the noise's standard deviation."),
-    click.option(
-        "--samples",
-        type=click.IntRange(min=1),
-        help="Of smooth: noisy copies an example; 100000 if not given.",
+        "Or smooth: randomised smoothing, of any module in l2, for the smoothed classifier.",
     ),
     click.option(
         "--time-limit", type=float, default=60.0, help="Seconds an example, or a property."
@@ -36,6 +30,9 @@ _METHOD = shared.heading(
         default=True,
         help="Also attack every example: breaks what is not certified, and checks what is.",
     ),
+    click.option("--sigma", type=float, help="Of smooth: the noise, e.g. 0.25; must be given."),
+    click.option("--samples", type=int, default=100_000, help="Of smooth: draws an example."),
+    click.option("--alpha", type=float, default=0.001, help="Of smooth: chance of an error."),
 )
 _REPORT = shared.heading(
     "Report",
@@ -82,7 +79,7 @@ def main(
     from tnn_robust.base.files import require_result_file
 
     files = {
-        json_file: (_kind_of(given["method"], properties),),
+        json_file: ("certification-report", "property-report", "smoothed-report"),
         save_adv: ("certification-points",),
         examples: (choices.EXAMPLES,),
         figure: (choices.FIGURE,),
@@ -94,21 +91,15 @@ def main(
         _properties(given, properties, json_file)
         return
     _check_forms(examples, figure)
-    if given["method"] == choices.SMOOTH:
-        _smooth(given, resume, json_file, examples)
-        return
-    if noise := _typed("sigma", "samples"):
-        raise InputError(f"{', '.join(noise)}: only with --method smooth")
     settings = {name: given[name] for name in ("method", "time_limit", "attack")}
     settings |= {"resume": resume, "examples": examples is not None}
     to = {"json_file": json_file, "save_adv": save_adv, "examples": examples, "figure": figure}
-    _certify(given, settings, to)
-
-
-def _kind_of(method: str, properties: tuple[Path, ...]) -> str:
-    if properties:
-        return "property-report"
-    return "smoothed-report" if method == choices.SMOOTH else "certification-report"
+    if given["method"] == "smooth":
+        _smooth(given, settings, to)
+    elif given["sigma"] is not None:
+        raise InputError(f"sigma is of --method smooth, got {given['method']}", field="sigma")
+    else:
+        _certify(given, settings, to)
 
 
 def _typed(*names: str) -> list[str]:
@@ -165,10 +156,8 @@ def _certify(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path
     found.finish()
 
 
-def _smooth(
-    given: dict[str, Any], resume: bool, json_file: Path | None, examples: Path | None
-) -> None:
-    """Smooth, write what was asked for, and print."""
+def _smooth(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path | None]) -> None:
+    """The same by randomised smoothing, for the smoothed classifier."""
     from tnn_robust_cli import _render
 
     from tnn_robust.evaluation.smoothed import smoothed_steps
@@ -176,24 +165,25 @@ def _smooth(
     from tnn_robust.reporting.examples import write_examples
     from tnn_robust.reporting.smoothed import smoothed_notes, smoothed_tables
 
+    if given["sigma"] is None:
+        raise InputError("randomised smoothing needs a sigma such as 0.25", field="sigma")
     if typed := _typed("time_limit", "attack", "save_adv", "figure"):
         raise InputError(f"{', '.join(typed)}: not with --method smooth")
-    if given["sigma"] is None:
-        raise InputError("--method smooth needs --sigma, such as --sigma 0.25")
+    of_smooth = {name: given[name] for name in ("sigma", "samples", "alpha")}
+    kept = {name: settings[name] for name in ("resume", "examples")}
+    chosen = _subjects.chosen(given)
     subject, dataset = _subjects.load(given)
-    asked = {"sigma": given["sigma"], "resume": resume, "examples": examples is not None}
-    if given["samples"] is not None:
-        asked["samples"] = given["samples"]
-    threats, chosen = _subjects.threats(given, subject), _subjects.chosen(given)
-    steps = smoothed_steps(subject, dataset, threats, journal=True, **chosen, **asked)
-    with shared.going_on(subject.folder, "what is counted"):
+    threats = _subjects.threats({**given, "norm": given["norm"] or "l2"}, subject)
+    steps = smoothed_steps(subject, dataset, threats, journal=True, **of_smooth, **chosen, **kept)
+    with shared.going_on(subject.folder, "what is finished"):
         found = _render.follow(steps)
+    report = found.report
     try:
-        if examples is not None:
-            write_examples(examples, found.report.examples, SmoothedExample)
+        if to["examples"] is not None:
+            write_examples(to["examples"], report.examples, SmoothedExample)
     finally:  # what cannot be written must not cost the report too
-        tables, notes = smoothed_tables(found.report), smoothed_notes(found.report)
-        _render.deliver(found.report.to_json(), json_file, tables, notes)
+        notes = smoothed_notes(report)
+        _render.deliver(report.to_json(), to["json_file"], smoothed_tables(report), notes)
     found.finish()
 
 
@@ -208,8 +198,14 @@ def _properties(
 
     if len(given["runs"]) != 1:
         raise InputError("--vnnlib takes one ONNX network: tnn-certify net.onnx --vnnlib FILE")
-    others = [str(option.name) for option in click.get_current_context().command.params]
-    if typed := _typed(*(name for name in others if name not in _OF_PROPERTIES)):
+    context = click.get_current_context()
+    typed = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in _OF_PROPERTIES
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+    if typed:
         raise InputError(f"{', '.join(typed)}: a property says all of that itself")
     steps = property_steps(
         given["runs"][0], properties, time_limit=given["time_limit"], seed=given["seed"]

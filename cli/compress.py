@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _results
 
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
@@ -86,8 +87,10 @@ _SWEEP = shared.heading(
         help="Of --sweep: networks of as many parameters beside each.  [alone: all of these]",
     ),
     click.option("--resume", is_flag=True, help="Of --sweep: go on at the row it was on."),
-    click.option("--csv", "csv_file", type=shared.OUT, help="Of --sweep: the table, a line a row."),
-    click.option("--figure", type=shared.OUT, help="Of --sweep: a .png, .svg or .pdf file."),
+    click.option(
+        "--csv", "csv_file", type=shared.RESULT, help="Of --sweep: the table, a line a row."
+    ),
+    click.option("--figure", type=shared.RESULT, help="Of --sweep: a .png, .svg or .pdf file."),
 )
 
 
@@ -98,11 +101,9 @@ _SWEEP = shared.heading(
 @_TRAINING
 @shared.attacking
 @click.option("--seed", type=shared.SEED, default=0)
-@click.option("--out", type=shared.OUT, required=True, help="The new run directory.")
+@click.option("--out", type=shared.RESULT, required=True, help="The new run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@click.option(
-    "--json", "json_file", type=shared.OUT, help="Write the report there too; - is standard output."
-)
+@shared.json_option
 @_SWEEP
 def main(
     json_file: Path | None,
@@ -157,23 +158,22 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     """Compress, write what was asked for, and print. asked: the fields of a rule."""
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_result_file
     from tnn_robust.compression.compress_run import compress_run
     from tnn_robust.compression.rules import make_rule
+    from tnn_robust.models.checkpoint import FILE_NAME
     from tnn_robust.reporting.compression import compression_tables
 
     request = _request(given)
     without = not any(asked.values()) and (request.densify or request.dtype is not None)
     if not without:
         request = replace(request, rule=make_rule(**asked))
-    if json_file is not None:
-        require_result_file(
-            json_file, "compression-report", "sweep-report", overwrite=request.overwrite
-        )
-    report = _render.follow(compress_run(request))
-    lines = [report.note] if report.note else []
-    lines.append(f"Saved in {request.out}.")
-    _render.deliver(report.to_json(), json_file, compression_tables(report), lines)
+    kinds = ("compression-report", "sweep-report")
+    files = [] if json_file is None else [(json_file, kinds)]
+    with _results.writing(files, overwrite=request.overwrite, out=request.out):
+        report = _render.follow(compress_run(request))
+        lines = [report.note] if report.note else []
+        lines.append(_results.saved(request.out, FILE_NAME))
+        _render.deliver(report.to_json(), json_file, compression_tables(report), lines)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _results
 
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
@@ -17,15 +18,15 @@ POINTS = ".safetensors"
 
 @shared.command("tnn-report")
 @click.argument("files", nargs=-1, required=True, type=shared.OUT)
-@click.option("--html", type=shared.OUT, help="Write all reports as one page, e.g. report.html.")
-@click.option("--figure", type=shared.OUT, help="Draw one picture: a .png, .svg or .pdf file.")
+@click.option("--html", type=shared.RESULT, help="Write all reports as one page, e.g. report.html.")
+@click.option("--figure", type=shared.RESULT, help="Draw one picture: a .png, .svg or .pdf file.")
 @click.option(
     "--picture",
     metavar="NAME",
     help="Which picture --figure draws: accuracy, spectra, curve, sweep or gallery. "
     "Default: the report's first.",
 )
-@click.option("--card", type=shared.OUT, help="Write a model card in Markdown, e.g. card.md.")
+@click.option("--card", type=shared.RESULT, help="Write a model card in Markdown, e.g. card.md.")
 @click.option("--title", help="Of the page.  [default: the names of the files]")
 @click.option("--data-dir", metavar="DIR", help="Where the data of a gallery are.")
 @shared.overwriting
@@ -53,27 +54,23 @@ def main(
         raise InputError("--picture says what --figure draws: give a file to draw it in")
     from tnn_robust_cli import _render
 
-    from tnn_robust.base.files import require_result_file
     from tnn_robust.reporting.card import model_card
     from tnn_robust.reporting.html import write_page
     from tnn_robust.reporting.pictures import chosen_picture
 
-    for path, kind in ((html, choices.PAGE), (figure, choices.FIGURE), (card, choices.CARD)):
-        if path is not None:
-            require_result_file(path, kind, overwrite=overwrite)
-    sections = [_section(path, data_dir) for path in files]
-    written = []
-    if figure is not None:
-        chosen_picture([one for each in sections for one in each.pictures], picture).save(figure)
-        written.append(figure)
-    if card is not None:
-        model_card(card, sections)
-        written.append(card)
-    if html is not None:
-        write_page(html, sections, title or ", ".join(one.title for one in sections))
-        written.append(html)
-    if written:
-        _render.show_lines([f"Saved in {', '.join(map(str, written))}."])
+    asked = ((html, (choices.PAGE,)), (figure, (choices.FIGURE,)), (card, (choices.CARD,)))
+    wanted = [(path, kinds) for path, kinds in asked if path is not None]
+    with _results.writing(wanted, overwrite=overwrite):
+        sections = [_section(path, data_dir) for path in files]
+        pictures = [one for each in sections for one in each.pictures]
+        if figure is not None:
+            chosen_picture(pictures, picture).save(figure)
+        if card is not None:
+            model_card(card, sections)
+        if html is not None:
+            write_page(html, sections, title or ", ".join(one.title for one in sections))
+    if wanted:
+        _render.show_lines([f"Saved in {', '.join(str(path) for path, _ in wanted)}."])
         return
     for one in sections:
         _render.show_lines(["", *one.summary, ""])

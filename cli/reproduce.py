@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _results
 
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES
@@ -43,7 +44,7 @@ ENGINES = ("processes", "dask")
 @shared.scheduler
 @shared.device
 @shared.data_place
-@click.option("--out", type=shared.OUT, required=True, help="Directory of what is found.")
+@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
 def main(out: Path, **given: Any) -> None:
@@ -57,7 +58,7 @@ def main(out: Path, **given: Any) -> None:
 
     from tnn_robust_cli import _render
 
-    from tnn_robust.experiments.reproduce import reproduce_run
+    from tnn_robust.experiments.reproduce import RECORDS, reproduce_run
     from tnn_robust.experiments.verdicts import ratios, verdicts
     from tnn_robust.reporting.reproduction import (
         deliver,
@@ -70,7 +71,7 @@ def main(out: Path, **given: Any) -> None:
     found, compared = verdicts(records), ratios(records)
     deliver(out, records, found, compared)
     _render.show_tables([result_table(records)])
-    _render.show_lines([*verdict_lines(found, compared), f"Saved in {out}."])
+    _render.show_lines([*verdict_lines(found, compared), _results.saved(out, RECORDS)])
 
 
 def _request(out: Path, given: dict[str, Any]) -> "ReproduceRequest":

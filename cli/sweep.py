@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _results
 
 if TYPE_CHECKING:
     from tnn_robust.base.parallel import Failed
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @shared.command("tnn-sweep")
 @click.argument("spec", type=shared.OUT)
-@click.option("--out", type=shared.OUT, required=True, help="Directory of what is found.")
+@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
 @shared.scheduler
 @click.option(
     "--workers",
@@ -37,7 +38,7 @@ def main(spec: Path, out: Path, **given: Any) -> None:
     from tnn_robust.experiments.cluster import Cluster
     from tnn_robust.experiments.grid import read_spec
     from tnn_robust.experiments.grid_cell import Place
-    from tnn_robust.experiments.grid_run import GridRequest, read_cells
+    from tnn_robust.experiments.grid_run import HEADER, GridRequest, read_cells
     from tnn_robust.experiments.grid_summary import Summary
     from tnn_robust.reporting.grid import csv_lines, grid_figure, grid_notes, grid_tables
 
@@ -69,7 +70,7 @@ def main(spec: Path, out: Path, **given: Any) -> None:
         _render.show_lines(grid_notes(report))
     _render.show_lines(failures)
     done = f"{report.finished} of {report.cells} cells finished, {report.seconds:.0f} s of work"
-    _render.show_lines([f"{done}. Saved in {out}."])
+    _render.show_lines([f"{done}. {_results.saved(out, HEADER)}"])
     if report.finished < report.cells:
         raise SystemExit(1)
 

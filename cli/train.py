@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from tnn_robust_cli import _options as shared
+from tnn_robust_cli import _results
 
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
@@ -95,7 +96,7 @@ _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
     help="0:20 or 1,5: a network each, trained side by side, into OUT/seed-0, ...",
 )
 @shared.device
-@click.option("--out", type=shared.OUT, required=True, help="The run directory.")
+@click.option("--out", type=shared.RESULT, required=True, help="The run directory.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
 def main(out: Path, **given: Any) -> None:
@@ -129,13 +130,16 @@ def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
 def _flow(request: "TrainRequest") -> None:
     from tnn_robust_cli import _render
 
+    from tnn_robust.models.checkpoint import FILE_NAME
     from tnn_robust.training.flow import flow_steps, open_flow
+    from tnn_robust.training.run import STATE
 
     run, state = open_flow(request)
     with shared.going_on(request.out, "the last saved step"):
         _render.show_lines(_start_lines(run, None, request.track))
         last = _render.follow(flow_steps(run, state))
-    _render.show_lines([*_flow_lines(last, request), f"Saved in {request.out}."])
+    done = _results.saved(request.out, FILE_NAME, STATE)
+    _render.show_lines([*_flow_lines(last, request), done])
 
 
 def _flow_lines(last: "FlowRecord | None", request: "TrainRequest") -> list[str]:
@@ -161,7 +165,8 @@ def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
     from tnn_robust_cli import _render
 
     from tnn_robust.base.team import joined
-    from tnn_robust.training.run import open_run, train_steps
+    from tnn_robust.models.checkpoint import FILE_NAME
+    from tnn_robust.training.run import STATE, open_run, train_steps
     from tnn_robust.training.seeds import open_seeds, train_seeds
 
     with shared.going_on(request.out, "the last whole epoch"), joined() as team:
@@ -180,7 +185,9 @@ def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
         del steps
     epochs = getattr(request.settings, "epochs", 0)
     last = found[-1].text(epochs) if found else "Nothing left to train."
-    _render.show_lines([last, f"Saved in {request.out}."])
+    folders = [""] if seeds is None else [f"seed-{seed}/" for seed in seeds]
+    names = [folder + name for folder in folders for name in (FILE_NAME, STATE)]
+    _render.show_lines([last, _results.saved(request.out, *names)])
 
 
 def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:

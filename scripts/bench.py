@@ -6,22 +6,25 @@ Prints a table and writes bench.json. Both sides run in turn in one process, so
 that a machine that slows down slows both; times are medians. The peak is that of
 one large product, measured beside every case. Last come the start-up times.
 
-    python scripts/bench.py [--quick | --smoke] [--cpu-time]
+    python scripts/bench.py [--quick | --smoke | --memory] [--cpu-time]
 
 --smoke takes tiny networks, to see that the script runs; --cpu-time counts the
 process's CPU time instead of the clock's: for one thread on a machine that
-others load.
+others load; --memory measures the memory of attacking 1000 of 200 000 examples,
+against that of attacking 1000 of 1000, and nothing else.
 """
 
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -267,11 +270,58 @@ def _startup(name: str, run: list[str], target: float) -> dict:
     return {"what": name, "seconds": seconds, "target": target, "reached": seconds <= target}
 
 
+MEMORY_TARGET = 1.1  # the peak of attacking 1000 of many examples to that of 1000 of 1000
+_PEAK = """
+import re, sys; import tnn_robust as tr
+data = tr.load_data(sys.argv[1])
+model = tr.TNN.for_data(data, layers=1, width=4, seed=0)
+report = tr.evaluate(model, data, tr.attacks.FGSM("linf", 0.1), n=1000, checks=False)
+assert report.worst_case.test.n == 1000
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+def memory() -> Iterator[dict]:
+    """The peak of a process that attacks 1000 examples of 28 x 28, out of many and of as many.
+
+    By Linux's VmHWM: ru_maxrss would count what this process holds when it starts the other.
+    """
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype, save in (
+            ("uint8", np.savez),
+            ("float32", np.savez),
+            ("float32", np.savez_compressed),
+        ):
+            peaks = {}
+            for n in (1000, 200_000):
+                x = generator.integers(0, 256, (n, 28, 28), np.uint8)
+                x = x if dtype == "uint8" else x / np.float32(255)
+                y, path = np.arange(n) % 10, f"{folder}/{n}.npz"
+                save(path, x_train=x[:1000], y_train=y[:1000], x_test=x, y_test=y)
+                ran = [sys.executable, "-c", _PEAK, f"npz:{path}"]
+                done = subprocess.run(ran, capture_output=True, check=True, text=True)
+                peaks[n] = int(done.stdout) / 1024
+            what = f"memory, {dtype}{', compressed' * (save is not np.savez)}"
+            ratio = peaks[200_000] / peaks[1000]
+            reached = ratio <= MEMORY_TARGET
+            print(
+                f"{what}: {peaks[1000]:.0f} MiB for 1000 of 1000, {peaks[200_000]:.0f} for 1000 of "
+                f"200 000 ({x.nbytes / 2**20:.0f} MiB), target {MEMORY_TARGET}: {verdict(reached)}",
+                flush=True,
+            )
+            yield {"what": what, "ratio": ratio, "target": MEMORY_TARGET, "reached": reached}
+
+
 def verdict(reached: bool) -> str:
     return "reached" if reached else "missed"
 
 
 def main() -> None:
+    if "--memory" in sys.argv[1:]:
+        for _ in memory():
+            pass
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {LAYERS} layers, dct")
     print("  what, (c, d, D, n): ms [quartiles], ms of its products alone, ratio, share of peak")
     found = []

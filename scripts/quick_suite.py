@@ -1,7 +1,7 @@
 """The quick suite against the standard one: robust accuracy and time, on freshly trained networks.
 
-TNN_DATA=FOLDER python scripts/quick_suite.py [N]: a table in Markdown, row by row; N test
-examples of each network (200 by default).
+TNN_DATA=FOLDER python scripts/quick_suite.py [N [DATA ...]]: a table in Markdown, row by row; N
+test examples of each network (200 by default); of these data sets alone, where some are named.
 
 Targets: quick leaves at most TARGET points (or one example) more than standard, and takes at
 most a quarter of its time. Seconds are of the attacks on the test examples alone.
@@ -60,11 +60,13 @@ def attacked(model: torch.nn.Module, data: Dataset, suite: str, threat: Threat, 
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    n, named = int(sys.argv[1]) if len(sys.argv) > 1 else 200, sys.argv[2:]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {n} test examples\n")
     print("| data | trained | attacked | quick | standard | quick, s | standard, s | share | |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, classes, threat, robustly in CASES:
+        if named and name not in named:
+            continue
         data = tr.load_data(name, classes=classes, n_train=None if name == "digits" else 1500)
         model = trained(data, threat, robustly)
         quick, count, fast = attacked(model, data, "quick", threat, n)

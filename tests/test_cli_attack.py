@@ -17,7 +17,8 @@ from tnn_robust.models.checkpoint import load_checkpoint
 
 PARTS = ("train", "test")
 KEYS = {"schema", "kind", "model", "dataset", "seed", "versions", "attacks", "worst_case"}
-KEYS |= {"suite", "checks", "seeds", "standing", "examples"}
+KEYS |= {"suite", "checks", "seeds", "standing", "examples", "intervals"}
+KEYS |= {"certified", "uncertified"}
 ROW = {"name", "norm", "eps", "eps_value", "settings", "train", "test", "agp"}
 ROW |= {"robustness_drop", "max_perturbation", "seconds", "behind", "behind_ci", "over_seeds"}
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
@@ -200,7 +201,7 @@ def test_verify_recomputes_the_report(attacked, tmp_path):
     assert "Verified" in printed and printed.splitlines()[:5] == attacked.printed.splitlines()[:5]
     # The work of an attack cannot be seen from its points.
     left_out = ("vanished", "risk", "risk_ci", "clean_risk")
-    left_out += ("attacked", "broken", "forwards", "backwards")
+    left_out += ("attacked", "broken", "forwards", "backwards", "certified", "uncertified")
     again = load_json(tmp_path / "again.json")
     assert without(again, *left_out) == without(attacked.report, *left_out)
     for old, new in zip(attacked.report["attacks"], again["attacks"], strict=True):
@@ -230,7 +231,9 @@ def forge(source: Path, target: Path, change) -> Path:
 
 def test_verify_believes_points_not_figures(attacked, tmp_path):
     def beautify(tensors, header):
-        header["report"]["attacks"][1]["test"]["correct"] += 1
+        row = header["report"]["attacks"][1]
+        row["test"]["correct"] += 1
+        row["agp"]["accuracy"] -= 1 / row["test"]["n"]
 
     def leave_the_ball(tensors, header):
         x = original(attacked, 1, "test")

@@ -19,10 +19,12 @@ import tnn_robust as tr
 from tnn_robust.attacks.points import frozen
 from tnn_robust.base.files import read_tensors
 from tnn_robust.base.losses import margin
+from tnn_robust.base.progress import drain
 from tnn_robust.certification import certify as certify_module
 from tnn_robust.certification.results import BROKEN
 from tnn_robust.evaluation import certificates as certificates_module
-from tnn_robust.evaluation.subject import load_subject
+from tnn_robust.evaluation import smoothed
+from tnn_robust.evaluation.subject import live_subject, load_subject
 
 
 @pytest.fixture
@@ -230,3 +232,55 @@ def test_a_time_limit_is_overrun_by_less_than_a_second_an_example(run):
         subject.model, part, tr.Threat("linf", 0.1), method="complete", time_limit=1.0
     )
     assert found.n == 6 and time.process_time() - started < 6 * 2.0
+
+
+# --- Randomised smoothing --------------------------------------------------------------------
+
+
+def test_smoothing_any_module_resumes_to_the_same_report(tmp_path, monkeypatch):
+    data, calls = tr.load_data("digits"), []
+    subject = live_subject(foreign_models.mlp(), data, None).kept_in(tmp_path)
+    asked = {
+        "sigma": 0.1,
+        "samples": 100,
+        "alpha": 0.01,
+        "first": 6,
+        "journal": True,
+        "examples": True,
+    }
+    threats = [tr.Threat("l2", 0.05), tr.Threat("l2", 0.1)]
+    whole = drain(smoothed.smoothed_steps(subject, data, threats, **asked))
+    whole.finish()
+    add = smoothed.SmoothedJournal.add
+
+    def stop(journal, found):
+        add(journal, found)
+        calls.append(found)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(smoothed.SmoothedJournal, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        drain(smoothed.smoothed_steps(subject, data, threats, **asked))
+    again = drain(smoothed.smoothed_steps(subject, data, threats, resume=True, **asked))
+    same, other = (without(one.report.to_json(), "seconds") for one in (whole, again))
+    assert same == other and len(calls) == 2
+    assert [row.certified for row in again.report.rows] == sorted(
+        (row.certified for row in again.report.rows), reverse=True
+    )
+    again.finish()
+    assert not list(tmp_path.glob("*.progress.jsonl"))
+
+
+def test_smoothing_from_the_command(digits_run, tmp_path):
+    run, file = own_copy(digits_run, tmp_path / "run"), tmp_path / "s.json"
+    asked = ("--method", "smooth", "--eps", "0.05,0.2", "--first", 3, "--samples", 100)
+    printed = succeeded(run_cli("certify", run, *asked, "--sigma", "0.1", "--json", file))
+    report = tr.load_report(file)
+    assert "of the smoothed classifier" in " ".join(printed.split()) and report.n == 3
+    assert max(map(len, printed.splitlines())) <= 80
+    refused(run_cli("certify", run, *asked), "needs a sigma", "(--sigma)")
+    refused(
+        run_cli("certify", run, "--eps", "0.1", "--sigma", "0.1"), "sigma is of --method smooth"
+    )
+    refused(run_cli("certify", run, *asked, "--sigma", "0.1", "--norm", "linf"), "l2")

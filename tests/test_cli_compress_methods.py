@@ -44,9 +44,9 @@ def test_each_method_keeps_its_promise(case, digits_run, tmp_path):
             assert all(a <= b for a, b in zip(layer.multi_rank, weights.multi_rank, strict=True))
             assert (layer.dropped_norm > 0) and layer.bound > 0
     total = sum(layer.bound for layer in report.layers_after)
-    assert report.certificate.bound >= total * (1 - 1e-9) > 0
-    assert report.certificate.n == 100 >= report.certificate.certified
-    assert f"{report.certificate.certified}/100" in printed
+    assert report.decisions.bound >= total * (1 - 1e-9) > 0
+    assert report.decisions.n == 100 >= report.decisions.kept
+    assert f"{report.decisions.kept}/100" in printed
     assert loaded.header.compression["rule"] == report.rule
     # Attacking what was stored finds what the report says of it.
     few = ("--n", 100, "--attack", "fgsm", "--attack", "pgd", "--steps", 5)
@@ -78,20 +78,20 @@ def test_densify_gives_the_dense_checkpoint_back(digits_run, tmp_path):
     assert dense.parameter_count == load_checkpoint(digits_run).model.parameter_count
     x = torch.rand(5, 8, 8)
     torch.testing.assert_close(dense(x), small(x), rtol=1e-4, atol=1e-5)
-    assert found["certificate"]["certified"] > 90
+    assert found["decisions"]["kept"] > 90
     stored, _ = compress(digits_run, tmp_path / "half", "--dtype", "bf16")
     assert stored["rule"] == "bf16" and stored["after"]["bytes"] < 0.65 * stored["before"]["bytes"]
-    # Nothing was truncated, but rounding is a change that the certificate sees.
+    # Nothing was truncated, but rounding is a change that the bound sees.
     assert [layer["dropped_norm"] for layer in stored["layers_after"]] == [0, 0]
     assert all(layer["bound"] > 0 for layer in stored["layers_after"])
 
 
 def test_two_classes(binary_run, tmp_path):
     found, _ = compress(binary_run, tmp_path / "out", "--method", "sensitivity", "--params", 0.7)
-    assert found["certificate"]["n"] > 0 and found["certificate"]["bound"] > 0
+    assert found["decisions"]["n"] > 0 and found["decisions"]["bound"] > 0
     full, _ = compress(binary_run, tmp_path / "full", "--energy", 1)
-    assert full["certificate"]["certified"] == full["certificate"]["n"]
-    assert full["certificate"]["bound"] == 0
+    assert full["decisions"]["kept"] == full["decisions"]["n"]
+    assert full["decisions"]["bound"] == 0
 
 
 REFUSED = {

@@ -15,7 +15,13 @@ import pytest
 from click.testing import CliRunner
 from tnn_robust_cli import _render
 
-from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.compression.results import (
+    CompressionReport,
+    KeptDecisions,
+    LayerRecord,
+    ModelSummary,
+)
+from tnn_robust.evaluation.certified_results import Certified, CertifiedPart
 from tnn_robust.evaluation.results import AttackReport, AttackRow, Gap, PartResult
 from tnn_robust.reporting.bounds import bound_notes, bound_tables
 from tnn_robust.reporting.compression import compression_tables
@@ -58,8 +64,14 @@ def row(name: str, norm: str, eps: str, settings: dict, train: PartResult, test:
     return AttackRow(name, norm, eps, 0.0784314, settings, train, test, gap, 0.0784314, 12.345)
 
 
-def report(*rows: AttackRow) -> AttackReport:
-    return AttackReport({}, {}, 0, {}, rows[:-1], rows[-1])
+def report(*rows: AttackRow, **sides: Certified) -> AttackReport:
+    return AttackReport({}, {}, 0, {}, rows[:-1], rows[-1], **sides)
+
+
+def sure(n: int, count: int, broken: int, risk: float | None, left_out: int) -> CertifiedPart:
+    share = count / n
+    interval = (max(0.0, share - 0.0123), min(1.0, share + 0.0123))
+    return CertifiedPart(n, count, broken, interval, risk, left_out, 7 * left_out)
 
 
 TYPICAL = report(
@@ -69,6 +81,8 @@ TYPICAL = report(
         part(2038, 2010, 1894, 0.0345, 0.2044, vanished=7)),
     row("worst case", "linf", "20/255", {"attacks": ["fgsm", "pgd"]},
         part(2000, 1996, 1909, 0.0123, 0.1244), part(2038, 2010, 1893, 0.0345, 0.2045)),
+    certified=Certified("crown", ("linf eps 20/255",), sure(2000, 1834, 91, 0.1812, 1834),
+        sure(2038, 1789, 145, 0.2987, 1789), (-0.0118, 0.0767), (0.0233, 0.1743)),
 )  # fmt: skip
 # The longest of everything: names, norms, sizes, losses of a network that diverges.
 EXTREME = report(
@@ -80,6 +94,8 @@ EXTREME = report(
         part(60000, 60000, 0, 12345.6, 1234567.8), part(10000, 10000, 0, 23456.7, 2345678.9)),
     row("worst case", "spectral+linf", "spectral 128/255, linf 0.123457", {},
         part(60000, 60000, 0, 12345.6, 1234567.8), part(10000, 10000, 0, 23456.7, 2345678.9)),
+    certified=Certified("alpha-crown", ("spectral eps 128/255", "linf eps 0.123457"),
+        sure(60000, 0, 60000, 1.2345678e33, 0), sure(10000, 0, 10000, None, 0), (0.0, 0.0), None),
 )  # fmt: skip
 
 
@@ -109,8 +125,8 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
         sides[side] = ModelSummary(
             count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst
         )
-    certificate = Certificate(28.0, 246.8 * rank, 1234, 2038)
-    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, certificate=certificate)
+    decisions = KeptDecisions(28.0, 246.8 * rank, 1234, 2038)
+    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, decisions=decisions)
 
 
 def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None) -> BoundReport:

@@ -62,10 +62,10 @@ def test_interrupted_work_goes_on_to_the_same_report(run, tmp_path):
 
 
 REFUSED = {
-    "no sigma": (("--method", "smooth", "--norm", "l2"), "needs --sigma"),
+    "no sigma": (("--method", "smooth", "--norm", "l2"), "needs a sigma"),
     "norm": (("--method", "smooth", "--sigma", 0.25, "--norm", "linf"), "l2 balls of all"),
     "sigma": (("--method", "smooth", "--sigma", -1, "--norm", "l2"), "sigma needs a number above"),
-    "alone": (("--sigma", 0.25), "only with --method smooth"),
+    "alone": (("--sigma", 0.25), "sigma is of --method smooth"),
     "figure": ((*ASKED, "--figure", "a.svg"), "not with --method smooth"),
     "limit": ((*ASKED, "--time-limit", 3), "not with --method smooth"),
 }

@@ -9,7 +9,7 @@ from test_attacks_minimal import exact, examples, linear
 from tnn_robust.attacks.minimal import minimal, warm_pgd
 from tnn_robust.attacks.points import Perturbed
 from tnn_robust.attacks.registry import make_perturb, named_attack
-from tnn_robust.base.errors import AttackError, CheckpointError, InputError
+from tnn_robust.base.errors import AttackError, CertificateError, CheckpointError, InputError
 from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps
@@ -53,6 +53,11 @@ def sweep(model, x, y, sizes=SIZES, *, norm="linf", block=256, indices=None, **o
 def drawn(sizes, train, test, y_test, norm="linf", **options):
     options = {"settings": {"steps": 8}, "seed": 0, "risk_complete": False, **options}
     return curve_of(sizes, train, test, norm=norm, y_test=y_test, **options)
+
+
+def at(radii, sizes):
+    """(k, n) bool: what radii (n,) certify at each size."""
+    return torch.stack([radii > size for size in sizes])
 
 
 @pytest.fixture(scope="module", params=("digits_run", "binary_run"))
@@ -210,7 +215,7 @@ def test_the_curve_of_a_linear_model_is_its_closed_form(norm):
     found, _ = sweep(model, x, y, sizes, norm=norm)
     radii = certified_radii(model, x, y, norm)
     smallest = minimal(model, x, y, norm=norm, streams=Streams(0, torch.arange(60)))
-    drawn_curve = drawn(sizes, found, found, y, norm, certified=(radii, radii))
+    drawn_curve = drawn(sizes, found, found, y, norm, certified=(at(radii, sizes),) * 2)
     for size, outcomes, point in zip(sizes, found, drawn_curve.points, strict=True):
         near = (distances / size - 1).abs() < 0.01
         assert torch.equal((distances > size) | near, outcomes.correct | near)
@@ -227,7 +232,7 @@ def test_the_curve_of_a_trained_network_holds_its_parts_gap_and_certificate(trai
     half = len(x) // 2
     parts = [(x[:half], y[:half]), (x[half:], y[half:])]
     (train, _), (test, _) = (sweep(model, *part) for part in parts)
-    certified = tuple(certified_radii(model, *part, "linf") for part in parts)
+    certified = tuple(at(certified_radii(model, *part, "linf"), SIZES) for part in parts)
     found = drawn(SIZES, train, test, parts[1][1], certified=certified)
     assert [point.eps for point in found.points] == list(SIZES)
     for i, point in enumerate(found.points):
@@ -272,5 +277,5 @@ def test_a_certificate_that_an_attack_disproves_is_refused(trained):
     model, x, y = trained
     found, _ = sweep(model, x, y)
     wrong = torch.full((len(x),), 0.15, dtype=torch.float64)
-    with pytest.raises(AttackError, match="certificate of training example"):
-        drawn(SIZES, found, found, y, certified=(wrong, wrong))
+    with pytest.raises(CertificateError, match="certificate of training example"):
+        drawn(SIZES, found, found, y, certified=(at(wrong, SIZES),) * 2)

@@ -212,3 +212,12 @@ def test_a_report_says_where_few_examples_carry_the_risk():
             del row["agp"]["large"]  # as version 0.1.0 wrote it
         old = AttackReport.from_json(stored)
         assert not any("of a part" in line for line in attack_notes(old))
+
+
+def test_values_that_differ_by_rounding_alone_are_one() -> None:
+    rng = np.random.default_rng(0)
+    values = np.zeros(20)
+    values[3] = 0.01
+    exact = resample(values[None], 0).interval(0)
+    noisy = resample((values + 1e-10 * rng.standard_normal(20))[None], 0).interval(0)
+    assert noisy == pytest.approx(exact, abs=1e-6) and noisy[1] < 0.01

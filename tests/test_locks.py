@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,3 +196,90 @@ def test_a_request_to_end_is_as_ctrl_c(tmp_path: Path, number: int, code: int) -
     assert not (out / NAME).exists()
     done = load_checkpoint(out).header.training["epochs_done"]
     assert len(log.read_text().splitlines()) >= done
+
+
+# --- Single files --------------------------------------------------------------------------
+
+HOLD_FILE = """
+import sys, time
+from pathlib import Path
+from tnn_robust.base.locks import lock_file
+with lock_file(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_file_that_another_command_writes_is_refused_at_once(digits_run, tmp_path) -> None:
+    path = tmp_path / "deep" / "result.csv"
+    command = [sys.executable, "-c", HOLD_FILE, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        (tmp_path / "link.csv").symlink_to(path)
+        link = tmp_path / "link.csv"
+        for where in (("--json", path), ("--save-adv", path), ("--examples", link)):
+            result = run_cli("attack", digits_run, *ATTACK, *where)
+            said = [line for line in result.stderr.splitlines() if not line.startswith("Note")]
+            assert result.exit_code == 2 and len(said) == 1, result.stderr
+            assert f"{path} is being written by process {process.pid} on" in said[0]
+    finally:
+        kill(process)
+    succeeded(run_cli("attack", digits_run, *ATTACK, "--examples", path))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no lock of the dead
+
+
+def test_a_link_is_named_and_stays(digits_run, tmp_path) -> None:
+    link, real = tmp_path / "link.json", tmp_path / "real.json"
+    link.symlink_to(real)
+    result = run_cli("attack", digits_run, *ATTACK, "--json", link)
+    assert result.exit_code == 0 and f"Note: {link} is a link; what is written is {real}." in (
+        result.stderr
+    )
+    assert link.is_symlink() and json.loads(real.read_text())["kind"] == "attack-report"
+
+
+def test_one_file_for_two_results_is_refused(digits_run, binary_run, tmp_path) -> None:
+    both = ("--json", tmp_path / "x", "--save-adv", tmp_path / "." / "x")
+    refused(run_cli("attack", digits_run, *ATTACK, *both), "two results")
+    few = ("--rank", 2, "--attack", "fgsm", "--n", 9, "--out", tmp_path / "c", "--json")
+    refused(run_cli("compress", binary_run, *few, tmp_path / "c"), "two results")
+    checkpoint = tmp_path / "c" / "model.safetensors"
+    refused(run_cli("compress", binary_run, *few, checkpoint), "is of a run")
+    assert list(tmp_path.iterdir()) == []
+    succeeded(run_cli("compress", binary_run, *few, tmp_path / "c" / "report.json"))
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {"model.safetensors", "report.json"}
+
+
+@pytest.mark.parametrize("name", ["train", "compress"])
+def test_a_directory_removed_meanwhile_is_not_called_saved(name, binary_run, tmp_path) -> None:
+    from tnn_robust_cli import _render
+
+    out, follow = tmp_path / "run", _render.follow
+    commands = {
+        "train": (*TRAIN, "--out", out),
+        "compress": ("compress", binary_run, "--rank", 2, "--attack", "fgsm", "--out", out),
+    }
+
+    def removed(steps):
+        found = follow(steps)
+        shutil.rmtree(out)
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_render, "follow", removed)
+        result = run_cli(*commands[name])
+    assert result.exit_code == 2, result.stderr
+    assert "was removed while the command was at work" in result.stderr.splitlines()[-1]
+    assert "Saved" not in result.stdout
+
+
+def test_a_lock_is_not_taken_from_who_made_the_directory_anew(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = claim_directory(out, "training")
+    shutil.rmtree(out)
+    second = claim_directory(out, "training")
+    first.release()
+    assert (out / NAME).exists()
+    second.release()
+    assert not out.exists()

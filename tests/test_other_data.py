@@ -79,6 +79,9 @@ def test_the_report_names_both_data_sets_and_has_no_gap(place, tmp_path):
     with pytest.raises(tr.InputError, match="a training and a test part"):
         _ = again.agp
     assert "all figures agree" in words(succeeded(run_cli("attack", "--verify", points)))
+    page = tmp_path / "r.html"
+    succeeded(run_cli("report", points, "--html", page))
+    assert "there is no AGP" in page.read_text()
     named = ("--verify", points, "--dataset", f"npz:{place}/shifted.npz")
     refused(run_cli("attack", *named), "--dataset: --verify takes the data that its file names")
 

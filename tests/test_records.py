@@ -9,11 +9,17 @@ from test_evaluation import attacked, planted
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base.errors import CheckpointError
-from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.compression.results import (
+    CompressionReport,
+    KeptDecisions,
+    LayerRecord,
+    ModelSummary,
+)
 from tnn_robust.evaluation.agp import attack_rows
-from tnn_robust.evaluation.results import AttackReport, AttackRow, PartResult
+from tnn_robust.evaluation.results import AttackReport, AttackRow, PartResult, Spread
 from tnn_robust.evaluation.rows import make_report
 from tnn_robust.training.results import EpochRecord
+from tnn_robust.training.trajectory_results import FlowRecord
 
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
 ROW = {
@@ -29,6 +35,10 @@ ROW = {
     "max_perturbation",
     "seconds",
 }
+
+
+FLOW = FlowRecord(3, 0.1, 0.2, 0, 1, -2.0, 0.1, 9, 10, False, 4.0, "steps")
+EPOCH = EpochRecord(3, 0.1, 0.9, 0.8, 512, 12.5, 1.25)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +62,7 @@ def compression_report(row):
     after = ModelSummary(500, 2500, 9000, 5000, 0.125, 1.0, row)
     return CompressionReport(
         {"digest": "a"}, {"digest": "b"}, "rank 3", 2, (layer, layer), (layer,), before, after,
-        Certificate(3.5, 15.0, 3, 8),
+        KeptDecisions(3.5, 15.0, 3, 8),
     )  # fmt: skip
 
 
@@ -68,8 +78,50 @@ def test_round_trips(attack_report, compression_report, row):
 
 def test_records_differ_where_their_numbers_do(attack_report):
     other = attack_report.to_json()
-    other["attacks"][0]["test"]["correct"] += 1
+    other["attacks"][0]["seconds"] += 1
     assert AttackReport.from_json(other) != attack_report
+
+
+@pytest.mark.parametrize(
+    ("place", "figures", "said"),
+    [
+        (("test",), {"correct": 2}, "an AGP in accuracy of"),
+        (("test",), {"correct": 5}, "correct from 0 to n = 2"),
+        (("test",), {"n": 3}, "AGP in accuracy"),
+        (("agp",), {"risk": 9.0}, "an AGP in risk of"),
+        (("agp",), {"risk_ci": [2.0, 1.0]}, "risk_ci in order"),
+        ((), {"behind_ci": [1.0, -1.0]}, "behind_ci in order"),
+        ((), {"max_perturbation": -1.0}, "a norm of at least 0"),
+    ],
+)
+def test_a_report_that_contradicts_itself_is_refused(attack_report, place, figures, said):
+    other = attack_report.to_json()
+    row = other["attacks"][0]
+    for name in place:
+        row = row[name]
+    row |= figures
+    with pytest.raises(CheckpointError, match=said):
+        AttackReport.from_json(other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures"),
+    [
+        (FLOW, {"correct": 11}),
+        (FLOW, {"step": -1}),
+        (FLOW, {"step_size": 0.0}),
+        (FLOW, {"ended": "tired"}),
+        (EPOCH, {"robust_accuracy": 1.5}),
+        (EPOCH, {"monitor_n": 0}),
+        (Spread((0.5, 0.7), (0.4, 0.8)), {"ci": [0.8, 0.4]}),
+        (Spread((0.5, 0.7), (0.4, 0.8)), {"values": []}),
+    ],
+    ids=str,
+)
+def test_figures_that_cannot_be_are_refused(kind, figures):
+    assert through_json(kind) == kind
+    with pytest.raises(CheckpointError, match="needs"):
+        type(kind).from_json({**kind.to_json(), **figures})
 
 
 def test_rates_are_derived_and_not_read(row):

@@ -74,6 +74,19 @@ def test_a_ball_of_no_size_and_one_of_the_wrong_unit():
     assert "an eps in pixels of 0 to 255 is 8/255 here" in text(pixels)
 
 
+def test_a_curve_and_a_fast_report_say_what_their_figures_are_worth():
+    data, model = data_of(3), Sums(3)
+    for top, noted in ((1.0, False), (8.0, True)):
+        curve = tr.curve(model, data, eps=[0, top])
+        lines = [one for one in curve.model.get("notes", ()) if "reaches any point" in one]
+        assert len(lines) == noted and not any("eps 0" in one for one in lines)
+    for attack in (tr.attacks.FGSM("linf", 0.1), tr.attacks.FGM("l2", 0.1)):
+        fast = tr.evaluate(model, data, attack, checks=False)
+        assert "This is one attack, an optimistic figure: --suite standard settles it" in text(fast)
+    suite = tr.evaluate(model, data, suite="standard", threat=tr.Threat("linf", 0.2), checks=False)
+    assert "optimistic" not in text(suite)
+
+
 def test_a_part_without_a_class_is_refused_in_one_line():
     data = data_of(3)
     keep = data.test.y != 2

@@ -68,7 +68,7 @@ def test_a_row_is_the_single_compression_of_its_size(swept, digits_run, tmp_path
     # Behind the verdict, which transferred points are part of.
     apart = (*TIMELESS, "behind", "behind_ci")
     assert without(plain(row.adaptive), *apart) == without(after["worst_case"], *apart)
-    assert row.certified == whole["certificate"]["certified"]
+    assert row.kept == whole["decisions"]["kept"]
     first = report.rows[0]
     assert plain(first.summary) == without(whole["before"], *TIMELESS)
 
@@ -294,7 +294,7 @@ def test_parents_have_at_most_the_parameters_of_their_row(swept):
         matrix, pruned, trained = report.rows[place + 1 : place + 4]
         for parent in (matrix, pruned, trained):
             assert parent.summary.parameters <= like.summary.parameters
-            assert parent.certified is None and parent.transfer is not None
+            assert parent.kept is None and parent.transfer is not None
         assert pruned.summary.parameters == like.summary.parameters
         # A value and its place: 8 bytes a weight of the layers, 4 one of the head, and a header.
         head = 10 * 12 * 8

@@ -29,7 +29,8 @@ _MOST_TARGETS = 9
 _ROWS = {"cpu": 256, "cuda": 1 << 15}
 _DRAWS = 1 << 12  # restarts draw from here on, so that they are not PGD's random starts
 
-Unreachable = Callable[[Tensor, Tensor], Tensor]
+# (n, classes) bool of examples, given by their places (n,) in their part.
+Unreachable = Callable[[Tensor], Tensor]
 
 
 def apgd(
@@ -71,15 +72,15 @@ def apgd_targeted(
     restarts: int = 1,
     loss: Callable[[Tensor], Loss] | None = None,
     streams: Streams,
-    unreachable: Unreachable | None = None,
+    unreachable: Tensor | None = None,
 ) -> Perturbed:
     """Auto-PGD towards every other class in turn, at most nine, the likeliest at x first.
 
     loss: `targeted_margin` (the default) or `targeted_dlr`, made from a class
     for each example. With one score or two there is only one other class, and
     the result is that of `apgd` on the margin: `n_targets` is 0 there, so that
-    a caller who has run that can leave this out. unreachable(x, y) -> (n, classes) bool: the
-    classes that a certificate rules out in the ball of an example, which are not tried.
+    a caller who has run that can leave this out. unreachable: (n, classes) bool, the classes
+    that a certificate rules out in the ball of an example, which are not tried.
     """
     with torch.no_grad():
         scores = model(x)
@@ -89,7 +90,7 @@ def apgd_targeted(
         _climb_restarts(watch, margin_loss, ball, norm, eps, steps, range(restarts), streams)
         return watch.result()
     others = scores.scatter(1, y[:, None], -torch.inf).topk(count, dim=1).indices
-    reached = None if unreachable is None else ~unreachable(x, y).gather(1, others)
+    reached = None if unreachable is None else ~unreachable.gather(1, others)
     best = Best(x)
     best.raise_to(x, _marked(margin_loss(scores, y), scores))
     group = max(1, _ROWS.get(x.device.type, _ROWS["cpu"]) // max(1, len(x)))
@@ -286,8 +287,16 @@ class APGDT(APGD):
     ):
         self._hold(norm, eps, channels, faces, steps=steps, restarts=restarts)
 
-    def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+    def passes(self, scores: int) -> int:
+        return super().passes(scores) * max(1, min(scores - 1, _MOST_TARGETS))
+
+    def perturbation(
+        self, ball: Ball, *, keep_best: bool = True, unreachable: Unreachable | None = None
+    ) -> Perturb:
         def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
-            return apgd_targeted(model, x, y, ball=ball, streams=streams, **self._of_both())
+            ruled_out = None if unreachable is None else unreachable(streams.indices)
+            return apgd_targeted(
+                model, x, y, ball=ball, streams=streams, unreachable=ruled_out, **self._of_both()
+            )
 
         return perturb

@@ -151,7 +151,7 @@ def _value_and_gradient(
 
 def _marked(value: Tensor, scores: Tensor) -> Tensor:
     """NaN where a score is not finite: such a point must not pass for one that failed."""
-    return value.masked_fill(~torch.isfinite(scores).all(1), torch.nan)
+    return value + (scores - scores).sum(1)  # 0, or NaN: with masks it takes three times as long
 
 
 def _bounds(

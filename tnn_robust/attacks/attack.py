@@ -181,6 +181,11 @@ class Attack:
     def check_network(self, scores: int, d: int, c: int) -> None:
         """Refuse before any work a network of so many scores on (d, c) that it cannot attack."""
 
+    def passes(self, scores: int) -> int:
+        """Passes, there or back, that an example takes through a network of so many scores,
+        about: what the work of an attack is told from before it runs."""
+        return 2 * self.steps * self.restarts
+
     def settings(self) -> dict[str, Any]:
         """What a report's row holds of it besides name and threat: all that is set."""
         values = {

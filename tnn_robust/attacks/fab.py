@@ -290,6 +290,9 @@ class FAB(Attack):
     ):
         self._hold(norm, eps, steps=steps, restarts=restarts)
 
+    def passes(self, scores: int) -> int:
+        return (3 + max(1, min(scores - 1, _MOST_PLANES))) * self.steps * self.restarts
+
     def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
         def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:
             return fab_in_ball(

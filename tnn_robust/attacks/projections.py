@@ -42,7 +42,7 @@ def _l2_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
 def _l1_move(weight: Tensor, room: Tensor, rise: Tensor) -> Tensor:
     """The steepest entries first, each as far as its face."""
     weight = weight * room.sign()  # no steps are wasted on those that cannot move
-    for count in _MOST_MOVED if weight.device.type == "cpu" else ():
+    for count in _MOST_MOVED if _may_look(weight) else ():
         if count < weight.shape[1]:
             steepest, order = weight.topk(count, dim=1)
             if bool(((steepest * room.gather(1, order)).sum(1, keepdim=True) >= rise).all()):
@@ -67,11 +67,16 @@ def _level(end: Tensor, full: Tensor, rate: Tensor, rise: Tensor) -> Tensor:
     rising, done = _sums(end, full, rate, level)
     for _ in range(_ROUNDS):
         ahead = ((rise - done) / rising.clamp_min(limits.tiny)).clamp_max(limits.max)
-        if rise.device.type == "cpu" and not bool((ahead > level).any()):
+        if _may_look(rise) and not bool((ahead > level).any()):
             break
         level = torch.maximum(level, ahead)
         rising, done = _sums(end, full, rate, level)
     return level
+
+
+def _may_look(t: Tensor) -> bool:
+    """Whether numbers may be looked at on the way: of a GPU the host would have to wait."""
+    return t.is_cpu
 
 
 def _sums(end: Tensor, full: Tensor, rate: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:

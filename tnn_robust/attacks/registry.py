@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
-from tnn_robust.attacks.apgd import APGD, APGDT
+from tnn_robust.attacks.apgd import APGD, APGDT, Unreachable
 from tnn_robust.attacks.ascent import Ascent
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import UNSET, AttackChoice
@@ -108,14 +108,21 @@ def attack_from_json(stored: Any) -> Attack:
 
 
 def make_perturb(
-    attack: Attack, *, transform: Transform | None = None, keep_best: bool = True
+    attack: Attack,
+    *,
+    transform: Transform | None = None,
+    keep_best: bool = True,
+    unreachable: Unreachable | None = None,
 ) -> Perturb:
     """An attack as `perturb(model, x, y, streams)`; the model comes out in the mode it went in.
 
     transform: the network's, without which only whole balls of `balls` can be had.
-    keep_best=False returns the last iterate untested, as training does.
+    keep_best=False returns the last iterate untested, as training does. unreachable: what
+    a certificate rules out, of which apgd-t makes use.
     """
     ball = attack.ball(transform)
+    if isinstance(attack, APGDT) and unreachable is not None:
+        return _Frozen(attack.perturbation(ball, unreachable=unreachable), recordable=False)
     quiet = ball.recordable and not keep_best and isinstance(attack, Ascent)
     return _Frozen(attack.perturbation(ball, keep_best=keep_best), quiet)
 

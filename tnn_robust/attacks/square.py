@@ -160,8 +160,7 @@ def _linf_step(model: Model, x: Tensor, y: Tensor, eps: Radius, window: Shape) -
 def _judged(model: Model, z: Tensor, y: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
     """Where (n,) z is better than what was best, NaN being best of all, and the new best."""
     value = _value(model, z, y, margin_loss)
-    higher = (value > best) | value.isnan()
-    return higher, torch.where(higher, value, best)
+    return ~(value <= best), torch.maximum(value, best)
 
 
 def _tiles(x: Tensor, eps: Radius, norm_of: Norm, streams: Streams) -> Tensor:
@@ -303,6 +302,9 @@ class Square(Attack):
         self, norm: str | Threat = "linf", eps: float | str = 8 / 255, *, steps: int = 1000
     ):
         self._hold(norm, eps, steps=steps)
+
+    def passes(self, scores: int) -> int:
+        return self.steps
 
     def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
         def perturb(model: Model, x: Tensor, y: Tensor, streams: Streams) -> Perturbed:

@@ -99,6 +99,12 @@ def require_counts(n: int, **counts: int) -> None:
         require(0 <= count <= n, f"{name} from 0 to n = {n}", count)
 
 
+def require_at_least(least: float, **values: float | None) -> None:
+    """The same for numbers that go no lower; None for one that is not known."""
+    for name, value in values.items():
+        require(value is None or value >= least, f"{name} of at least {least:g}", value)
+
+
 def require_interval(
     name: str, interval: Interval | None, low: float = -math.inf, high: float = math.inf
 ) -> None:

@@ -24,6 +24,27 @@ def line(
     axes.plot(x, y, style, color=colour, label=label, markevery=every, drawstyle=steps)
 
 
+def area(
+    axes: Any,
+    x: Sequence[float],
+    low: Sequence[float] | float,
+    high: Sequence[float] | float,
+    colour: str,
+    hatch: str,
+    label: str,
+    step: str | None = None,
+) -> None:
+    """What lies between two lines, behind everything; hatched for those who see no colour.
+
+    A later area hides an earlier one.
+    """
+    pale = "#" + "".join(f"{255 - (255 - int(colour[i : i + 2], 16)) // 6:02x}" for i in (1, 3, 5))
+    axes.fill_between(
+        x, low, high, step=step, facecolor=pale, edgecolor=colour, hatch=hatch or None,
+        linewidth=0, zorder=0.5, label=label,
+    )  # fmt: skip
+
+
 def band(
     axes: Any, x: Sequence[float], intervals: Sequence[Interval], colour: str, scale: float
 ) -> None:

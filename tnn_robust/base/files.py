@@ -88,10 +88,10 @@ def require_result_file(path: Path, *kinds: str, overwrite: bool) -> None:
     any other file with `overwrite` alone, and the files of a run never.
     """
     require_writable(path)
+    if _OF_A_RUN.fullmatch(path.name):  # also where there is none yet: the work may write one
+        raise InputError(f"{path} is of a run: choose another file")
     if not path.exists():
         return
-    if _OF_A_RUN.fullmatch(path.name):
-        raise InputError(f"{path} is of a run: choose another file")
     if not overwrite and _result_kind(path) not in kinds:
         raise InputError(
             f"{path} exists and is no {kinds[0]} of an earlier command: choose another file or "

@@ -62,6 +62,11 @@ class WorkJournal(Generic[K, R]):
         """The finished pieces by what they are of."""
         return self._ledger.known
 
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._ledger.path
+
     def _take(self, resume: bool) -> None:
         try:
             self._lock.acquire()

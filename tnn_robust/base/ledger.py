@@ -146,11 +146,11 @@ def records_of(
 
 def require_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     """InputError that names what differs between two headers."""
-    for name, before, now in _differences(stored, wanted):
+    for name, before, now in differing(stored, wanted):
         raise InputError(f"{path} is of another run: {name} was {before}, is {now}")
 
 
-def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differing(stored: Any, wanted: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """What differs between two JSON values, by the innermost name: attacks.0.eps."""
     if isinstance(stored, list) and isinstance(wanted, list) and len(stored) == len(wanted):
         stored, wanted = (dict(enumerate(value)) for value in (stored, wanted))
@@ -160,7 +160,7 @@ def _differences(stored: Any, wanted: Any, name: str = "") -> Iterator[tuple[str
         return
     for key in sorted(stored.keys() | wanted.keys()):
         inner = f"{name}.{key}" if name else str(key)
-        yield from _differences(stored.get(key), wanted.get(key), inner)
+        yield from differing(stored.get(key), wanted.get(key), inner)
 
 
 def keep_lines(path: Path, counter: str, done: int) -> None:

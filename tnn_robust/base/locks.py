@@ -1,6 +1,7 @@
 """One writer at a time: a lock in a directory, or beside a file, that dies with its holder."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 NAME = ".lock"  # in a directory of results; a directory that holds only this is empty
+_LONGEST_NAME = 255  # bytes
 
 
 class Busy(InputError):
@@ -36,6 +38,7 @@ class Lock:
     def __init__(self, path: Path, what: Path, work: str = ""):
         self._path, self._what, self._work = path, what, work
         self._lock: BaseFileLock | None = None
+        self._inode = 0
         self._made: list[Path] = []
         self.abandoned = False
 
@@ -56,6 +59,7 @@ class Lock:
             self._lock = lock
             own = {"pid": os.getpid(), "host": socket.gethostname(), "work": self._work}
             self._path.write_text(json.dumps(own))
+            self._inode = self._path.stat().st_ino
         except Timeout:
             raise Busy(
                 f"{self._what} is being written by {_named(self._holder() or before)}: wait for "
@@ -72,7 +76,9 @@ class Lock:
         """Give the right back and remove the file, and the directory if it was made for it."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
-                self._path.unlink()
+                # Where the directory was removed and made anew, this is another's.
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
             self._lock.release()
             self._lock = None
         with contextlib.suppress(OSError):  # not empty: there are results
@@ -113,7 +119,10 @@ def _named(holder: dict[str, Any] | None) -> str:
 
 def lock_file(path: Path) -> Lock:
     """The right to write to a file, not yet taken."""
-    return Lock(path.with_name(f".{path.name}{NAME}"), path)
+    name = f".{path.name}{NAME}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{NAME}"
+    return Lock(path.with_name(name), path)
 
 
 def claim_directory(

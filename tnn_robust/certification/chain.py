@@ -143,6 +143,7 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
     stages: list[Stage] = []
     dtypes = {p.dtype for p in model.parameters()}
     for name, layer in _before_head(_flat(model)):
+        _require_own(name, layer)
         if _is(layer, nn.Linear):
             weight = _wide(layer.weight)
             came = stages[-1].shape[1] if stages else entries
@@ -228,8 +229,24 @@ def _before_head(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Modu
     return layers
 
 
+# Modules whose forward pass is known, whatever a class that inherits from them is called.
+_KNOWN = (nn.Sequential, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, nn.Dropout)
+
+
+def _require_own(name: str, layer: nn.Module) -> None:
+    """InputError for a forward pass that was changed, which no certificate could see."""
+    own = next((kind.forward for kind in _KNOWN if isinstance(layer, kind)), None)
+    changed = own is not None and type(layer).forward is not own
+    if changed or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(
+            f"a certificate knows torch's own layers, and {name} ({type(layer).__name__}) has a "
+            "forward pass of its own"
+        )
+
+
 def _flat(model: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = []
+    _require_own(prefix.rstrip(".") or "the whole", model)
     for name, layer in model.named_children():
         if _is(layer, nn.Sequential):
             found += _flat(layer, f"{prefix}{name}.")

@@ -142,6 +142,16 @@ def worst_scores(model: TNN, x: Tensor, y: Tensor, radius: float) -> Tensor:
 
 
 @torch.no_grad()
+def worst_margins(model: TNN, x: Tensor, y: Tensor, reach: Tensor) -> Tensor:
+    """The same as margins: (n, s) float64, no l2 perturbation up to reach (n,) leaves smaller
+    ones in the user's forward pass; infinite for j = y, -inf where nothing is known."""
+    chain = from_tnn(model)
+    lost = reach[:, None] * body_lipschitz(model) * _slopes(model, y)
+    found = _margins(chain.forward(x), y) - lost - _lost(chain, model, x, y, reach)
+    return torch.where(found == found, found, -torch.inf)
+
+
+@torch.no_grad()
 def forward_error(model: TNN, x: Tensor, reach: Tensor) -> Tensor:
     """(n, s) float64: how far the scores that the user computes may be from exact ones, at any
     point within l2 distance reach (n,) of the examples x (n, d, c)."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.banded import OFF_SUPPORT
 from tnn_robust.attacks.structured import ball_for, face_subspace, parse_range
+from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.norms import WIDE, svd_error
 from tnn_robust.certification.rounding import gamma
@@ -39,7 +40,8 @@ class Region:
 
     eps: the radius with its slack; norm: the ball's name; solve: the least <a, delta> over
     ball and box; keep: the projection onto the band of faces, None for whole balls; mask:
-    (c, 1, 1), 1 on the channels that may move.
+    (c, 1, 1), 1 on the channels that may move; radii: (n,) where every example has its own,
+    eps being the largest.
     """
 
     x: Tensor
@@ -50,6 +52,7 @@ class Region:
     solve: _Solve
     keep: Callable[[Tensor], Tensor] | None
     mask: Tensor
+    radii: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x.shape[1]
@@ -62,12 +65,14 @@ class Region:
     def take(self, rows: Tensor) -> "Region":
         """The same around some of the examples."""
         x, low, high = (t[:, rows] for t in (self.x, self.low, self.high))
-        return replace(self, x=x, low=low, high=high)
+        radii = None if self.radii is None else self.radii[rows]
+        return replace(self, x=x, low=low, high=high, radii=radii)
 
     def to(self, dtype: torch.dtype) -> "Region":
         """In another dtype: for steps that prove nothing."""
         x, low, high, mask = (t.to(dtype) for t in (self.x, self.low, self.high, self.mask))
-        return replace(self, x=x, low=low, high=high, mask=mask)
+        radii = None if self.radii is None else self.radii.to(dtype)
+        return replace(self, x=x, low=low, high=high, mask=mask, radii=radii)
 
     def lower(self, a: Tensor, who: Who | None = None) -> Tensor:
         """A lower bound (m,) of <a, x'> over the region, its own rounding subtracted."""
@@ -82,18 +87,22 @@ class Region:
         """The same and a point of the region, or near it, where it is nearly taken."""
         x, low, high = (of_rows(t, who) for t in (self.x, self.low, self.high))
         slack = self._slack(a, a.abs().sum((0, 2)))
-        found = self._shift(a, low - x, high - x)
+        found = self._shift(a, low - x, high - x, who)
         return Least((a * x).sum((0, 2)) + found.value - slack, x + found.place)
 
     def _slack(self, a: Tensor, size: Tensor) -> Tensor:
         """What float64 may have lost, of the sizes sum |a| (m,)."""
         return 16 * gamma(a.shape[0] * a.shape[2] + 8, WIDE) * size * (1 + self.eps)
 
-    def _shift(self, a: Tensor, low: Tensor, high: Tensor) -> Least:
+    def _shift(self, a: Tensor, low: Tensor, high: Tensor, who: Who | None) -> Least:
         """The least <a, delta>, delta in the ball and in [low, high]."""
         box = torch.where(a > 0, low, high)
         if self.solve is _in_box:
             return Least((a * box).sum((0, 2)), box)
+        if self.radii is not None:  # delta = radius delta', in a ball of radius 1
+            radii = of_rows(self.radii[None, :, None], who)
+            found = self.solve(a * radii, low / radii, high / radii, 1.0)
+            return found._replace(place=found.place * radii)
         if self.keep is None:
             return self.solve(a, low, high, self.eps)
         # a = a_1 + a_2 with a_2 off the band, where delta is rounding alone.
@@ -134,11 +143,13 @@ def make_region(
     *,
     transform: Transform | None = None,
     box: tuple[Tensor, Tensor] | None = None,
+    radii: Tensor | None = None,
 ) -> Region:
     """The region of a threat around examples x (n, d, c), in [0, 1].
 
     transform: the network's; only balls without faces, channels and tubal norms do without.
     box: for a network that is not ours, the box (n, d, c) itself in place of all this.
+    radii: (n,) above 0, one an example in place of the threat's, for whole balls alone.
     """
     if box is not None:
         low, high = (t.double().permute(2, 0, 1).contiguous() for t in box)
@@ -146,7 +157,11 @@ def make_region(
         return Region((low + high) / 2, low, high, 0.0, "linf", _in_box, None, ones)
     ball = ball_for(threat, transform)
     slack = torch.finfo(x.dtype).eps * ball.entry_bound(*x.shape[1:])
-    eps = ((1 + 1e-6) * threat.eps + slack) * (1 + 1e-9)
+    if radii is not None and threat.confined:
+        raise InputError(f"radii of their own are of whole balls, got {threat}")
+    if radii is not None:
+        radii = ((1 + 1e-6) * radii.double() + slack) * (1 + 1e-9)
+    eps = ((1 + 1e-6) * threat.eps + slack) * (1 + 1e-9) if radii is None else float(radii.max())
     wide = x.double().permute(2, 0, 1).contiguous()
     mask, keep, c = torch.ones_like(wide[:, :1, :1]), None, len(wide)
     if threat.channels is not None:
@@ -158,12 +173,13 @@ def make_region(
         def keep(a: Tensor) -> Tensor:
             return band(a.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
 
-    low = torch.maximum(wide - eps * mask, torch.zeros_like(wide))
-    high = torch.minimum(wide + eps * mask, torch.ones_like(wide))
+    reach = mask * (eps if radii is None else radii[:, None])
+    low = torch.maximum(wide - reach, torch.zeros_like(wide))
+    high = torch.minimum(wide + reach, torch.ones_like(wide))
     solve = _SOLVERS.get(threat.norm) or _tubal_nuclear(transform)
     if threat.norm == "linf" and keep is not None:
         solve = _linf_ball
-    return Region(wide, low, high, eps, threat.norm, solve, keep, mask)
+    return Region(wide, low, high, eps, threat.norm, solve, keep, mask, radii)
 
 
 def _unbounded(low: Tensor, high: Tensor, eps: float) -> tuple[Tensor, Tensor]:

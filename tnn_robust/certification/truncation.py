@@ -125,7 +125,7 @@ def _require_orthogonal(model: TNN) -> None:
     deviation = float((m @ m.mH - torch.eye(len(m), dtype=m.dtype, device=m.device)).abs().max())
     if not deviation <= CHECKED_TOLERANCE[model.head.dtype]:
         raise InputError(
-            f"a certificate needs an orthogonal transform: max|M M^T - I| of "
+            f"a truncation bound needs an orthogonal transform: max|M M^T - I| of "
             f"{model.transform_name!r} is {deviation:.3g}"
         )
 

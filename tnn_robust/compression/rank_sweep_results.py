@@ -1,12 +1,14 @@
 """Robustness against size: one row a compressed network, all under the same attacks."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from tnn_robust.base.codec import Record, require, require_counts
-from tnn_robust.compression.results import ModelSummary
+from tnn_robust.base.codec import Record, require, require_at_least, require_counts
+from tnn_robust.compression.results import ModelSummary, renamed
 from tnn_robust.evaluation.results import AttackRow
 from tnn_robust.theory.results import BoundForm
+
+_BEFORE = {"certified": "kept", "certified_n": "kept_n"}  # names in version 0.1.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class WeightFacts(Record):
     dense: BoundForm | None
     low_rank: BoundForm | None
 
+    def __post_init__(self) -> None:
+        least = 1 - 1e-6  # a ratio of singular values, the larger over the smaller
+        require_at_least(least, condition_median=self.condition_median)
+        require_at_least(self.condition_median, condition_worst=self.condition_worst)
+        require_at_least(0, radius_median=self.radius_median)
+
 
 @dataclass(frozen=True)
 class SweepRow(Record):
@@ -35,11 +43,11 @@ class SweepRow(Record):
     multi_ranks: of each layer's faces; summary: its verdict is the worse, example by
     example, of adaptive (attacks on this network) and transfer (the points found for the
     original; None for itself). dense_1_ms, dense_256_ms: the original's latency, measured
-    in turn with this one's. certified: test examples, of certified_n, that provably keep
+    in turn with this one's. kept: test examples, of kept_n, that provably keep
     the original's decision; None for parents.
     """
 
-    DERIVED = ("tubal_ranks", "multi_low", "multi_high", "ratio_1", "ratio_256", "certified_share")
+    DERIVED = ("tubal_ranks", "multi_low", "multi_high", "ratio_1", "ratio_256", "kept_share")
 
     size: str
     kind: str
@@ -50,14 +58,34 @@ class SweepRow(Record):
     dense_1_ms: float
     dense_256_ms: float
     weights: WeightFacts
-    certified: int | None
-    certified_n: int
+    kept: int | None
+    kept_n: int
     note: str = ""
 
     def __post_init__(self) -> None:
         require(all(self.multi_ranks) and bool(self.multi_ranks), "ranks of every layer", "none")
         require(min(self.dense_1_ms, self.dense_256_ms) > 0, "latencies above 0", self.dense_1_ms)
-        require_counts(self.certified_n, certified=self.certified or 0)
+        require_counts(self.kept_n, kept=self.kept or 0)
+        ranks = min(map(min, self.multi_ranks))
+        require(ranks >= 0, "ranks of at least 0", ranks)
+        self._check_verdict()
+
+    def _check_verdict(self) -> None:
+        """No weaker than what it is the worst of, on the same examples."""
+        worst = self.summary.worst_case
+        for one in filter(None, (self.adaptive, self.transfer)):
+            for part in ("train", "test"):
+                was, is_now = getattr(one, part), getattr(worst, part)
+                require(was.n == is_now.n, f"{is_now.n} {part} examples in all rows", was.n)
+                fits = is_now.correct <= was.correct
+                require(fits, f"a worst case of at most {was.correct} correct", is_now.correct)
+        n = worst.test.n
+        require(self.kept_n == n, f"kept decisions of {n} test examples", self.kept_n)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Also of version 0.1.0, which called kept decisions certified."""
+        return super().from_json(renamed(value, **_BEFORE))
 
     @property
     def tubal_ranks(self) -> tuple[int, ...]:
@@ -88,8 +116,8 @@ class SweepRow(Record):
         return self.summary.latency_256_ms / self.dense_256_ms
 
     @property
-    def certified_share(self) -> float | None:
-        return None if self.certified is None else self.certified / self.certified_n
+    def kept_share(self) -> float | None:
+        return None if self.kept is None else self.kept / self.kept_n
 
 
 @dataclass(frozen=True)
@@ -106,6 +134,17 @@ class SweepReport(Record):
     seed: int
     versions: dict[str, str]
     rows: tuple[SweepRow, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.rows), "at least one row", "none")
+        require_at_least(0, finetune_epochs=self.finetune_epochs)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Also of version 0.1.0, as its rows."""
+        if isinstance(value, dict) and isinstance(value.get("rows"), list):
+            value = {**value, "rows": [renamed(row, **_BEFORE) for row in value["rows"]]}
+        return super().from_json(value)
 
     @property
     def pareto(self) -> tuple[bool, ...]:

@@ -13,8 +13,8 @@ from tnn_robust.compression.compress_run import attacked_alike, examples_of
 from tnn_robust.compression.original import CompressRequest, Original
 from tnn_robust.compression.rank_sweep_results import SweepRow, WeightFacts
 from tnn_robust.compression.report import (
-    certified_count,
     forward_times,
+    kept_count,
     largest_norm,
     summary_of,
 )
@@ -85,8 +85,8 @@ class Judge:
             dense_1_ms=dense[0],
             dense_256_ms=dense[1],
             weights=self._weights(one, x, y),
-            certified=self._certified(one, x),
-            certified_n=len(y),
+            kept=self._kept(one, x),
+            kept_n=len(y),
             note=one.note,
         )
 
@@ -111,11 +111,11 @@ class Judge:
             found.append(attacked(settings, results, 0.0)._replace(name="transfer"))
         return found
 
-    def _certified(self, one: Candidate, x: Tensor) -> int | None:
+    def _kept(self, one: Candidate, x: Tensor) -> int | None:
         if one.kind not in ("original", "t-SVD"):
             return None
         pair = (self.original.model, one.model)
-        return certified_count(truncation_bound(*pair), pair, x)
+        return kept_count(truncation_bound(*pair), pair, x)
 
     def _weights(self, one: Candidate, x: Tensor, y: Tensor) -> WeightFacts:
         attacks, data = self.original.attacks, self.original.dataset

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from tnn_robust.certification.truncation import TruncationBound, truncation_bound, unchanged
 from tnn_robust.compression.compress import Cut
 from tnn_robust.compression.latency import latencies_ms
-from tnn_robust.compression.results import Certificate, CompressionReport, LayerRecord, ModelSummary
+from tnn_robust.compression.results import (
+    CompressionReport,
+    KeptDecisions,
+    LayerRecord,
+    ModelSummary,
+)
 from tnn_robust.compression.truncate import layer_records
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.parts import Part
@@ -46,8 +51,8 @@ def compression_report(
         for i, one in enumerate((source, target))
     )
     bound = truncation_bound(*models)
-    certificate = _certificate(bound, models, dataset, measured.x)
-    bounds = (certificate.data_norm * bound.layers).tolist()
+    decisions = _decisions(bound, models, dataset, measured.x)
+    bounds = (decisions.data_norm * bound.layers).tolist()
     whole, none = (1.0,) * len(bounds), (0.0,) * len(bounds)
     return CompressionReport(
         source=model_info(source),
@@ -59,7 +64,7 @@ def compression_report(
         layers_after=_layers(target, cut.kept, cut.dropped, bounds),
         before=before,
         after=after,
-        certificate=certificate,
+        decisions=decisions,
     )
 
 
@@ -94,13 +99,13 @@ def _layers(
     return layer_records(one.model, kept=kept, dropped=dropped, bounds=bounds, itemsize=itemsize)
 
 
-def _certificate(
+def _decisions(
     bound: TruncationBound, models: tuple[TNN, TNN], dataset: Dataset, x: Tensor
-) -> Certificate:
+) -> KeptDecisions:
     """Of the test examples x; B_x over all data."""
     largest = largest_norm(dataset)
-    certified = certified_count(bound, models, x)
-    return Certificate(largest, largest * float(bound.total), certified, len(x))
+    kept = kept_count(bound, models, x)
+    return KeptDecisions(largest, largest * float(bound.total), kept, len(x))
 
 
 def largest_norm(dataset: Dataset) -> float:
@@ -111,7 +116,7 @@ def largest_norm(dataset: Dataset) -> float:
     )
 
 
-def certified_count(bound: TruncationBound, models: tuple[TNN, TNN], x: Tensor) -> int:
+def kept_count(bound: TruncationBound, models: tuple[TNN, TNN], x: Tensor) -> int:
     """How many of the examples x provably keep their decision."""
     return sum(int(unchanged(bound, *models, rows).sum()) for rows in x.split(_BATCHES[-1]))
 

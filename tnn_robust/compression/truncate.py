@@ -104,7 +104,7 @@ def layer_records(
     """What each layer of `model` is.
 
     kept: of `kept_energy`; dropped: of `dropped_norms`; bounds: each layer's part of the
-    certificate (1, 0, 0 for the original); itemsize: bytes of a stored real number.
+    bound of all scores (1, 0, 0 for the original); itemsize: bytes of a stored real number.
     """
     transform = model.transform
     records = []

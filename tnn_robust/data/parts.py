@@ -10,7 +10,7 @@ from torch import Tensor
 from tnn_robust.base.errors import CheckpointError
 
 
-class Rows(Protocol):
+class Readable(Protocol):
     """Examples (n, d, c) that are read when they are asked for."""
 
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Part:
     Where the examples lie in a file, `rows` reads some of them and `x` all, which stay in memory.
     """
 
-    def __init__(self, x: Tensor | Rows, y: Tensor):
+    def __init__(self, x: Tensor | Readable, y: Tensor):
         self._x, self.y = x, y
 
     @property

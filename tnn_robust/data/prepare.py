@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -90,7 +91,7 @@ def _class_index(raw: Raw, name: str) -> int:
 
 def _keep(raw: Raw, kept: list[int]) -> Raw:
     names = tuple(raw.classes[i] for i in kept)
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"classes are repeated: {', '.join(repeated)}")
     new_label = np.full(len(raw.classes), -1, np.int64)
     new_label[kept] = np.arange(len(kept))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.apgd import APGD, Unreachable
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import Model, Perturb, frozen
 from tnn_robust.base.errors import InputError
@@ -15,6 +16,7 @@ from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.team import Team
+from tnn_robust.certification.margins import certified
 from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.agp import NO_WORK, Work
 from tnn_robust.evaluation.journal import FinishedBlock, Journal, Key
@@ -32,6 +34,8 @@ from tnn_robust.evaluation.risk import (
 from tnn_robust.evaluation.rows import Result, make_check
 from tnn_robust.evaluation.subject import Subject
 
+PerturbOf = Callable[[Attack, Unreachable | None], Perturb]
+
 
 class Block(NamedTuple):
     """A stretch of examples done: its first row, outcomes and points x_adv on the CPU.
@@ -47,13 +51,35 @@ class Block(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A part under attack; so_far: what earlier attacks of a suite have left."""
+    """A part under attack; so_far: what earlier attacks of a suite have left; margins: lower
+    bounds (n, s) on the CPU, by which a suite leaves out what is certified."""
 
     name: str
     examples: Part
     indices: Tensor
     seed: int
     so_far: Result | None = None
+    margins: Tensor | None = None
+
+    def rows_for(self, attack: Attack) -> Tensor:
+        """Rows (m,) of the examples that this attack is to run on."""
+        if self.so_far is None:
+            return torch.arange(len(self.indices))
+        standing = self.so_far.outcomes.correct
+        if self.margins is not None and leaves_out(attack):
+            standing = standing & ~certified(self.margins)
+        return standing.nonzero()[:, 0]
+
+    @property
+    def ruled_out(self) -> Tensor | None:
+        """(n, classes) bool: the classes out of reach, where a suite leaves them out."""
+        return None if self.so_far is None or self.margins is None else self.margins > 0
+
+
+def leaves_out(attack: Attack) -> bool:
+    """Whether a suite spares it what is certified: all but the attacks that climb one loss over
+    all classes, which are cheap and by which the risk of those examples is measured too."""
+    return attack.name != APGD.name
 
 
 @dataclass
@@ -62,7 +88,8 @@ class Job:
 
     block: examples of a block of the grid; batch_size: examples between two records of
     progress. together: the fewest examples that were computed at a time, below `block`
-    where the device's memory ran out. perturb_of: from an attack to what runs it.
+    where the device's memory ran out. perturb_of: from an attack, and the classes it may
+    leave out, to what runs it.
     """
 
     subject: Subject
@@ -72,7 +99,7 @@ class Job:
     journal: Journal | None
     team: Team
     together: int
-    perturb_of: Callable[[Attack], Perturb]
+    perturb_of: PerturbOf
 
 
 def attack_part(
@@ -132,12 +159,14 @@ def attack_target(job: Job, attack: Attack, number: int, target: Target) -> Step
     number: of the attack, in the journal of finished blocks if there is one. Every
     process of the team gets the whole result, the same bit for bit.
     """
-    so_far, n = target.so_far, len(target.indices)
-    rows = torch.arange(n) if so_far is None else so_far.outcomes.correct.nonzero()[:, 0]
+    so_far, rows = target.so_far, target.rows_for(attack)
     if so_far is not None and not len(rows):
         return so_far._replace(work=NO_WORK)
     starts = range(0, len(rows), job.block)
-    known = {} if job.journal is None else job.journal.of(number, target.name)
+    known = {}
+    if job.journal is not None:
+        labels, eps = target.examples.y[rows.to(target.indices.device)], attack.threat.eps
+        known = job.journal.of(number, target.name, labels=labels, block=job.block, eps=eps)
     todo = [start for start in starts if start not in known]
     own = todo[job.team.number :: job.team.size]
     total = sum(min(job.block, len(rows) - start) for start in own)
@@ -149,7 +178,7 @@ def attack_target(job: Job, attack: Attack, number: int, target: Target) -> Step
             target.examples.x[where],
             target.examples.y[where],
             target.indices[where],
-            perturb=job.perturb_of(attack),
+            perturb=job.perturb_of(attack, _unreachable(target)),
             check=make_check(attack, job.subject.transform),
             loss=LOSSES[job.subject.loss],
             seed=target.seed,
@@ -163,6 +192,20 @@ def attack_target(job: Job, attack: Attack, number: int, target: Target) -> Step
     job.together = min([job.together, *(entry.together for entry in entries)])
     points = torch.cat([keeper.points[start] for start in starts]) if job.keep_points else None
     return _result(rows, entries, points, so_far)
+
+
+def _unreachable(target: Target) -> Unreachable | None:
+    """What a certificate rules out, of examples named by their places in the part."""
+    ruled_out = target.ruled_out
+    if ruled_out is None:
+        return None
+    rows = torch.zeros(int(target.indices.max()) + 1, dtype=torch.int64)
+    rows[target.indices.cpu()] = torch.arange(len(target.indices))
+
+    def unreachable(indices: Tensor, table: Tensor = ruled_out) -> Tensor:
+        return table[rows[indices.cpu()]].to(indices.device)
+
+    return unreachable
 
 
 def _result(

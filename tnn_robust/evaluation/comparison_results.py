@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tnn_robust.base.codec import Interval, Record, require_counts
+from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
 from tnn_robust.evaluation.results import AttackReport
 
 
@@ -24,7 +24,10 @@ class ComparisonRow(Record):
     difference_ci: Interval
 
     def __post_init__(self) -> None:
-        require_counts(self.report.worst_case.test.n, gained=self.gained, lost=self.lost)
+        test = self.report.worst_case.test
+        require_counts(test.n, gained=self.gained, lost=self.lost)
+        require(self.gained <= test.correct, f"gained up to {test.correct}", self.gained)
+        require_interval("difference_ci", self.difference_ci, -1, 1)
 
     @property
     def difference(self) -> float:
@@ -46,6 +49,17 @@ class ComparisonReport(Record):
     DERIVED = ("intervals",)
 
     rows: tuple[ComparisonRow, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.rows), "at least one network", "none")
+        first = self.rows[0].report.worst_case.test
+        for row in self.rows:
+            test = row.report.worst_case.test
+            require(test.n == first.n, f"{first.n} test examples in all rows", test.n)
+            difference = test.correct - first.correct
+            fits = row.gained - row.lost == difference
+            needed = f"gained - lost = {difference}, by what stands"
+            require(fits, needed, f"{row.gained} - {row.lost}")
 
     @property
     def intervals(self) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnn_robust.base.codec import Record, require, require_counts
-from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE, band, line
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE, area, band, line
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.results import Gap, PartResult
 
@@ -44,12 +44,15 @@ class EpsCurve(Record):
     most_frequent: test examples of the most frequent class, which is what a
     constant guess gets right whatever the adversary does. risk_complete: broken
     examples were followed to larger eps; if not, they keep the loss that broke
-    them, and risks (and their gaps) fall short of those of a plain attack.
+    them, and risks (and their gaps) fall short of those of a plain attack. certified_by: the
+    method of the linear bounds, beside Lipschitz constants; uncertified: in words why there are
+    none, empty where nobody asked.
     """
 
     SCHEMA = "tnn-robust/eps-curve/1"
     KIND = "eps-curve"
     DERIVED = ("chance", "reached_chance", "verdict")
+    LATER = ("certified_by", "uncertified")
 
     norm: str
     settings: dict[str, Any]
@@ -59,6 +62,8 @@ class EpsCurve(Record):
     most_frequent: int
     risk_complete: bool
     points: tuple[CurvePoint, ...]
+    certified_by: str | None = None
+    uncertified: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.points), "at least one eps", "none")
@@ -105,11 +110,15 @@ class EpsCurve(Record):
             band(axes, sizes, [part.accuracy_ci for part in parts], colour, 100.0)
             values = [100 * part.accuracy for part in parts]
             line(axes, sizes, values, colour, style, f"{name} (n = {parts[0].n})")
-        certified = [point.certified_share for point in self.points]
-        if None not in certified:
-            values = [100 * (share or 0.0) for share in certified]
+        shares = [point.certified_share for point in self.points]
+        if None not in shares:
+            values = [100 * (share or 0.0) for share in shares]
             # Between two eps the value at the larger one is what holds: steps, not slopes.
             line(axes, sizes, values, GREEN, "^-.", "test, certified at least", "steps-pre")
+            attacked = [100 * part.accuracy for part in test]
+            area(axes, sizes, 0.0, attacked, GREY, "", "test, unknown")
+            area(axes, sizes, attacked, 100.0, ORANGE, "..", "test, broken")
+            area(axes, sizes, 0.0, values, GREEN, "///", "test, certified", step="pre")
         axes.axhline(100 * self.chance, color=GREY, linewidth=1.2, linestyle=":")
         axes.annotate(
             f"a constant guess: {100 * self.chance:.3g} %",
@@ -123,7 +132,7 @@ class EpsCurve(Record):
         )
         axes.set_ylim(-2, 102)
         axes.set_title("Robust accuracy (%), bands: 95 % intervals")
-        axes.legend(loc="best")
+        axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none")
 
 
 @dataclass(frozen=True)
@@ -133,11 +142,13 @@ class MinimalReport(Record):
     misclassified: examples of norm 0; found: those of a finite norm, the former
     included; quantiles: the smallest norms not exceeded by 0, 1, ..., 100 % of
     the examples, None where nothing was found. Upper bounds of the true ones.
-    examples: each with its norm as eps; none in files of version 0.1.0.
+    examples: each with its norm as eps; none in files of version 0.1.0. certified_by: the
+    method of certified radii, None for none; certified_quantiles: theirs, lower bounds of the
+    true norms as quantiles are upper bounds.
     """
 
-    DERIVED = ("median",)
-    LATER = ("examples",)
+    DERIVED = ("median", "certified_median")
+    LATER = ("examples", "certified_by", "certified_quantiles")
 
     part: str
     norm: str
@@ -148,11 +159,24 @@ class MinimalReport(Record):
     settings: dict[str, Any]
     seed: int
     examples: tuple[Example, ...] = ()
+    certified_by: str | None = None
+    certified_quantiles: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         require(len(self.quantiles) == 101, "101 quantiles", len(self.quantiles))
+        count = 0 if self.certified_by is None else 101
+        came = len(self.certified_quantiles)
+        require(came == count, f"{count} quantiles of certified radii", came)
+        for low, high in zip(self.certified_quantiles, self.quantiles, strict=False):
+            needed = f"certified radii of at most {high}"
+            require(low >= 0 and (high is None or low <= high), needed, low)
         require_counts(self.n, misclassified=self.misclassified, found=self.found)
 
     @property
     def median(self) -> float | None:
         return self.quantiles[50]
+
+    @property
+    def certified_median(self) -> float | None:
+        """The largest radius up to which at least half the examples are certified."""
+        return self.certified_quantiles[50] if self.certified_quantiles else None

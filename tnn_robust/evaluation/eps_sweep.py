@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tnn_robust.attacks.minimal import WarmPerturb
 from tnn_robust.attacks.points import Model
-from tnn_robust.base.errors import AttackError, InputError
+from tnn_robust.base.errors import CertificateError, InputError
 from tnn_robust.base.losses import Loss
 from tnn_robust.base.randomness import Streams
 from tnn_robust.evaluation.agp import measure_parts
@@ -187,8 +187,8 @@ def curve_of(
     train, test: outcomes at each of `sizes`. y_test: (n,) int64, whose most
     frequent label makes chance level: an adversary cannot push a constant guess
     below it, while any other decision falls to 0 in a ball that holds points of
-    every class. certified: certified radii (n,) of the parts, in the same norm. train: None
-    where there is no training part.
+    every class. certified: of each part (k, n) bool, the examples that nothing in the ball of
+    each size can break. train: None where there is no training part.
     """
     require_rising(sizes)
     points = []
@@ -199,11 +199,11 @@ def curve_of(
 
     theirs = train or [NO_OUTCOMES] * len(test)
     measured = measure_parts(list(zip(theirs, test, strict=True)), seed)
-    for size, a, b, found in zip(sizes, theirs, test, measured, strict=True):
+    for number, (size, a, b, found) in enumerate(zip(sizes, theirs, test, measured, strict=True)):
         counts: dict[str, int] = {}
-        for (part, outcomes), radii in zip(parts(a, b), certified, strict=False):
-            _require_sound(size, outcomes, radii, part)
-            counts[part] = int((radii > size).sum())
+        for (part, outcomes), sure in zip(parts(a, b), certified, strict=False):
+            _require_sound(size, outcomes, sure[number], part)
+            counts[part] = int(sure[number].sum())
         points.append(CurvePoint(size, *found, counts.get("training"), counts.get("test")))
     return EpsCurve(
         norm=norm,
@@ -217,13 +217,13 @@ def curve_of(
     )
 
 
-def _require_sound(size: float, outcomes: Outcomes, radii: Tensor, part: str) -> None:
+def _require_sound(size: float, outcomes: Outcomes, sure: Tensor, part: str) -> None:
     """An attack that breaks what a certificate protects disproves one of the two."""
-    # Not by rounding: float32 scores leave a breath between the two at the boundary.
-    broken = (radii.cpu() > size * (1 + 1e-4) + 1e-6) & ~outcomes.correct
+    broken = sure & ~outcomes.correct
     if bool(broken.any()):
         first = int(broken.nonzero()[0])
-        raise AttackError(
-            f"the certificate of {part} example {first} says {float(radii[first]):.6g}, "
-            f"and an attack of {size:.6g} broke it"
+        raise CertificateError(
+            f"the certificate of {part} example {first} of the curve holds at eps {size:.6g}, and "
+            "the attack broke it there: one of the two is wrong, which is a bug; without "
+            "certificates the attack stands alone"
         )

@@ -10,6 +10,7 @@ from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import frozen
 from tnn_robust.base.losses import margin, predict
 from tnn_robust.base.precision import FULL, matmul_precision
+from tnn_robust.certification.margins import certified
 from tnn_robust.evaluation.attack_part import Target
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.risk import Outcomes, fresh_rows
@@ -36,6 +37,7 @@ def attacked_examples(
     fell = torch.stack([~outcomes[0].clean_correct, *(~one.correct for one in outcomes)])
     fell = torch.cat([fell, torch.ones(1, n, dtype=torch.bool)])
     names: list[str | None] = ["clean", *_names(attacks), None]
+    decisions, lower = _other_side(target, fell[:-1].any(0))
     columns = (
         target.indices.tolist(),
         y.tolist(),
@@ -44,19 +46,45 @@ def attacked_examples(
         predictions.gather(0, least)[0].tolist(),
         all_margins.gather(0, least)[0].tolist(),
         [names[place] for place in fell.int().argmax(0).tolist()],
+        [None] * n,
+        decisions,
+        lower,
     )
     return [Example(target.name, *values) for values in zip(*columns, strict=True)]
 
 
-def minimal_examples(subject: Subject, target: Target, norms: Tensor) -> list[Example]:
-    """The examples of one part with the smallest eps found, (n,), infinite where there is none."""
+def _other_side(
+    target: Target, broken: Tensor
+) -> tuple[Sequence[str | None], Sequence[float | None]]:
+    """Decisions and lower bounds of margins, None where nothing was certified or is known."""
+    if target.margins is None:
+        return [None] * len(broken), [None] * len(broken)
+    sure = certified(target.margins).tolist()
+    decisions = [
+        "broken" if fallen else "certified" if kept else "unknown"
+        for fallen, kept in zip(broken.tolist(), sure, strict=True)
+    ]
+    least = target.margins.amin(1)
+    pairs = zip(least.tolist(), least.isfinite().tolist(), strict=True)
+    return decisions, [value if known else None for value, known in pairs]
+
+
+def minimal_examples(
+    subject: Subject, target: Target, norms: Tensor, radii: Tensor | None = None
+) -> list[Example]:
+    """The examples of one part with the smallest eps found, (n,), infinite where there is none,
+    and certified radii (n,)."""
     (x, y) = target.examples
     found = [
         value if ok else None for value, ok in zip(norms.tolist(), norms.isfinite(), strict=True)
     ]
     clean, margins = (column.tolist() for column in judged(subject, x, y))
-    rows = zip(target.indices.tolist(), y.tolist(), clean, margins, found, strict=True)
-    return [Example(target.name, i, own, top, left, eps=eps) for i, own, top, left, eps in rows]
+    lower = [None] * len(y) if radii is None else radii.tolist()
+    rows = zip(target.indices.tolist(), y.tolist(), clean, margins, found, lower, strict=True)
+    return [
+        Example(target.name, i, own, top, left, eps=eps, certified_eps=low)
+        for i, own, top, left, eps, low in rows
+    ]
 
 
 def judged(subject: Subject, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

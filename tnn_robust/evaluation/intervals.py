@@ -15,6 +15,7 @@ from tnn_robust.base.proportion import CONFIDENCE, accuracy_interval
 # simulations (scripts/coverage.py) came out too wide rather than too narrow.
 FEW = 20
 _RESAMPLES = 2000
+_ROUNDING = 1e-6  # of an error; a draw's own below it is none
 _HELD = 2**21  # draws held at once, which bounds the memory
 
 
@@ -138,7 +139,8 @@ def _studentised(found: float, error: float, means: NDArray, errors: NDArray) ->
     """From an estimate and its error, and both resampled, (r,)."""
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(means, tails)
-    spread = errors > 0
+    # Draws of values that are one but for rounding have no error to measure a mean by.
+    spread = errors > _ROUNDING * error
     if error > 0 and spread.any():
         ratios = np.abs(means[spread] - found) / errors[spread]
         half = float(np.quantile(ratios, CONFIDENCE)) * error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.codec import decoded
@@ -50,9 +51,22 @@ class Journal(WorkJournal[Key, tuple[Key, FinishedBlock]]):
             team=team,
         )
 
-    def of(self, attack: int, part: str) -> dict[int, FinishedBlock]:
-        """The finished blocks of one attack on one part, by their first row."""
-        return {k[2]: entry for k, (_, entry) in self.known.items() if k[:2] == (attack, part)}
+    def of(
+        self, attack: int, part: str, *, labels: Tensor, block: int, eps: float
+    ) -> dict[int, FinishedBlock]:
+        """The finished blocks of one attack on one part, by their first row.
+
+        labels (n,): of the rows it runs on; block: rows of a block; eps: of its ball. Raises
+        CheckpointError for blocks that cannot be of these.
+        """
+        known = self.known.items()
+        found = {k[2]: entry for k, (_, entry) in known if k[:2] == (attack, part)}
+        for start, entry in found.items():
+            rows = labels[start : start + block] if start % block == 0 else labels[:0]
+            if why := _misfit(entry, rows.cpu(), block, eps):
+                place = f"attack {attack}, {part}, from row {start}"
+                raise CheckpointError(f"{self.path}: {place}: {why}")
+        return found
 
 
 def identity(
@@ -101,6 +115,20 @@ def journal_folder(subject: Subject, *, resume: bool) -> Path | None:
 def unfinished(folder: Path) -> list[Path]:
     """The records of interrupted evaluations in a network's folder."""
     return unfinished_in(folder, PREFIX)
+
+
+def _misfit(entry: FinishedBlock, labels: Tensor, block: int, eps: float) -> str | None:
+    """Why a block cannot be what an attack did to examples of these labels."""
+    found, n = entry.outcomes, len(labels)
+    if len(found.loss) != n or not n:
+        return f"{len(found.loss)} examples where {n} are needed"
+    if bool((found.correct & (found.predictions != labels)).any()):
+        return "an example counts as correct under another label than its own"
+    if float(found.radius.min()) < 0 or float(found.radius.max()) > 1.01 * eps + 1e-4:
+        return f"a point outside its ball of {eps:g}"
+    if not 1 <= entry.together <= block:
+        return f"{entry.together} examples at a time, of a block of {block}"
+    return None
 
 
 def _key(record: tuple[Key, FinishedBlock]) -> Key:

@@ -15,7 +15,10 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.randomness import Streams
+from tnn_robust.certification.margins import MarginBounder
 from tnn_robust.data.dataset import Dataset
+from tnn_robust.evaluation.certified import METHOD, chain_or_why
+from tnn_robust.evaluation.certified_eps import certified_radii
 from tnn_robust.evaluation.curve_results import MinimalReport
 from tnn_robust.evaluation.examples import minimal_examples
 from tnn_robust.evaluation.report import targets_of
@@ -32,26 +35,36 @@ def minimal(
     n: int | None = None,
     seed: int = 0,
     progress: Tell | None = None,
+    certify: bool = False,
 ) -> tuple[MinimalReport, ...]:
     """The smallest eps found that breaks each example: reports of training and test part.
 
     Of other data than the network's (`load_data(..., like=)`) there is the test part alone.
 
     norm: linf, l2 or l1; n: at most so many examples of each part, drawn by seed. What is
-    found is an upper bound of the smallest one.
+    found is an upper bound of the smallest one. certify: also search, by CROWN, each example's
+    certified radius, which is a lower bound of it.
     """
-    steps = minimal_steps(live_subject(model, data, None), data, norm, n=n, seed=seed)
+    subject = live_subject(model, data, None)
+    steps = minimal_steps(subject, data, norm, n=n, seed=seed, certify=certify)
     return drain(steps, progress)
 
 
 def minimal_steps(
-    subject: Subject, dataset: Dataset, norm: str, *, n: int | None = None, seed: int = 0
+    subject: Subject,
+    dataset: Dataset,
+    norm: str,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    certify: bool = False,
 ) -> Steps[tuple[MinimalReport, ...]]:
     """The same of a subject; InputError for a norm it is not made for."""
     if norm not in LP:
         raise InputError(
             f"smallest perturbations are made for {', '.join(LP)}, got {norm}", field="norm"
         )
+    chain, _ = chain_or_why(subject, certify)
     targets = targets_of(subject, dataset, n, seed)
     reports = []
     for part in targets:
@@ -68,7 +81,13 @@ def minimal_steps(
         settings = {"steps": 100}
         all_norms = torch.cat(norms)
         report = minimal_report(all_norms, part=part, norm=norm, settings=settings, seed=seed)
-        examples = minimal_examples(subject, targets[part], all_norms)
+        radii = None
+        if chain is not None:
+            bounder = MarginBounder.of(chain, subject.model, subject.transform)
+            radii = yield from certified_radii(bounder, METHOD, targets[part], norm, all_norms)
+            lower = tuple(quantile(radii, percent) for percent in range(101))
+            report = replace(report, certified_by=METHOD, certified_quantiles=lower)
+        examples = minimal_examples(subject, targets[part], all_norms, radii)
         reports.append(replace(report, examples=tuple(examples)))
     return tuple(reports)
 

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from tnn_robust.attacks.apgd import Unreachable
 from tnn_robust.attacks.attack import LP, Attack
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.attacks.points import Perturb
@@ -22,8 +22,9 @@ from tnn_robust.base.team import ALONE, Team
 from tnn_robust.base.threat import Threat
 from tnn_robust.data.dataset import Dataset, describe_data, subset
 from tnn_robust.evaluation.agp import Attacked, worst_case
-from tnn_robust.evaluation.attack_part import Job, Target, attack_target
+from tnn_robust.evaluation.attack_part import Job, PerturbOf, Target, attack_target
 from tnn_robust.evaluation.attack_seeds import merge_seeds
+from tnn_robust.evaluation.certified import OtherSide
 from tnn_robust.evaluation.checks import report_checks
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.examples import attacked_examples
@@ -84,6 +85,7 @@ def evaluate(
     out: str | Path | None = None,
     resume: bool = False,
     examples: bool = False,
+    certify: bool | None = None,
 ) -> AttackReport:
     """Attack a network on training and test part: risks, the adversarial gap, masking checks.
 
@@ -102,9 +104,12 @@ def evaluate(
     progress: called with every `Progress`; what it raises ends the work.
     out: a directory for a record of what is done, from which `resume` goes on.
     examples: put the figures of each example into the report; of one seed, not resumed.
+    certify: also bound from the other side, by CROWN, what the attacks may have missed: see
+        `report.certified`. None: where that takes at most a tenth of the multiplications of
+        the attacks, by CROWN or else CROWN-IBP.
 
     Raises InputError for what does not fit, AttackError for scores that are not finite and
-    points outside their ball.
+    points outside their ball, CertificateError where an attack breaks what is certified.
     """
     subject = live_subject(model, data, loss)
     if out is not None:
@@ -130,6 +135,7 @@ def evaluate(
         journal=out is not None,
         resume=resume,
         examples=examples,
+        certify=certify,
     )
     found = drain(steps, progress)
     found.finish()
@@ -194,6 +200,7 @@ def evaluate_steps(
     team: Team = ALONE,
     beside: Beside | None = None,
     examples: bool = False,
+    certify: bool | None = False,
 ) -> Steps[Evaluated]:
     """Attack a network on both parts of its data; see `evaluate`.
 
@@ -201,7 +208,8 @@ def evaluate_steps(
     progress, rounded up to whole blocks of `compute_block`, so that no digit depends on it;
     journal: keep a record of finished blocks in the subject's folder, removed by the result's
     `finish`; resume: go on from one; team: processes that share the blocks, each of which
-    gets the whole result; beside: whose attacks find its points; examples: figures of each.
+    gets the whole result; beside: whose attacks find its points; examples: figures of each;
+    certify: as of `evaluate`; what is certified is left out of a suite's attacks after Auto-PGD.
     """
     with team.agreeing():
         if examples and (len(seeds) > 1 or resume):
@@ -212,6 +220,7 @@ def evaluate_steps(
         if keep_points and len(seeds) > 1:
             raise InputError("keeping points, one of an example, takes one seed", field="save_adv")
         check_attacks(attacks, subject)
+        side = OtherSide(subject, attacks, certify, is_sequential(suite), team)
         parts = targets_of(subject, dataset, n, seeds[0])
         for part, target in parts.items():
             team.require_at_least_one(len(target.indices), f"{part} examples")
@@ -221,8 +230,9 @@ def evaluate_steps(
             "a resumed evaluation keeps no points: its blocks are figures, not points",
             field="save_adv",
         )
+    # What is certified decides which examples the later blocks are of.
     header = identity(subject, info, attacks, kind=suite, seeds=seeds, n=n, block=block)
-    own = partial(make_perturb, transform=subject.transform)
+    header = {**header, "certify": certify}
     job = Job(
         subject=subject,
         block=block,
@@ -233,10 +243,10 @@ def evaluate_steps(
         else None,
         team=team,
         together=block,
-        perturb_of=own if beside is None else beside.perturb_of,
+        perturb_of=_perturb_of(subject, beside),
     )
     with released_on_error(job.journal):
-        runs, points = yield from _seed_by_seed(job, parts, attacks, suite, seeds)
+        runs, points = yield from _seed_by_seed(job, parts, side, suite, seeds)
         merged = merge_seeds(seeds, runs, sequential=is_sequential(suite))
         done: list[Check] = []
         if checks:
@@ -245,19 +255,34 @@ def evaluate_steps(
                 done = _checked(subject, dataset, parts["test"], attacks, merged, seeds[0])
         about = _with_notes(subject.info, job, beside, attacks)
         report = make_report(merged, about, info, seeds[0], suite, done)
+        both = side.record(worst_case(merged), parts)
+        report = replace(report, certified=both, uncertified=side.plan.why)
         if examples:
-            report = replace(report, examples=_examples(subject, parts, attacks, merged, points))
+            each = _examples(subject, side.spared(parts), attacks, merged, points)
+            report = replace(report, examples=each)
     return Evaluated(report, attacks, tuple(merged), points, job.journal)
+
+
+def _perturb_of(subject: Subject, beside: Beside | None) -> PerturbOf:
+    """What runs an attack: by itself, or beside other networks, which leaves no class out."""
+
+    def perturb_of(attack: Attack, unreachable: Unreachable | None) -> Perturb:
+        if beside is not None:
+            return beside.perturb_of(attack)
+        return make_perturb(attack, transform=subject.transform, unreachable=unreachable)
+
+    return perturb_of
 
 
 def _seed_by_seed(
     job: Job,
     parts: dict[str, Target],
-    attacks: tuple[Attack, ...],
+    side: OtherSide,
     suite: str | None,
     seeds: tuple[int, ...],
 ) -> Steps[tuple[list[list[Attacked]], list[dict[str, Points]]]]:
     """Every attack on both parts under every seed, and the points where those are kept."""
+    attacks = side.attacks
     runs: list[list[Attacked]] = []
     points: list[dict[str, Points]] = []
     for turn, seed in enumerate(seeds):
@@ -268,10 +293,16 @@ def _seed_by_seed(
             for part, target in targets.items():
                 results[part] = yield from attack_target(job, attack, place, target)
             found.append(attacked(attack, results, time.perf_counter() - started))
+            if place == 0:
+                yield from side.find(targets, results)
+            side.require_unbroken(attack, targets, results)
             if job.keep_points:
                 points.append({p: points_of(results[p], *targets[p][1:3]) for p in targets})
             if is_sequential(suite):
-                targets = {p: targets[p]._replace(so_far=results[p]) for p in targets}
+                ahead = side.spared(targets)
+                targets = {p: ahead[p]._replace(so_far=results[p]) for p in targets}
+                if turn == 0 and number + 1 < len(attacks):
+                    side.count_classes(attacks[number + 1], targets)
         runs.append(found)
     return runs, points
 

@@ -1,11 +1,13 @@
 """What attacks did: risks, gaps, checks and the adversarial gap report."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
 from tnn_robust.base.errors import InputError
+from tnn_robust.evaluation.certified_results import Certified
 from tnn_robust.evaluation.example_results import Example
 from tnn_robust.evaluation.intervals import FEW
 
@@ -131,6 +133,7 @@ class Spread(Record):
 
     def __post_init__(self) -> None:
         require(bool(self.values), "a value for at least one seed", "none")
+        require_interval("ci", self.ci)
 
     @property
     def mean(self) -> float:
@@ -152,6 +155,22 @@ class OverSeeds(Record):
     accuracy_test: Spread
     agp_risk: Spread | None
     agp_accuracy: Spread | None
+
+    def __post_init__(self) -> None:
+        count = len(self.seeds)
+        require(count == len(set(self.seeds)) >= 1, "different seeds", self.seeds)
+        for name in _SPREADS:
+            spread: Spread | None = getattr(self, name)
+            if spread is not None:
+                came = len(spread.values)
+                require(came == count, f"{name} of {count} seeds", came)
+        for part in (self.accuracy_train, self.accuracy_test):
+            if part is not None:
+                low, high = min(part.values), max(part.values)
+                require(0 <= low <= high <= 1, "accuracies to 1", part.values)
+
+
+_SPREADS = tuple(field.name for field in fields(OverSeeds) if field.name != "seeds")
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,22 @@ class AttackRow(Record):
         require(self.seconds >= 0, "seconds of at least 0", self.seconds)
         whole = (self.train is None) == (self.agp is None)
         require(whole, "an AGP beside a training part alone", "one of the two")
+
+        require_interval("behind_ci", self.behind_ci)
+        self._check_gap()
+
+    def _check_gap(self) -> None:
+        """The gap is that of the parts beside it."""
+        if self.train is None or self.agp is None:
+            return
+        of = {
+            "risk": self.test.risk - self.train.risk,
+            "accuracy": self.train.accuracy - self.test.accuracy,
+        }
+        for name, value in of.items():
+            came = getattr(self.agp, name)
+            near = math.isclose(came, value, rel_tol=1e-6, abs_tol=1e-6 * max(1, self.test.risk))
+            require(near, f"an AGP in {name} of {value:.6g}", f"{came:.6g}")
 
     @property
     def parts(self) -> dict[str, PartResult]:
@@ -246,13 +281,15 @@ class AttackReport(Record):
     suite: its name where the attacks were one, each row then the worst case so
     far; checks: for gradient masking; seeds: all of them, the first being `seed`;
     standing: which test examples stood under every attack, a bit each, in hexadecimal; empty
-    in files of version 0.1.0; examples: figures of each, where they were asked for.
+    in files of version 0.1.0; examples: figures of each, where they were asked for;
+    certified: the other side, where it is known; uncertified: in words why it is not, empty
+    where it was not asked for.
     """
 
     SCHEMA = "tnn-robust/attack-report/1"
     KIND = "attack-report"
     DERIVED = ("intervals",)
-    LATER = ("standing", "examples")
+    LATER = ("standing", "examples", "certified", "uncertified")
 
     model: dict[str, Any]
     dataset: dict[str, Any]
@@ -265,6 +302,8 @@ class AttackReport(Record):
     seeds: tuple[int, ...] = ()
     standing: str = ""
     examples: tuple[Example, ...] = ()
+    certified: Certified | None = None
+    uncertified: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.attacks), "at least one attack", "none")
@@ -281,6 +320,16 @@ class AttackReport(Record):
                 fits = worst.correct <= one.correct
                 require(fits, f"a worst case of at most {row.name}'s {one.correct}", worst.correct)
         self._check_standing()
+        if self.certified is not None:
+            parts = self.certified.parts
+            require(
+                parts.keys() == self.worst_case.parts.keys(), "certificates of all parts", parts
+            )
+            for name, worst in self.worst_case.parts.items():
+                sure = parts[name]
+                require(sure.n == worst.n, f"certificates of {worst.n} examples", sure.n)
+                fallen = worst.n - worst.correct
+                require(sure.broken == fallen, f"{fallen} broken examples", sure.broken)
 
     def _check_standing(self) -> None:
         if not self.standing:
@@ -331,10 +380,20 @@ class AttackReport(Record):
             f"[{gap.risk_ci[0]:.4g}..{gap.risk_ci[1]:.4g}], accuracy "
             f"{100 * gap.accuracy:+.2f} points [{_percents(gap.accuracy_ci)}]",
         ]
+        if self.certified is not None:
+            lines.append(_sure(self.certified))
         if self.checks:
             done = "; ".join(warned) if warned else f"all {len(self.checks)} passed"
             lines.append(f"masking checks: {'WARNING, ' * bool(warned)}{done}")
         return "\n".join(lines)
+
+
+def _sure(found: Certified) -> str:
+    counts = (
+        f"{name} {100 * one.accuracy:.2f} % [{_percents(one.accuracy_ci)}], {one.unknown} unknown"
+        for name, one in found.parts.items()
+    )
+    return f"certified ({found.method}): {'; '.join(counts)}"
 
 
 def no_gap(dataset: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a file of adversarial examples claims, checked against itself and the data's selection."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ from tnn_robust.base.codec import decoded
 from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.files import read_tensors
 from tnn_robust.base.reading import reading, require_sound
+from tnn_robust.data.catalogue import load_dataset, load_other
 from tnn_robust.data.dataset import Dataset, subset
+from tnn_robust.data.other import TrainedOn
+from tnn_robust.data.parts import Scaling
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.rows import Points
@@ -50,6 +54,20 @@ class PointsFile(NamedTuple):
         """The request of the data the report is of."""
         with reading(self.path, "a file of examples", CheckpointError):
             return DataSpec.from_json(self.report.dataset["spec"])
+
+    def load_data(self, data_dir: str | None = None) -> Dataset:
+        """The data anew, without the network; they may have changed since."""
+        spec, data = replace(self.data_spec(), data_dir=data_dir), self.report.dataset
+        if not self.of_other_data:
+            return load_dataset(spec)
+        with reading(self.path, "a file of examples", CheckpointError):
+            trained = TrainedOn(
+                name=str(data["trained_on"]["name"]),
+                digest=str(data["trained_on"]["digest"]),
+                classes=tuple(map(str, data["classes"])),
+                scaling=Scaling.from_json(data["scaling"]),
+            )
+        return load_other(spec, trained)
 
 
 def read_points(path: Path) -> PointsFile:

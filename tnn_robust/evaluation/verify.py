@@ -1,23 +1,27 @@
 """Saved adversarial examples, and the report recomputed from them alone."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import frozen
-from tnn_robust.attacks.suite import is_sequential
+from tnn_robust.attacks.suite import is_sequential, suite_attacks
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.files import write_tensors
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.reading import reading
 from tnn_robust.data.dataset import Dataset, describe_data
+from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.agp import NO_WORK, Attacked
+from tnn_robust.evaluation.attack_part import Target, leaves_out
+from tnn_robust.evaluation.differences import of_points, of_reports, resampled_alike
+from tnn_robust.evaluation.example_results import Example
+from tnn_robust.evaluation.examples import attacked_examples
 from tnn_robust.evaluation.report import Evaluated
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.risk import Outcomes, join, measure
@@ -101,29 +105,95 @@ def verify_file(
         subject = subject.judged_by(recorded.loss)
         _require_same(subject, dataset, recorded)
         selection = require_selection(recorded, dataset)
-        found = [_attacked(subject, dataset, recorded, i) for i in range(len(recorded.attacks))]
+        found: list[Attacked] = []
+        for number in range(len(recorded.attacks)):
+            before = found[-1] if found and is_sequential(recorded.report.suite) else None
+            found.append(_attacked(subject, dataset, recorded, number, before))
+        suite = _of_suite(subject, recorded)
     report = make_report(
         found, subject.info, describe_data(dataset), recorded.report.seed, recorded.report.suite
     )
-    differences = [*_of_points(recorded, found), *_differences(recorded.report, report)]
-    checked = [
+    if recorded.report.examples:
+        report = replace(report, examples=_examples(subject, dataset, recorded, found))
+    differences = [
+        *suite,
+        *of_points(recorded.points, found),
+        *of_reports(recorded.report, report),
+    ]
+    return Verification(report, differences, _checked(subject, dataset, recorded, selection))
+
+
+def _checked(subject: Subject, dataset: Dataset, recorded: PointsFile, selection: str) -> list[str]:
+    """What was checked, what was not, and what no check of such a file can prove."""
+    report, intervals = recorded.report, "intervals"
+    if not resampled_alike(report):
+        intervals = "intervals of accuracies (version 0.1.0 drew those of risks in another way)"
+    examples = ", figures per example" if report.examples else ""
+    suite = "" if report.suite is None else f"The attacks are those of suite {report.suite}. "
+    return [
         f"Network {subject.digest[:12]} and data {dataset.digest[:12]} are those recorded.",
         f"Examples, each once and with the data's labels: {selection}.",
-        "Every point lies in box and ball around its clean example; settings, predictions, "
-        "counts, risks, gaps and intervals are the report's.",
-        "Not checked: seconds, passes, vanished gradients and masking checks, of which points "
-        "say nothing. The digest shows that the file is whole, not who wrote it: it has no secret.",
+        f"Every point lies in box and ball around its clean example. {suite}Settings, "
+        f"predictions, counts, risks, gaps and {intervals}{examples} are the report's.",
+        "Not checked: seconds, passes, vanished gradients, masking checks, certificates, notes and "
+        "versions, of which points say nothing; nor whether the attacks named found these points, "
+        "which any other point of the ball could replace.",
+        "The digest shows that the file is whole, not who wrote it: it has no secret. What is "
+        "proven is that these points do this to this network, not that stronger ones do not.",
     ]
-    return Verification(report, differences, checked)
 
 
-def _attacked(subject: Subject, dataset: Dataset, recorded: PointsFile, number: int) -> Attacked:
-    attack, parts = recorded.attacks[number], recorded.points[number]
-    results = {
-        part: Result(recompute(subject, dataset, attack, part, points), points.x_adv, NO_WORK)
-        for part, points in parts.items()
-    }
+def _attacked(
+    subject: Subject,
+    dataset: Dataset,
+    recorded: PointsFile,
+    number: int,
+    before: Attacked | None,
+) -> Attacked:
+    """One attack's points measured anew; before: the attack that left it those that stand."""
+    attack, results = recorded.attacks[number], {}
+    for part, points in recorded.points[number].items():
+        found = recompute(subject, dataset, attack, part, points)
+        met = torch.ones_like(found.correct) if before is None else getattr(before, part).correct
+        broken = met & found.clean_correct & ~found.correct
+        spared = 0 if before is None else _left_out(recorded.report, attack, part)
+        work = NO_WORK._replace(attacked=int(met.sum()) - spared, broken=int(broken.sum()))
+        results[part] = Result(found, points.x_adv, work)
     return attacked(attack, results, recorded.report.attacks[number].seconds)
+
+
+def _of_suite(subject: Subject, recorded: PointsFile) -> list[str]:
+    """Whether the attacks are those of the suite that the report names."""
+    suite, first = recorded.report.suite, recorded.attacks[0]
+    if suite is None:
+        return []
+    needed = suite_attacks(suite, first.threat, scores=subject.scores, entries=subject.entries)
+    stopping = tuple(one.but(stop_broken=one.stops) for one in needed)
+    if tuple(recorded.attacks) in (needed, stopping):
+        return []
+    return [f"the attacks are not those of suite {suite}, as this version has it"]
+
+
+def _left_out(report: AttackReport, attack: Attack, part: str) -> int:
+    """How many certified examples the report says that this later attack did not meet."""
+    if report.certified is None or not leaves_out(attack):
+        return 0
+    return report.certified.parts[part].examples_left_out
+
+
+def _examples(
+    subject: Subject, dataset: Dataset, recorded: PointsFile, found: list[Attacked]
+) -> tuple[Example, ...]:
+    """The figures of each example, of the same points."""
+    examples: list[Example] = []
+    for part in recorded.points[0]:
+        points = [one[part] for one in recorded.points]
+        where = points[0].indices
+        x, y = getattr(dataset, part).rows(where)
+        own = Part(x.to(subject.device, subject.dtype), y.to(subject.device))
+        target, outcomes = Target(part, own, where, seed=0), [getattr(one, part) for one in found]
+        examples += attacked_examples(subject, target, recorded.attacks, outcomes, points)
+    return tuple(examples)
 
 
 def _require_same(subject: Subject, dataset: Dataset, recorded: PointsFile) -> None:
@@ -161,56 +231,3 @@ def recompute(
         with frozen(subject.model), matmul_precision(FULL):
             results.append(measure(subject.model, x, x_adv, y, radius, blind, loss=loss))
     return join(results)
-
-
-def _of_points(recorded: PointsFile, found: list[Attacked]) -> list[str]:
-    """What the file says of single points and the network does not."""
-    different = []
-    report = recorded.report
-    whole = report.suite is None or not is_sequential(report.suite)
-    for points, one, row in zip(recorded.points, found, report.attacks, strict=True):
-        for part in row.parts:
-            outcomes: Outcomes = getattr(one, part)
-            broken = int((outcomes.clean_correct & ~outcomes.correct).sum())
-            if whole and (was := row.parts[part].broken) != broken:
-                different.append(f"{one.name}, {part}, broken: recorded {was}, found {broken}")
-            for name, now in (
-                ("predictions", outcomes.predictions),
-                ("success", ~outcomes.correct),
-            ):
-                wrong = int((getattr(points[part], name) != now).sum())
-                if wrong:
-                    different.append(f"{one.name}, {part}: {wrong} recorded {name} are others")
-    return different
-
-
-# Risks and what is made of them agree up to rounding on another machine, counts exactly.
-_OF_PART = ("n", "clean_correct", "correct", "vanished", "clean_risk", "risk", "accuracy_ci")
-_OF_GAP = ("risk", "accuracy", "accuracy_ci")
-
-
-def _differences(recorded: AttackReport, report: AttackReport) -> list[str]:
-    old_rows = (*recorded.attacks, recorded.worst_case)
-    new_rows = (*report.attacks, report.worst_case)
-    found = []
-    for old, new in zip(old_rows, new_rows, strict=True):
-        pairs: list[tuple[Any, Any, str, tuple[str, ...]]] = [
-            (part, new.parts[name], name, _OF_PART) for name, part in old.parts.items()
-        ]
-        if old.agp is not None:
-            pairs.append((old.agp, new.agp, "gap", _OF_GAP))
-        pairs.append((old, new, "both parts", ("max_perturbation",)))
-        for before, after, where, names in pairs:
-            for name in names:
-                was, now = getattr(before, name), getattr(after, name)
-                if not _close(was, now):
-                    found.append(f"{old.name}, {where}, {name}: recorded {was}, found {now}")
-    if recorded.standing and recorded.standing != report.standing:
-        found.append("which test examples stand: recorded others than found")
-    return found
-
-
-def _close(was: Any, now: Any) -> bool:
-    if isinstance(was, tuple):
-        return len(was) == len(now) and all(map(_close, was, now))
-    return math.isclose(was, now, rel_tol=1e-5, abs_tol=1e-6)

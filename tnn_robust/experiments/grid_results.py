@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tnn_robust.base.codec import Record
+from tnn_robust.base.codec import Record, require, require_at_least, require_counts
 from tnn_robust.evaluation.results import AttackReport, Spread
 
 
@@ -26,6 +26,10 @@ class GridRecord(Record):
     cpu_seconds: float
     code: str
 
+    def __post_init__(self) -> None:
+        require_at_least(0, train_seconds=self.train_seconds, attack_seconds=self.attack_seconds)
+        require_at_least(0, cpu_seconds=self.cpu_seconds)
+
 
 @dataclass(frozen=True)
 class GridRow(Record):
@@ -46,6 +50,15 @@ class GridRow(Record):
     agp: Spread
     blind: int
     warned: int
+
+    def __post_init__(self) -> None:
+        require_at_least(0, blind=self.blind)
+        require_counts(self.cells, warned=self.warned)
+        for name in ("clean", "robust", "risk", "agp"):
+            values = getattr(self, name).values
+            require(len(values) == self.cells, f"{name} of {self.cells} cells", len(values))
+        for one in (self.clean, self.robust):
+            require(0 <= min(one.values) <= max(one.values) <= 1, "accuracies to 1", one.values)
 
     @property
     def cells(self) -> int:
@@ -73,3 +86,9 @@ class GridReport(Record):
     left_out: int
     codes: tuple[str, ...]
     seconds: float
+
+    def __post_init__(self) -> None:
+        require_counts(self.cells, finished=self.finished)
+        require_at_least(0, left_out=self.left_out, seconds=self.seconds)
+        held = sum(row.cells for row in self.rows)
+        require(held <= self.finished, f"rows of at most {self.finished} cells", held)

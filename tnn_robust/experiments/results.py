@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tnn_robust.base.codec import Interval, Record, require
+from tnn_robust.base.codec import Interval, Record, require, require_interval
 
 Column = list[Any]  # a value a network: a number, or a list with one number a layer
 
@@ -88,6 +88,9 @@ class Finding(Record):
     value: float
     interval: Interval | None
     verdict: str
+
+    def __post_init__(self) -> None:
+        require_interval("interval", self.interval)
 
 
 @dataclass(frozen=True)

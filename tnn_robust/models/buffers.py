@@ -26,7 +26,7 @@ class Buffers(threading.local):
     def take(self, shape: Sequence[int], like: Tensor) -> Tensor:
         """A contiguous tensor of that shape, with dtype and device of `like`, of any content."""
         size = math.prod(shape)
-        if size * like.itemsize >= _LEAST_BYTES and like.device.type == "cpu":
+        if size * like.itemsize >= _LEAST_BYTES and like.is_cpu:
             waiting = self._free.get((size, like.dtype))
             if waiting:
                 self._bytes -= size * like.itemsize
@@ -36,12 +36,13 @@ class Buffers(threading.local):
     def give(self, *tensors: Tensor) -> None:
         """Leave contiguous tensors to whoever takes next: nobody may read them any more."""
         for tensor in tensors:
-            size = tensor.nbytes
-            if size < _LEAST_BYTES or tensor.device.type != "cpu" or tensor.is_inference():
+            count = tensor.numel()
+            size = count * tensor.itemsize
+            if size < _LEAST_BYTES or not tensor.is_cpu or tensor.is_inference():
                 continue
             if self._bytes > _MOST_BYTES:  # sizes that are no longer asked for
                 self._free, self._bytes = {}, 0
-            self._free.setdefault((tensor.numel(), tensor.dtype), []).append(tensor)
+            self._free.setdefault((count, tensor.dtype), []).append(tensor)
             self._bytes += size
 
 

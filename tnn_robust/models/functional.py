@@ -57,7 +57,7 @@ def _in_cache(x: Tensor, widest: int, weights: Sequence[Tensor]) -> Sequence[Ten
     Whole where weights want gradients, whose sums over blocks would cost more.
     """
     size = max(32, _BLOCK_BYTES // (widest * x.shape[2] * x.element_size()))
-    count = len(x) // size
+    count = x.shape[0] // size
     if count < 2 or (torch.is_grad_enabled() and any(w.requires_grad for w in weights)):
         return [x]
     return x.split(-(-len(x) // count))
@@ -94,7 +94,7 @@ class _Network(torch.autograd.Function):
         outputs, inputs, kept, live = [], [], Lent(), any(ctx.needs_input_grad)
         h, width = _enter(matrix, x), d
         for layer, length in enumerate(lengths):
-            faces = h.view(len(flat[i]), -1, width)
+            faces = h.view(flat[i].shape[0], -1, width)
             for stack in flat[i : i + length]:
                 product = _faces(faces, stack.mT)
                 # The input of a product is needed for the gradient of its weight alone.
@@ -136,7 +136,7 @@ class _Network(torch.autograd.Function):
         matrix, head, *flat = ctx.saved_tensors
         outputs, inputs, wanted = ctx.outputs, ctx.inputs, ctx.needs_input_grad
         inverse = None if matrix is None else matrix.T
-        n, i, c = len(grad_scores), len(flat), head.shape[-1]
+        n, i, c = grad_scores.shape[0], len(flat), head.shape[-1]
         grads: list[Tensor | None] = [None] * i
         head_grad = None
         scores_grad = grad_scores.reshape(*head.shape[:-3], -1, head.shape[-3])
@@ -152,7 +152,7 @@ class _Network(torch.autograd.Function):
                 grad = grad if last else _given(grad, _mix(inverse, grad))
                 _mask(grad, outputs[layer], 0, grad_input=grad)
                 grad = _given(grad, _enter(matrix, grad) if last else _mix(matrix, grad))
-            faces = grad.view(len(flat[i - 1]), -1, flat[i - 1].shape[1])
+            faces = grad.view(flat[i - 1].shape[0], -1, flat[i - 1].shape[1])
             for _ in range(ctx.lengths[layer]):
                 i -= 1
                 if wanted[4 + i]:

@@ -220,9 +220,10 @@ class TNN(nn.Module):
         c, d = self.head.shape[-1], next(self.t_layers).d_in
         if x.ndim != 3 or x.shape[1:] != (d, c):
             raise InputError(f"this t-NN needs (n, {d}, {c}), got {tuple(x.shape)}")
-        if len(x) % self.count:
-            raise InputError(f"{self.count} stacked networks need as many rows each, got {len(x)}")
-        layers = [layer.stacks_for(len(x) // self.count) for layer in self.t_layers]
+        n = x.shape[0]  # of a tensor len() takes ten times as long
+        if n % self.count:
+            raise InputError(f"{self.count} stacked networks need as many rows each, got {n}")
+        layers = [layer.stacks_for(n // self.count) for layer in self.t_layers]
         return t_network(x, self.transform, layers, self.head)
 
     @property

@@ -1,6 +1,7 @@
 """A comparison of networks as one table, a row a network."""
 
 from tnn_robust.evaluation.comparison_results import ComparisonReport, ComparisonRow
+from tnn_robust.reporting.certified import method_text
 from tnn_robust.reporting.tables import (
     Table,
     _settings,
@@ -58,6 +59,12 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
         "training would give is not in them.",
     ]
     notes += other_data_notes(first)
+    notes += [
+        f"{row.name}: certified {percent(sure.test.accuracy)} % of the test part, by "
+        f"{method_text(sure.method)} or Lipschitz constants."
+        for row in report.rows
+        if (sure := row.report.certified) is not None
+    ]
     advice: dict[str, None] = {}  # once for all rows
     for row in report.rows:
         notes += network_notes(row.report.model)

@@ -33,14 +33,14 @@ def _layer_row(side: str, layer: LayerRecord) -> tuple[str, ...]:
 
 
 def _bound_table(report: CompressionReport) -> Table:
-    found = report.certificate
+    found = report.decisions
     rows = [
         (f"{layer.layer}", f"{layer.dropped_norm:.4g}", f"{layer.bound:.4g}", "")
         for layer in report.layers_after
     ]
-    proved = f"{found.certified}/{found.n} ({percent(found.share)} %)"
+    proved = f"{found.kept}/{found.n} ({percent(found.share)} %)"
     rows.append(("all", "", f"{found.bound:.4g}", proved))
-    title = f"Certified, ||x||_F <= {found.data_norm:.4g}"
+    title = f"Truncation bound, ||x||_F <= {found.data_norm:.4g}"
     return Table(title, ("layer", "delta_l(r)", "|f - g| at most", "test decisions kept"), rows)
 
 

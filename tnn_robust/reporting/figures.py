@@ -105,7 +105,7 @@ def draw_curve(figure: Any, curve: EpsCurve) -> None:
         axes.set_xlabel(label)
     figure.suptitle(curve_title(curve), x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.supxlabel(
-        f"Attacks bound robust accuracy from above. {_sentence(curve.verdict)}",
+        f"{_bounded(curve)} {_sentence(curve.verdict)}",
         x=0.01,
         ha="left",
         fontsize=8.5,
@@ -131,6 +131,12 @@ def curve_title(curve: EpsCurve) -> str:
     model = f"model {Path(place).parent.name or place}" if place else None
     threat = f"eps curve in {curve.norm}"
     return ", ".join([str(part) for part in (name, model) if part] + [threat])
+
+
+def _bounded(curve: EpsCurve) -> str:
+    if curve.points[0].certified_share is None:
+        return "Attacks bound robust accuracy from above."
+    return "Attacks bound robust accuracy from above, certificates from below."
 
 
 def _sentence(text: str) -> str:

@@ -1,7 +1,6 @@
 """A gallery of adversarial examples: clean, what was added, and what came out."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from tnn_robust.base.drawing import BLUE, ORANGE
 from tnn_robust.base.errors import DataError
-from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.report import Evaluated
 from tnn_robust.evaluation.rows import Points
@@ -33,7 +31,8 @@ class Pair(NamedTuple):
 
 def pairs_of(dataset: Dataset, points: Points, count: int = SHOWN) -> list[Pair]:
     """The broken test examples that an attack moved, one a class in turn, at most `count`."""
-    moved = (points.x_adv - dataset.test.x[points.indices]).abs().amax((1, 2)) > 0
+    clean = dataset.test.rows(points.indices).x
+    moved = (points.x_adv - clean).abs().amax((1, 2)) > 0
     places = (points.success & moved).nonzero()[:, 0].tolist()
     labels, seen = points.y.tolist(), dict[int, int]()
     order = []
@@ -43,7 +42,7 @@ def pairs_of(dataset: Dataset, points: Points, count: int = SHOWN) -> list[Pair]
     return [
         Pair(
             int(points.indices[place]),
-            dataset.test.x[points.indices[place]],
+            clean[place],
             points.x_adv[place],
             dataset.classes[labels[place]],
             dataset.classes[int(points.predictions[place])],
@@ -86,8 +85,7 @@ def saved_gallery(path: Path, data_dir: str | None = None) -> Picture | None:
     Raises CheckpointError for another file, DataError for data that are not there or differ.
     """
     recorded = read_points(path)
-    spec = recorded.data_spec()
-    dataset = load_dataset(replace(spec, data_dir=data_dir))
+    dataset = recorded.load_data(data_dir)
     if dataset.digest != recorded.data_digest:
         raise DataError(f"{dataset.name} differs from the data that {path} was made on")
     return gallery_of(dataset, recorded.points[-1]["test"])

@@ -106,17 +106,19 @@ def _draw_accuracies(figure: Any, train: Sequence[_Bar], test: Sequence[_Bar], t
 def _rows_picture(report: AttackReport) -> Picture:
     worst = report.worst_case
     rows = (*report.attacks, worst)
-    parts: dict[str, list[_Bar]] = {}
-    for part in ("train", "test"):
-        clean: list[_Bar] = [("clean", getattr(worst, part).clean_accuracy, None)]
-        found = [(_label(report, row), getattr(row, part)) for row in rows]
+    parts: dict[str, list[_Bar]] = {"train": []}
+    for part, of_worst in worst.parts.items():
+        clean: list[_Bar] = [("clean", of_worst.clean_accuracy, None)]
+        found = [(_label(report, row), row.parts[part]) for row in rows]
         parts[part] = clean + [(name, one.accuracy, one.accuracy_ci) for name, one in found]
     title = f"{report.dataset['name']}, {worst.norm} eps {worst.eps}"
+    train = worst.train
+    orange = "" if train is None else f", orange the training part ({train.n})"
     return Picture(
         "accuracy",
         "Accuracy, clean and under each attack",
-        f"Blue is the test part ({worst.test.n} examples), orange the training part "
-        f"({worst.train.n}). In a suite every row holds what the rows above it left standing.",
+        f"Blue is the test part ({worst.test.n} examples){orange}. In a suite every row holds "
+        "what the rows above it left standing.",
         (7.2, 1.5 + 0.42 * (len(rows) + 1)),
         lambda figure: _draw_accuracies(figure, parts["train"], parts["test"], title),
     )

@@ -49,7 +49,7 @@ def sweep_tables(report: SweepReport) -> list[Table]:
         ),
         (
             f"Weights: condition, median radius ({first.weights.radius_norm}), log10 bounds",
-            ("size", "cond.", "worst", "radius", "certified %", "Thm 9", "Thm 11"),
+            ("size", "cond.", "worst", "radius", "kept %", "Thm 9", "Thm 11"),
             _weights,
         ),
     )
@@ -135,7 +135,7 @@ def _gap(row: SweepRow) -> tuple[str, ...]:
 
 
 def _weights(row: SweepRow) -> tuple[str, ...]:
-    found, share = row.weights, row.certified_share
+    found, share = row.weights, row.kept_share
     return (
         f"{found.condition_median:.3g}",
         f"{found.condition_worst:.3g}",
@@ -199,7 +199,7 @@ def _flat(row: SweepRow, best: bool) -> dict[str, Any]:
         "condition_worst": weights.condition_worst,
         "radius_median": weights.radius_median,
         "radius_norm": weights.radius_norm,
-        "certified_share": row.certified_share,
+        "kept_share": row.kept_share,
         "log_theorem_9": None if weights.dense is None else weights.dense.log_value,
         "log_theorem_11": None if weights.low_rank is None else weights.low_rank.log_value,
         "pareto": best,

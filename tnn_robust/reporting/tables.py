@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from tnn_robust.base.codec import Interval
 from tnn_robust.evaluation.curve_results import MinimalReport
 from tnn_robust.evaluation.results import AttackReport, AttackRow, Gap, no_gap
+from tnn_robust.reporting.certified import COLUMNS, both_sides, certified_notes
 
 _SIZE_WIDTH = 11
 _KINDS = ("channels", "faces")  # of confinement
@@ -36,6 +37,8 @@ def _line(cells: Sequence[str]) -> str:
 def attack_tables(report: AttackReport) -> list[Table]:
     """The adversarial gap report: accuracies, risks, the gap, and what they rest on."""
     tables = [_accuracy_table(report), _risk_table(report), _gap_table(report)]
+    if rows := both_sides(report):
+        tables.append(Table("Both sides: certified, broken, and the risk between", COLUMNS, rows))
     if len(report.seeds) > 1:
         tables.append(_seed_table(report))
     if report.suite is not None and any(row.test.attacked for row in report.attacks):
@@ -181,21 +184,33 @@ def _narrow(size: str) -> str:
     return size if len(size) <= _SIZE_WIDTH else size.replace(" ", "\n")
 
 
-def minimal_table(reports: Sequence[MinimalReport]) -> Table:
-    """Percentiles of the smallest eps found, a row a part."""
-    shares = (5, 25, 50, 75, 95)
+_SHARES = (5, 25, 50, 75, 95)
+_PERCENTILES = ("5 %", "25 %", "median", "75 %", "95 %")
+
+
+def minimal_tables(reports: Sequence[MinimalReport]) -> list[Table]:
+    """Percentiles of the smallest eps found and, where there are any, of certified radii."""
+    norm = reports[0].norm
     rows = [
         (
             one.part,
             f"{one.n}",
             f"{one.misclassified}",
             f"{one.found}",
-            *("-" if (q := one.quantiles[share]) is None else f"{q:.4g}" for share in shares),
+            *("-" if (q := one.quantiles[share]) is None else f"{q:.4g}" for share in _SHARES),
         )
         for one in reports
     ]
-    columns = ("part", "n", "wrong", "found", "5 %", "25 %", "median", "75 %", "95 %")
-    return Table(f"Smallest {reports[0].norm} eps that changes the decision", columns, rows)
+    columns = ("part", "n", "wrong", "found", *_PERCENTILES)
+    tables = [Table(f"Smallest {norm} eps that changes the decision", columns, rows)]
+    if reports[0].certified_by is not None:
+        title = f"Certified radius in {norm}, a lower bound"
+        radii = [
+            (one.part, f"{one.n}", *(f"{one.certified_quantiles[s]:.4g}" for s in _SHARES))
+            for one in reports
+        ]
+        tables.append(Table(title, ("part", "n", *_PERCENTILES), radii))
+    return tables
 
 
 def attack_notes(report: AttackReport) -> list[str]:
@@ -218,6 +233,7 @@ def attack_notes(report: AttackReport) -> list[str]:
             "Broken examples left the attack at once (--stop-broken): accuracies are complete, "
             "risks and AGPs of losses rest on what broke each, and so bound the risk from below."
         )
+    notes += certified_notes(report)
     notes.append("drop = clean minus robust test accuracy in points; max = largest perturbation.")
     if len(report.seeds) > 1:
         notes.append(

@@ -5,7 +5,7 @@ from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
-from tnn_robust.evaluation.results import AttackReport, AttackRow, Check
+from tnn_robust.evaluation.results import AttackReport, AttackRow, Check, Gap, no_gap
 from tnn_robust.theory.results import BoundReport
 
 NORMS = {
@@ -136,7 +136,7 @@ def attacked(report: AttackReport) -> list[str]:
         f"{_share(test.accuracy)} stand against {how} (95 % interval "
         f"{_percents(test.accuracy_ci)}): a robustness drop of "
         f"{100 * worst.robustness_drop:.1f} points.",
-        _gap(worst),
+        no_gap(report.dataset) if worst.agp is None else _gap(worst.agp),
         *_checked(report),
     ]
 
@@ -146,11 +146,11 @@ def _named(report: AttackReport) -> str:
     return f"the attack {names[0]}" if len(names) == 1 else f"the attacks {', '.join(names)}"
 
 
-def _gap(worst: AttackRow) -> str:
-    low, high = worst.agp.risk_ci
+def _gap(agp: Gap) -> str:
+    low, high = agp.risk_ci
     gap = (
         f"The adversarial generalization gap, adversarial risk on test minus training examples, "
-        f"is {worst.agp.risk:+.3g} (95 % interval {low:.3g} to {high:.3g})"
+        f"is {agp.risk:+.3g} (95 % interval {low:.3g} to {high:.3g})"
     )
     if low <= 0 <= high:
         return f"{gap}: these examples show no gap that differs from 0."

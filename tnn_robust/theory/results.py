@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tnn_robust.base.codec import Interval, Record
+from tnn_robust.base.codec import Interval, Record, require, require_at_least, require_interval
 
 EVERY = "every bound"
 
@@ -109,6 +109,17 @@ class BoundFacts(Record):
     rank_sums: tuple[int, ...]
     stable_ranks: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        require_at_least(1, n=self.n, n_test=self.n_test, scores=self.scores)
+        require_at_least(1, features=self.features, channels=self.channels)
+        require_at_least(0, eps_value=self.eps_value, least_norm=self.least_norm)
+        require_at_least(0, input_norm=self.input_norm, head_norm=self.head_norm)
+        layers = len(self.widths)
+        for name in ("layer_norms", "ranks", "rank_sums", "stable_ranks"):
+            values = getattr(self, name)
+            require(len(values) == layers, f"{name} of {layers} layers", len(values))
+            require(min(values) >= 0, f"{name} of at least 0", min(values))
+
 
 @dataclass(frozen=True)
 class CutRecord(Record):
@@ -172,6 +183,11 @@ class MeasuredGap(Record):
     adversarial_ci: Interval
     bracket: Interval
 
+    def __post_init__(self) -> None:
+        require_at_least(1, n_train=self.n_train, n_test=self.n_test)
+        for name in ("standard_ci", "adversarial_ci", "bracket"):
+            require_interval(name, getattr(self, name))
+
 
 @dataclass(frozen=True)
 class BoundReport(Record):
@@ -190,6 +206,9 @@ class BoundReport(Record):
     cut: CutRecord
     implicit: ImplicitRecord
     gap: MeasuredGap | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.confidence < 1, "a confidence between 0 and 1", self.confidence)
 
 
 def finite(value: float) -> float | None:

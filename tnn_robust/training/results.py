@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tnn_robust.base.codec import Record, require
+from tnn_robust.base.codec import Record, require, require_at_least
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class EpochRecord(Record):
 
     def __post_init__(self) -> None:
         require(self.epoch >= 1, "an epoch of at least 1", self.epoch)
+        require_at_least(1, monitor_n=self.monitor_n)
+        require_at_least(0, weight_norm=self.weight_norm, seconds=self.seconds)
         for share in (self.clean_accuracy, self.robust_accuracy):
             require(0 <= share <= 1, "an accuracy from 0 to 1", share)
 

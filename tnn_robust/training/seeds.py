@@ -143,10 +143,12 @@ def _train_together(
     optimizer = make_optimizer(stack, settings)
     restore_optimizer(optimizer, stack_states([run.state for run in filled]))
     looked_at = torch.stack([subset(dataset.test, MONITOR, seed, device)[1] for seed in seeds])
+    places, looked_at = looked_at.unique(return_inverse=True)
+    watched = dataset.test.rows(places.cpu())
     steps = fit_stacked(
         stack,
         Examples(dataset.train.x.to(device), dataset.train.y.to(device)),
-        monitor=Examples(dataset.test.x.to(device), dataset.test.y.to(device), looked_at),
+        monitor=Examples(watched.x.to(device), watched.y.to(device), looked_at),
         settings=settings,
         perturb=training_perturb(first.attack, stack.transform),
         optimizer=optimizer,

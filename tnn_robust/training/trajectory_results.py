@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from tnn_robust.base.codec import Record, require, require_counts
+from tnn_robust.base.codec import Record, require, require_at_least, require_counts
+
+_ENDS = ("", "log-risk", "steps", "stalled")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,13 @@ class FlowRecord(Record):
     weight_norm: float
     ended: str = ""
 
+    def __post_init__(self) -> None:
+        require_counts(self.n, correct=self.correct)
+        require_at_least(0, step=self.step, rejected=self.rejected, jumps=self.jumps)
+        require_at_least(0, time=self.time, weight_norm=self.weight_norm)
+        require(self.step_size > 0, "a step size above 0", self.step_size)
+        require(self.ended in _ENDS, f"an end of {_ENDS}", self.ended)
+
 
 @dataclass(frozen=True)
 class Residuals(Record):
@@ -46,6 +55,11 @@ class Residuals(Record):
     complementarity: float | None
     support: int | None
     candidates: int
+
+    def __post_init__(self) -> None:
+        require_counts(self.candidates, support=self.support or 0)
+        require_at_least(-1e-6, alignment=self.alignment, stationarity=self.stationarity)
+        require_at_least(-1e-6, complementarity=self.complementarity)
 
 
 @dataclass(frozen=True)
