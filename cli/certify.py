@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 from tnn_robust_cli import _options as shared
-from tnn_robust_cli import _subjects
+from tnn_robust_cli import _results, _subjects
 
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
@@ -37,10 +37,10 @@ _METHOD = shared.heading(
 _REPORT = shared.heading(
     "Report",
     click.option("--resume", is_flag=True, help="Go on with an interrupted certification."),
-    click.option("--examples", type=shared.OUT, help="Decision per example: a .csv or .jsonl."),
-    click.option("--figure", type=shared.OUT, help="Against eps, for a list: a .png or .svg."),
-    click.option("--save-adv", type=shared.OUT, help="Write the points that break examples."),
-    click.option("--json", "json_file", type=shared.OUT, help="Write the report there too."),
+    click.option("--examples", type=shared.RESULT, help="Decision per example: a .csv or .jsonl."),
+    click.option("--figure", type=shared.RESULT, help="Against eps, for a list: a .png or .svg."),
+    click.option("--save-adv", type=shared.RESULT, help="Write the points that break examples."),
+    click.option("--json", "json_file", type=shared.RESULT, help="Write the report there too."),
     shared.overwriting,
 )
 _PROPERTY = shared.heading(
@@ -76,24 +76,28 @@ def main(
     the decision), broken (one does) and unknown, with a 95 % interval of the
     certified accuracy. With --vnnlib decides properties of an ONNX network.
     """
-    from tnn_robust.base.files import require_result_file
-
-    files = {
-        json_file: ("certification-report", "property-report", "smoothed-report"),
-        save_adv: ("certification-points",),
-        examples: (choices.EXAMPLES,),
-        figure: (choices.FIGURE,),
-    }
-    for path, kinds in files.items():
-        if path is not None:
-            require_result_file(path, *kinds, overwrite=overwrite)
-    if properties:
-        _properties(given, properties, json_file)
-        return
-    _check_forms(examples, figure)
-    settings = {name: given[name] for name in ("method", "time_limit", "attack")}
-    settings |= {"resume": resume, "examples": examples is not None}
+    asked = (
+        (json_file, ("certification-report", "property-report", "smoothed-report")),
+        (save_adv, ("certification-points",)),
+        (examples, (choices.EXAMPLES,)),
+        (figure, (choices.FIGURE,)),
+    )
     to = {"json_file": json_file, "save_adv": save_adv, "examples": examples, "figure": figure}
+    files = [(path, kinds) for path, kinds in asked if path is not None]
+    with _results.writing(files, overwrite=overwrite):
+        _run(given, properties, resume, to)
+
+
+def _run(
+    given: dict[str, Any], properties: tuple[Path, ...], resume: bool, to: dict[str, Path | None]
+) -> None:
+    """The work of the method asked for. to: where its results go."""
+    if properties:
+        _properties(given, properties, to["json_file"])
+        return
+    _check_forms(to["examples"], to["figure"])
+    settings = {name: given[name] for name in ("method", "time_limit", "attack")}
+    settings |= {"resume": resume, "examples": to["examples"] is not None}
     if given["method"] == "smooth":
         _smooth(given, settings, to)
     elif given["sigma"] is not None:

@@ -117,6 +117,10 @@ BOMBS: dict[str, Callable[[Path], Made]] = {
     "a home of nobody": trained("--data-dir", "~nosuchuser", "--dataset", "mnist"),
     "eps": lambda place: ("attack", place / "run", "--eps", f"0:1:{10**-9:.9f}"),
     "steps": lambda place: ("attack", place / "run", "--attack", "pgd", "--steps", HUGE),
+    "ranks of an experiment": lambda place: (
+        *("reproduce", "a1", "--scale", "smoke", "--dataset", "digits"),
+        *("--ranks", 10**8, "--out", place / "o"),
+    ),
     "sizes": lambda place: ("compress", place / "run", "--sweep", f"1:{10**9}:1"),
 }
 SLOW = {"npz": npz_bomb}

@@ -10,7 +10,7 @@ import torch
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.ledger import Ledger, checked_lines, require_same
-from tnn_robust.base.locks import Busy, lock_file
+from tnn_robust.base.locks import Busy, lock_file, released_on_error
 from tnn_robust.base.team import ALONE, Team
 
 K = TypeVar("K", bound=Hashable)
@@ -43,19 +43,20 @@ class WorkJournal(Generic[K, R]):
     ):
         path, self._first, self._kept = _file(folder, prefix, header), team.first, False
         self._lock = lock_file(path)
-        with team.agreeing():
-            if team.first:
-                self._take(resume)
-        with team.agreeing():
-            if resume and not path.is_file():
-                _explain(folder, prefix, path, header)
-            self._ledger = Ledger(
-                path, header, encode=encode, decode=decode, key=key, resume=resume
-            )
-        with team.agreeing():
-            if team.first:
-                self._begin(resume)
-        self._kept = bool(team.total(torch.tensor(int(self._kept))))
+        with released_on_error(self._lock):
+            with team.agreeing():
+                if team.first:
+                    self._take(resume)
+            with team.agreeing():
+                if resume and not path.is_file():
+                    _explain(folder, prefix, path, header)
+                self._ledger = Ledger(
+                    path, header, encode=encode, decode=decode, key=key, resume=resume
+                )
+            with team.agreeing():
+                if team.first:
+                    self._begin(resume)
+            self._kept = bool(team.total(torch.tensor(int(self._kept))))
 
     @property
     def known(self) -> dict[K, R]:

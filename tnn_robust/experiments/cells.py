@@ -234,9 +234,9 @@ class _Work:
         return CellRecord(self.cell.to_json(), seeds, points, failures, round(seconds, 2))
 
 
-def new_stack(cell: Cell, dataset: Dataset) -> TNN:
-    """Fresh networks of a cell, one a seed, on the CPU."""
-    shape = Architecture(
+def architecture_of(cell: Cell, dataset: Dataset) -> Architecture:
+    """The shape of a cell's networks."""
+    return Architecture(
         features=dataset.d,
         channels=dataset.c,
         widths=(cell.width,) * LAYERS,
@@ -244,6 +244,11 @@ def new_stack(cell: Cell, dataset: Dataset) -> TNN:
         scores=1,
         transform="dct",
     )
+
+
+def new_stack(cell: Cell, dataset: Dataset) -> TNN:
+    """Fresh networks of a cell, one a seed, on the CPU."""
+    shape = architecture_of(cell, dataset)
     return stack_models([new_model(shape, seed) for seed in cell.seeds])
 
 

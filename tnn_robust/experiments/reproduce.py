@@ -17,10 +17,11 @@ from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.experiments.cells import cell_run, relative_costs
+from tnn_robust.experiments.cells import architecture_of, cell_run, relative_costs
 from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
 from tnn_robust.experiments.plan import Cell, Plan
 from tnn_robust.experiments.results import CellRecord
+from tnn_robust.models.network import require_room
 
 RECORDS = "records.jsonl"
 _KIND = "tnn-robust.reproduction"
@@ -81,6 +82,8 @@ def _missing_cells(request: ReproduceRequest, device: str, resume: bool) -> Step
     require_writable(path)
     dataset = _loaded(request.data)
     cells = request.plan.cells(dataset.d, dataset.c, len(dataset.train.y))
+    for cell in cells:
+        require_room(architecture_of(cell, dataset))
     header = {"kind": _KIND, "plan": request.plan.to_json(), "data_digest": dataset.digest}
     records = _records(path, header, resume)
     left = [cell for cell in cells if cell.key not in records.known]

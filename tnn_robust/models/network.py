@@ -324,6 +324,11 @@ def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -
     return model
 
 
+def require_room(architecture: Architecture, dtype: torch.dtype = torch.float32) -> None:
+    """DataError for a network larger than what one reading may take."""
+    Room().take(dtype.itemsize * architecture.numbers, f"a network of {architecture}")
+
+
 def new_model(
     architecture: Architecture,
     seed: int,
@@ -332,7 +337,7 @@ def new_model(
     dtype: torch.dtype = torch.float32,
 ) -> TNN:
     """A fresh network; `data` (n, d, c) is only read by the `data` transform."""
-    Room().take(dtype.itemsize * architecture.numbers, f"a network of {architecture}")
+    require_room(architecture, dtype)
     transform = make_transform(
         architecture.transform, architecture.channels, data=data, dtype=dtype
     )
