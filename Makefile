@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO := runs/demo
-TEN_CLASSES := --dataset mnist --n-train 10000 --width 28 --attack pgd --steps 7 --epochs 6 \
-	--batch-size 100 --seed 0
+TEN_CLASSES := --dataset mnist --n-train 10000 --attack pgd --steps 7 --epochs 6 --batch-size 100
 
 .PHONY: help setup demo sweep-demo test test-slow lint bench bench-peers bench-compression validate-suite check clean
 .DEFAULT_GOAL := help
@@ -61,10 +60,12 @@ bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
 
 validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point by point (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt pyautoattack
-	$(BIN)/tnn-train $(TEN_CLASSES) --norm linf --eps 0.1 --overwrite --out runs/m10
-	$(BIN)/tnn-train $(TEN_CLASSES) --norm l2 --eps 1.0 --overwrite --out runs/m10-l2
+	$(BIN)/tnn-train $(TEN_CLASSES) --width 28 --norm linf --eps 0.1 --overwrite --out runs/m10
+	$(BIN)/tnn-train $(TEN_CLASSES) --width 28 --norm l2 --eps 1.0 --overwrite --out runs/m10-l2
+	$(BIN)/tnn-train $(TEN_CLASSES) --width 64 --seed 1 --eps 0.1 --overwrite --out runs/m10-w64
 	$(BIN)/python scripts/validate_suite.py runs/m10 --norm linf --eps 0.1
 	$(BIN)/python scripts/validate_suite.py runs/m10-l2 --norm l2 --eps 1.5
+	$(BIN)/python scripts/validate_suite.py runs/m10-w64 --norm linf --eps 0.1
 
 check: test lint demo ## All that CI runs
 

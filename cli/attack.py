@@ -61,7 +61,11 @@ _CURVE = shared.heading(
 )
 _MINIMAL = shared.heading(
     "Smallest perturbations",
-    click.option("--minimal", is_flag=True, help="The smallest eps that breaks each example."),
+    click.option(
+        "--minimal",
+        is_flag=True,
+        help="The smallest eps that breaks each example; with --certify its certified radius too.",
+    ),
 )
 _VERIFY = shared.heading(
     "Verification",

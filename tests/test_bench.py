@@ -43,7 +43,11 @@ def test_the_gpus_benchmark_runs_and_without_one_says_so(tmp_path, options, says
         assert says in line
     if not options:
         rows = json.loads((tmp_path / "bench_gpu.json").read_text())
-        assert [row["seconds"] for row in rows] == [None] * len(GPU_TARGETS)
+        assert [row["seconds"] for row in rows] == [None] * (len(GPU_TARGETS) + 2)
+    suites = [line for line in ran.stdout.splitlines() if " suite, l" in line]
+    parts = ("apgd margin ", "fab ", "square ", "masking checks ")
+    assert len(suites) == 2
+    assert all(all(part in line for part in parts) == bool(options) for line in suites)
 
 
 def test_other_ways_to_write_the_network_are_compared(tmp_path):

@@ -23,7 +23,7 @@ ROW = {"name", "norm", "eps", "eps_value", "settings", "train", "test", "agp"}
 ROW |= {"robustness_drop", "max_perturbation", "seconds", "behind", "behind_ci", "over_seeds"}
 PART = {"n", "clean_risk", "clean_accuracy", "risk", "accuracy"}
 GAP = {"risk", "risk_ci", "accuracy", "accuracy_ci", "train_error", "test_error"}
-GAP |= {"halving_test", "halving_train", "large"}
+GAP |= {"halving_test", "halving_train", "large", "few"}
 
 
 class Attacked:

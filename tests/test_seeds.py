@@ -157,7 +157,7 @@ def test_interrupted_between_and_within_seeds_it_goes_on(binary_run, tmp_path, m
         (("--seed", "0,1", "--save-adv", "x.safetensors"), "takes one seed (--save-adv)"),
         (("--seed", "0,1", "--curve"), "--curve takes one --seed"),
         (("--seed", "0,1", "--minimal"), "--minimal takes one --seed"),
-        (("--resume", "--curve"), "--resume is of the report"),
+        (("--resume", "--minimal"), "--resume is of the report"),
     ],
 )
 def test_what_seeds_cannot_be(digits_run, options, text, tmp_path, monkeypatch):

@@ -142,8 +142,9 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
     tvector = to_tvectors(places) if len(shape) == 3 else places.reshape(1, shape[0], -1)
     stages: list[Stage] = []
     dtypes = {p.dtype for p in model.parameters()}
+    _require_unhooked("the whole", model)
     for name, layer in _before_head(_flat(model)):
-        _require_own(name, layer)
+        _require_unhooked(name, layer)
         if _is(layer, nn.Linear):
             weight = _wide(layer.weight)
             came = stages[-1].shape[1] if stages else entries
@@ -220,6 +221,15 @@ def _is(layer: nn.Module, *kinds: type[M]) -> TypeGuard[M]:
     return any(isinstance(layer, one) and type(layer).forward is one.forward for one in kinds)
 
 
+def _require_unhooked(name: str, layer: nn.Module) -> None:
+    """InputError where something else is computed around a layer, or in its place."""
+    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(
+            f"a certificate goes through layers as they are, got hooks on layer {name}: "
+            f"{type(layer).__name__}"
+        )
+
+
 def _before_head(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
     for place in reversed(range(len(layers))):
         if _is(layers[place][1], *SQUASHING):
@@ -229,24 +239,8 @@ def _before_head(layers: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Modu
     return layers
 
 
-# Modules whose forward pass is known, whatever a class that inherits from them is called.
-_KNOWN = (nn.Sequential, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, nn.Dropout)
-
-
-def _require_own(name: str, layer: nn.Module) -> None:
-    """InputError for a forward pass that was changed, which no certificate could see."""
-    own = next((kind.forward for kind in _KNOWN if isinstance(layer, kind)), None)
-    changed = own is not None and type(layer).forward is not own
-    if changed or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
-        raise InputError(
-            f"a certificate knows torch's own layers, and {name} ({type(layer).__name__}) has a "
-            "forward pass of its own"
-        )
-
-
 def _flat(model: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = []
-    _require_own(prefix.rstrip(".") or "the whole", model)
     for name, layer in model.named_children():
         if _is(layer, nn.Sequential):
             found += _flat(layer, f"{prefix}{name}.")

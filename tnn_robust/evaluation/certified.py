@@ -18,7 +18,7 @@ from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.certify import chain_of
-from tnn_robust.certification.chain import Chain, from_sequential
+from tnn_robust.certification.chain import Chain
 from tnn_robust.certification.margins import MarginBounder, as_scores, certified
 from tnn_robust.certification.work import bound_products, merged_entries, pass_products
 from tnn_robust.evaluation.agp import Attacked
@@ -58,12 +58,12 @@ def threats_of(attacks: Sequence[Attack]) -> tuple[Threat, ...]:
 def subject_chain(subject: Subject) -> Chain:
     """The network as certificates see it; InputError says what they do not go through."""
     model = subject.model
-    if not isinstance(model, Foreign):
-        return chain_of(model, torch.empty(0, subject.features, subject.channels))
-    whole = (subject.features, subject.channels)
-    if not isinstance(model.module, torch.nn.Sequential):
-        return chain_of(model.module, torch.empty(0, *whole))
-    return from_sequential(model.module, model.image if model.form == "image" else whole)
+    shape: tuple[int, ...] = (subject.features, subject.channels)
+    if isinstance(model, Foreign):
+        # Flat rows are those of the matrix.
+        shape = model.image if model.form == "image" else shape
+        model = model.module
+    return chain_of(model, torch.empty(0, *shape))
 
 
 def chain_or_why(subject: Subject, wanted: bool | None) -> tuple[Chain | None, str]:

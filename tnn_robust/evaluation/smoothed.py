@@ -29,14 +29,14 @@ from tnn_robust.models.checkpoint import versions
 PREFIX = "smooth-"
 
 
-class Counted(NamedTuple):
+class Drawn(NamedTuple):
     """A finished example and the seconds since the one before."""
 
     one: Smoothed
     seconds: float
 
 
-class SmoothedJournal(WorkJournal[int, Counted]):
+class SmoothedJournal(WorkJournal[int, Drawn]):
     """The finished examples of one smoothing; see `WorkJournal`."""
 
     def __init__(self, folder: Path, header: dict[str, Any], *, resume: bool):
@@ -145,7 +145,7 @@ def _timed(
             now = time.perf_counter()
             share = (now - since) / len(progress.found)
             if kept is not None:
-                kept.add([Counted(one, share) for one in progress.found])
+                kept.add([Drawn(one, share) for one in progress.found])
             seconds, since = seconds + now - since, now
         yield progress
 
@@ -179,16 +179,16 @@ def _journal(subject: Subject, header: dict[str, Any], *, resume: bool) -> Smoot
     return None if folder is None else SmoothedJournal(folder, header, resume=resume)
 
 
-def _key(one: Counted) -> int:
+def _key(one: Drawn) -> int:
     return one.one.example
 
 
-def _encode(one: Counted) -> dict[str, Any]:
+def _encode(one: Drawn) -> dict[str, Any]:
     return {**one.one.to_json(), "seconds": one.seconds}
 
 
-def _decode(value: dict[str, Any]) -> Counted:
+def _decode(value: dict[str, Any]) -> Drawn:
     one, seconds = Smoothed.from_json(value), value.get("seconds")
     if not isinstance(seconds, float) or seconds < 0:
         raise CheckpointError("a smoothed example needs its seconds")
-    return Counted(one, seconds)
+    return Drawn(one, seconds)
