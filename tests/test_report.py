@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from tnn_robust.base.choices import FIGURE
 from tnn_robust.base.files import require_result_file
 from tnn_robust.evaluation import masking, masking_model
 from tnn_robust.evaluation.results import Check
-from tnn_robust.reporting import words
+from tnn_robust.reporting import saved as saved_reports
+from tnn_robust.reporting import views, words
 from tnn_robust.reporting.html import page, section_of
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -136,6 +138,12 @@ def test_what_it_refuses(saved, tmp_path):
     (tmp_path / "bad.json").write_text('{"kind": "attack-report"}')
     refused(run_cli("report", tmp_path / "bad.json", "--html", tmp_path / "p.html"), "bad.json")
     assert not (tmp_path / "p.html").exists()
+
+
+def test_every_kind_of_report_can_be_shown():
+    assert (
+        set(views._VIEWS) == set(get_args(saved_reports.Report)) == {*saved_reports._KINDS.values()}
+    )
 
 
 def test_every_masking_check_has_words_for_a_newcomer():

@@ -74,10 +74,11 @@ def require_eps(threats: Sequence[Threat]) -> None:
 def certificate_figure(report: CertificationReport, path: Path) -> None:
     """Draw the shares of certified, unknown and broken examples against eps into a .png or
     .svg file."""
-    save_figure(path, (6.4, 4.2), lambda figure: _draw(figure, report))
+    save_figure(path, (6.4, 4.2), lambda figure: draw_certificates(figure, report))
 
 
-def _draw(figure: Any, report: CertificationReport) -> None:
+def draw_certificates(figure: Any, report: CertificationReport) -> None:
+    """Certified, unknown and broken shares against eps on a matplotlib figure."""
     axes = figure.add_subplot()
     rows = sorted(report.rows, key=lambda row: row.eps_value)
     sizes = [row.eps_value for row in rows]

@@ -8,9 +8,11 @@ from tnn_robust.base.codec import Interval
 from tnn_robust.base.drawing import BLUE, GREY, ORANGE
 from tnn_robust.base.errors import CheckpointError, InputError, unknown_choice
 from tnn_robust.compression.rank_sweep_results import SweepReport
+from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport, AttackRow
+from tnn_robust.reporting.certificates import draw_certificates
 from tnn_robust.reporting.figures import draw_curve, figure_bytes, save_figure
 from tnn_robust.reporting.rank_sweep import draw_sweep
 
@@ -61,6 +63,21 @@ def of_sizes(report: SweepReport) -> list[Picture]:
             "Robust test accuracy and the gap of each network against its parameters.",
             (9.5, 4.4),
             lambda figure: draw_sweep(figure, report),
+        )
+    ]
+
+
+def proved(report: CertificationReport) -> list[Picture]:
+    """Of certificates at several eps: certified, unknown and broken against eps."""
+    if len(report.rows) < 2 or len({row.norm for row in report.rows}) > 1:
+        return []
+    return [
+        Picture(
+            "certified",
+            "Certified, unknown and broken against eps",
+            "Certified: no perturbation of that size changes the decision. Broken: one does.",
+            (6.4, 4.2),
+            lambda figure: draw_certificates(figure, report),
         )
     ]
 

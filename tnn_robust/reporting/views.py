@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
+from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport
 from tnn_robust.evaluation.smoothed_results import SmoothedReport
 from tnn_robust.reporting import (
     bounds,
+    certificates,
     comparison,
     compression,
     pictures,
@@ -59,6 +62,15 @@ _VIEWS: dict[type, _Show] = {
     ),
     SmoothedReport: lambda r: View(
         str(r).splitlines(), smoothed.smoothed_tables(r), smoothed.smoothed_notes(r), []
+    ),
+    CertificationReport: lambda r: View(
+        words.proved(r),
+        certificates.certificate_tables(r),
+        certificates.certificate_notes(r),
+        pictures.proved(r),
+    ),
+    PropertyReport: lambda r: View(
+        words.decided(r), certificates.property_tables(r), certificates.property_notes(r), []
     ),
     BoundReport: lambda r: View(
         words.bounded(r), bounds.bound_tables(r), bounds.bound_notes(r), []

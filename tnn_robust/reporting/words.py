@@ -1,8 +1,12 @@
 """A report in words: what was found, what it means, and what to do about a warning."""
 
+from collections import Counter
+
 from tnn_robust.base.codec import Interval
+from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
+from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport, AttackRow, Check, Gap, no_gap
@@ -108,6 +112,27 @@ def of_sizes(report: SweepReport) -> list[str]:
     return [
         f"{len(report.rows)} networks of different sizes, each under the same attacks; those "
         "marked * are as robust as any that is no larger."
+    ]
+
+
+def proved(report: CertificationReport) -> list[str]:
+    """Of certificates: what is sure, what is broken, and what is not known."""
+    return [
+        f"Of {row.n} {report.part} examples {_share(row.certified_accuracy)} are certified in the "
+        f"{row.norm} ball of {row.eps} (95 % interval {_percents(row.certified_ci)}): no "
+        f"perturbation changes their right decision. {row.broken} are broken, {row.unknown} are "
+        "unknown."
+        for row in report.rows
+    ]
+
+
+def decided(report: PropertyReport) -> list[str]:
+    """Of properties of a network: how many hold."""
+    counts = Counter(row.result for row in report.rows)
+    said = ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+    return [
+        f"{len(report.rows)} properties: {said}. unsat: no input of the property exists, so what "
+        "was asked for holds; sat: one does, and is given."
     ]
 
 
