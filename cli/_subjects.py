@@ -103,8 +103,10 @@ def _check(
     if compare and recorded:
         raise InputError("--verify is of one network: it takes no --compare")
     if not (runs or models or recorded):
-        name = click.get_current_context().command.name
-        raise InputError(f"{name} needs a RUN directory or a --model")
+        command = click.get_current_context().command
+        verifies = any(one.name == "verify" for one in command.params)
+        saved = ", or the file of --verify" if verifies else ""
+        raise InputError(f"{command.name} needs a RUN directory or a --model{saved}")
     if compare and len(runs) + len(models) < 2:
         raise InputError("--compare needs at least two networks")
     if not compare and (len(runs) > 1 or len(models) > 1):

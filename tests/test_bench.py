@@ -30,7 +30,11 @@ GPU_TARGETS = ("A.2 training step", "PGD-100 x 10", "A.1 in full")
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), ((["--smoke"], "no verdict of a smoke run"), ([], "not measured"))
+    ("options", "says"),
+    (
+        pytest.param(["--smoke"], "no verdict of a smoke run", marks=pytest.mark.slow),
+        ([], "not measured"),
+    ),
 )
 def test_the_gpus_benchmark_runs_and_without_one_says_so(tmp_path, options, says):
     if not options and torch.cuda.is_available():
@@ -59,7 +63,7 @@ def test_other_ways_to_write_the_network_are_compared(tmp_path):
     assert all(row["ms"] > 0 and row["other_ms"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("there", (True, False))
+@pytest.mark.parametrize("there", (pytest.param(True, marks=pytest.mark.slow), False))
 def test_a1_is_timed_or_said_not_to_be(tmp_path, monkeypatch, there):
     monkeypatch.setenv("TNN_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

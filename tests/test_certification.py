@@ -56,7 +56,7 @@ def agrees_with_exact(norm, seeds):
     return counts
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l1", marks=pytest.mark.slow)])
 def test_complete_agrees_with_a_mixed_integer_program(norm):
     unknown, certified, broken = agrees_with_exact(norm, range(50))
     assert unknown == 0 and certified > 10 and broken > 10
@@ -85,7 +85,7 @@ def verdicts_around_the_exact_optimum(norm, seeds):
     return counts
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l1", marks=pytest.mark.slow)])
 def test_just_past_the_exact_optimum_is_broken_and_just_before_certified(norm):
     verdicts_around_the_exact_optimum(norm, range(4))
 

@@ -39,7 +39,7 @@ def report_of(run: Path, report: Path, *options: object) -> dict:
 
 
 # Readers have fast tests of their own: these are whole roads over them.
-LONG = ("fashion-mnist", "cifar10", "landsat")
+LONG = ("fashion-mnist", "cifar10", "landsat", "salinas-a")
 
 
 @pytest.mark.parametrize(

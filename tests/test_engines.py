@@ -109,6 +109,7 @@ def test_a_killed_worker_loses_only_its_task_which_is_tried_again(
     assert {key: starts(tmp_path, key) for key in found} == {**dict.fromkeys(found, 1), "slow": 2}
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_three_times_is_reported_and_the_rest_goes_on(
     tmp_path: Path, dask: Cluster
 ) -> None:

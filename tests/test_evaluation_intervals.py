@@ -142,7 +142,7 @@ def test_interval_is_the_symmetric_studentised_one():
     assert low + high == pytest.approx(2 * mean)
 
 
-@pytest.mark.parametrize("n", (50, 200))
+@pytest.mark.parametrize("n", (50, pytest.param(200, marks=pytest.mark.slow)))
 def test_interval_covers_the_gap_of_heavy_tails(n):
     # The percentiles alone cover 92.3 % at n = 50 here; 3 standard errors of 1500 are 1.7.
     generator, covered = np.random.default_rng(7), 0

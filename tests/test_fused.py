@@ -94,7 +94,13 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "check_whole_networks" else name
+        for name in CHECKS
+    ],
+)
 def test_against_torch(name):
     interpreted(name)
 

@@ -77,7 +77,7 @@ def test_a_cell_is_what_the_commands_give(swept: Path, tmp_path: Path) -> None:
         run, report = tmp_path / str(record.cell["rank"]), tmp_path / "r.json"
         rank = () if record.cell["rank"] is None else ("--rank", record.cell["rank"][0])
         succeeded(run_cli("train", *TRAIN, *rank, "--seed", 1, "--out", run))
-        succeeded(run_cli("attack", run, *ATTACK, "--json", report))
+        succeeded(run_cli("attack", run, *ATTACK, "--no-certify", "--json", report))
         found = json.loads(json.dumps(record.report.to_json()))
         vary = ("seconds", "path", "versions")
         assert without(found, *vary) == without(load_json(report), *vary)
@@ -151,6 +151,7 @@ def test_failed_cells_are_reported_and_the_rest_goes_on(scheduler: Cluster, tmp_
     assert cells(out) == before and len((out / "failed.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_outlives_a_killed_worker(scheduler: Cluster, tmp_path: Path) -> None:
     from distributed import Client
 

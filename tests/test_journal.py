@@ -80,6 +80,7 @@ def whole(digits_run, tmp_path) -> tuple[Path, Path]:
     return run, path
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_it_gives_the_same_report(whole, tmp_path) -> None:
     check_resumed(*whole, (4, 12), tmp_path)
 
@@ -182,6 +183,7 @@ def test_a_curve_goes_on_to_the_same_curve(digits_run, tmp_path) -> None:
         swept(digits_run, folder, resume=True)
 
 
+@pytest.mark.slow
 def test_a_curve_killed_goes_on_from_the_command_line(digits_run, tmp_path, monkeypatch) -> None:
     run, whole, again = own(digits_run, tmp_path), tmp_path / "w.json", tmp_path / "a.json"
     options = ("--curve", "--eps", "0,0.02,0.05", "--steps", 3, "--n", 30)

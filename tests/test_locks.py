@@ -125,7 +125,12 @@ ATTACK = ("--attack", "fgsm", "--eps", "0.1", "--n", "20", "--no-checks")
 
 
 @pytest.mark.parametrize(
-    ("shell", "code"), [("| head -c 1 >/dev/null", 141), (">/dev/full", 2), (">&-", None)]
+    ("shell", "code"),
+    [
+        ("| head -c 1 >/dev/null", 141),
+        pytest.param(">/dev/full", 2, marks=pytest.mark.slow),
+        pytest.param(">&-", None, marks=pytest.mark.slow),
+    ],
 )
 def test_a_result_is_on_disk_however_the_output_ends(digits_run, tmp_path, shell, code) -> None:
     files = ("--json", tmp_path / "r.json", "--save-adv", tmp_path / "p.safetensors")
@@ -176,7 +181,10 @@ def test_another_attack_leaves_an_unfinished_one_alone(digits_run, tmp_path, mon
     assert not journal_of(run).exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)],
+)
 def test_a_request_to_end_is_as_ctrl_c(tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "run"
     words = (*TRAIN[1:], "--epochs", 5000, "--out", out)

@@ -140,7 +140,7 @@ def load_dataset(spec: DataSpec) -> Dataset:
     source, files = _parse(spec.dataset)
     _check_options(spec, source)
     raw = source.load(spec, files)
-    if not len(raw.arrays.x_train) + len(raw.arrays.y_train):
+    if not len(raw.arrays.x_train) + len(raw.arrays.y_train) and len(raw.arrays.y_test):
         raise DataError(
             f"{spec.dataset} has no training part: only a network trained on other data can be "
             "attacked on it"
