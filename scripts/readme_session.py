@@ -15,9 +15,8 @@ BEGIN, END = "<!-- session: scripts/readme_session.py -->\n", "<!-- end of sessi
 SESSIONS = {
     "README.md": (
         "tnn-train --dataset digits --width 32 --epochs 30 --batch-size 32 --eps 0.1 --out demo",
-        "tnn-attack demo --json r.json",
+        "tnn-attack demo --eps 0.03 --certify --json r.json",
         "tnn-report r.json --html report.html --card card.md",
-        "tnn-compress demo --rank 4 --finetune 5 --out demo-rank4",
     ),
     "docs/bounds.md": (
         """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\

@@ -95,6 +95,7 @@ def test_norms_are_the_exact_distances_of_a_linear_model(norm, s):
     assert float(ratio.max()) <= 1.01
 
 
+@pytest.mark.slow
 @each_number_of_scores
 @pytest.mark.parametrize("norm", ("linf", "l2", "l1"))
 def test_norms_are_close_to_the_distances_where_the_box_is_in_the_way(norm, s):
@@ -164,6 +165,7 @@ def test_each_method_finds_the_boundary_alone(trained, method):
     assert float(both[0].norms.mean()) == pytest.approx(float(both[1].norms.mean()), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", FAB_NORMS)
 def test_no_norm_is_above_that_of_fab(trained, norm):
     """Also where the other searches are cut so short that FAB is ahead of them."""

@@ -12,6 +12,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 BENCH = SCRIPTS / "bench.py"
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_a_verdict_a_case_and_writes_them(tmp_path):
     command = [sys.executable, str(BENCH), "--smoke"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -63,7 +64,8 @@ def test_other_ways_to_write_the_network_are_compared(tmp_path):
     assert all(row["ms"] > 0 and row["other_ms"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("there", (pytest.param(True, marks=pytest.mark.slow), False))
+@pytest.mark.slow
+@pytest.mark.parametrize("there", (True, False))
 def test_a1_is_timed_or_said_not_to_be(tmp_path, monkeypatch, there):
     monkeypatch.setenv("TNN_DATA", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -188,6 +188,7 @@ def test_a_network_beyond_certificates_is_named(name, text):
 
 
 def test_layers_that_compute_something_else_are_no_certificates(monkeypatch):
+    torch.manual_seed(0)
     x, y = torch.rand(4, 8, 8), torch.zeros(4, dtype=torch.int64)
     threat = tr.Threat("linf", 0.01)
 

@@ -67,6 +67,7 @@ def test_finetuning_and_compressing_again_keep_multi_ranks(digits_run, tmp_path)
     assert twice["before"]["parameters"] == once["after"]["parameters"]
 
 
+@pytest.mark.slow
 def test_densify_gives_the_dense_checkpoint_back(digits_run, tmp_path):
     compress(digits_run, tmp_path / "small", "--params", 0.5, "--dtype", "fp16")
     found, _ = compress(tmp_path / "small", tmp_path / "dense", "--densify")

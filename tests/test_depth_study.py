@@ -38,6 +38,7 @@ def test_a_net_that_looks_linear_is_linear_and_of_the_size_asked(depth_study, la
     assert norms == pytest.approx(norms[:1] * len(norms))
 
 
+@pytest.mark.slow
 def test_depths_separate_lower_their_ranks_and_are_kept(depth_study, tmp_path):
     folder, study = tmp_path / "depth", small(depth_study)
     depth_study.main(folder, study)

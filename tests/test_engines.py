@@ -197,6 +197,7 @@ def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
                     local.close()
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_first_one(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from test_engines import orders; from engine_works import obey\n"

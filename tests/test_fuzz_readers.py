@@ -145,7 +145,7 @@ def _fuzz(name: str, whole: bytes, path: Path, seconds: float, seed: int) -> int
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused_in_one_line(name, sound, tmp_path) -> None:
-    assert _fuzz(name, sound[name], tmp_path / "file", 3, seed=0) > 20
+    assert _fuzz(name, sound[name], tmp_path / "file", 1, seed=0) > 5
 
 
 @pytest.mark.slow

@@ -144,6 +144,7 @@ def test_a_result_is_on_disk_however_the_output_ends(digits_run, tmp_path, shell
     assert (tmp_path / "p.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_words_that_the_output_cannot_encode_are_shown_all_the_same(digits_run, tmp_path) -> None:
     options = (digits_run, "--attack", "fgsm", "--curve", "--eps", "0,0.1", "--n", "20")
     words = list(map(str, options))

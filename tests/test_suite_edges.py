@@ -74,6 +74,7 @@ def test_a_ball_of_no_size_and_one_of_the_wrong_unit():
     assert "an eps in pixels of 0 to 255 is 8/255 here" in text(pixels)
 
 
+@pytest.mark.slow
 def test_a_curve_and_a_fast_report_say_what_their_figures_are_worth():
     data, model = data_of(3), Sums(3)
     for top, noted in ((1.0, False), (8.0, True)):

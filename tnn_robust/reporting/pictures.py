@@ -128,6 +128,9 @@ def _rows_picture(report: AttackReport) -> Picture:
         clean: list[_Bar] = [("clean", of_worst.clean_accuracy, None)]
         found = [(_label(report, row), row.parts[part]) for row in rows]
         parts[part] = clean + [(name, one.accuracy, one.accuracy_ci) for name, one in found]
+        if report.certified is not None and part in report.certified.parts:
+            sure = report.certified.parts[part]
+            parts[part].append(("certified", sure.accuracy, sure.accuracy_ci))
     title = f"{report.dataset['name']}, {worst.norm} eps {worst.eps}"
     train = worst.train
     orange = "" if train is None else f", orange the training part ({train.n})"
@@ -136,7 +139,7 @@ def _rows_picture(report: AttackReport) -> Picture:
         "Accuracy, clean and under each attack",
         f"Blue is the test part ({worst.test.n} examples){orange}. In a suite every row holds "
         "what the rows above it left standing.",
-        (7.2, 1.5 + 0.42 * (len(rows) + 1)),
+        (7.2, 1.5 + 0.42 * len(parts["test"])),
         lambda figure: _draw_accuracies(figure, parts["train"], parts["test"], title),
     )
 

@@ -161,8 +161,21 @@ def attacked(report: AttackReport) -> list[str]:
         f"{_share(test.accuracy)} stand against {how} (95 % interval "
         f"{_percents(test.accuracy_ci)}): a robustness drop of "
         f"{100 * worst.robustness_drop:.1f} points.",
+        *_sure(report),
         no_gap(report.dataset) if worst.agp is None else _gap(worst.agp),
         *_checked(report),
+    ]
+
+
+def _sure(report: AttackReport) -> list[str]:
+    """The other side, where it is known."""
+    if report.certified is None:
+        return []
+    test = report.certified.test
+    return [
+        f"{_share(test.accuracy)} are certified (95 % interval {_percents(test.accuracy_ci)}): no "
+        f"such change alters their decision. {test.broken} of {test.n} are broken, and of "
+        f"{test.unknown} nothing is known for sure."
     ]
 
 
