@@ -8,6 +8,7 @@ against the ranges that a class states in `__post_init__` (by `require`).
 import math
 import re
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -61,6 +62,17 @@ class Record:
             if came != cls.SCHEMA:
                 raise CheckpointError(f"needs schema {cls.SCHEMA}, got {came!r}")
         return decoded(cls, value, cls.__name__)
+
+
+class SavedRecord(Record):
+    """A record that is a file of its own."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON, atomically; `load_report` reads it back."""
+        from tnn_robust.base.files import write_json
+
+        write_json(Path(path), self.to_json())
+        return Path(path)
 
 
 def decoded(kind: Any, value: Any, what: str) -> Any:

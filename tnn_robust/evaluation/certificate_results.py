@@ -1,11 +1,17 @@
 """What certificates say of a network on one part of its data, threat by threat."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.choices import DECISIONS
-from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.base.codec import (
+    Interval,
+    Record,
+    SavedRecord,
+    require,
+    require_counts,
+    require_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class CertificationRow(Record):
 
 
 @dataclass(frozen=True)
-class CertificationReport(Record):
+class CertificationReport(SavedRecord):
     """Certified accuracy of a network, a row a threat.
 
     model, dataset: as in an AttackReport; part: train or test; method, time_limit: as `certify`
@@ -123,13 +129,6 @@ class CertificationReport(Record):
     @property
     def n(self) -> int:
         return self.rows[0].n
-
-    def save(self, path: str | Path) -> Path:
-        """Write the report as JSON, atomically; `load_report` reads it back."""
-        from tnn_robust.base.files import write_json
-
-        write_json(Path(path), self.to_json())
-        return Path(path)
 
     def __str__(self) -> str:
         first = self.rows[0]

@@ -2,10 +2,16 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.base.codec import (
+    Interval,
+    Record,
+    SavedRecord,
+    require,
+    require_counts,
+    require_interval,
+)
 from tnn_robust.base.errors import InputError
 from tnn_robust.evaluation.certified_results import Certified
 from tnn_robust.evaluation.example_results import Example
@@ -274,7 +280,7 @@ class Check(Record):
 
 
 @dataclass(frozen=True)
-class AttackReport(Record):
+class AttackReport(SavedRecord):
     """The adversarial gap report: a row an attack and a worst-case row.
 
     model: path, digest, architecture; dataset: name, sizes, digest, notes;
@@ -355,13 +361,6 @@ class AttackReport(Record):
         InputError where there is no training part to set the test part against.
         """
         return self.worst_case.both[2]
-
-    def save(self, path: str | Path) -> Path:
-        """Write the report as JSON, atomically; `load_report` reads it back."""
-        from tnn_robust.base.files import write_json
-
-        write_json(Path(path), self.to_json())
-        return Path(path)
 
     def __str__(self) -> str:
         worst, gap = self.worst_case, self.worst_case.agp

@@ -1,10 +1,16 @@
 """What randomised smoothing says of a network's smoothed classifier on a part of its data."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tnn_robust.base.codec import Interval, Record, require, require_counts, require_interval
+from tnn_robust.base.codec import (
+    Interval,
+    Record,
+    SavedRecord,
+    require,
+    require_counts,
+    require_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class SmoothedRow(Record):
 
 
 @dataclass(frozen=True)
-class SmoothedReport(Record):
+class SmoothedReport(SavedRecord):
     """Certified accuracy of a network's smoothed classifier, a row an l2 eps.
 
     model, dataset: as in an AttackReport; sigma, samples, selection, alpha: as `smooth` takes
@@ -90,13 +96,6 @@ class SmoothedReport(Record):
         most = max(row.certified for row in self.rows)
         require(most <= self.correct, f"at most the {self.correct} right ones certified", most)
         require({row.n for row in self.rows} == {self.n}, f"rows of {self.n} examples", "others")
-
-    def save(self, path: str | Path) -> Path:
-        """Write the report as JSON, atomically; `load_report` reads it back."""
-        from tnn_robust.base.files import write_json
-
-        write_json(Path(path), self.to_json())
-        return Path(path)
 
     def __str__(self) -> str:
         lines = [
