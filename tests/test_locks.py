@@ -232,6 +232,7 @@ def test_a_file_that_another_command_writes_is_refused_at_once(digits_run, tmp_p
             said = [line for line in result.stderr.splitlines() if not line.startswith("Note")]
             assert result.exit_code == 2 and len(said) == 1, result.stderr
             assert f"{path} is being written by process {process.pid} on" in said[0]
+        refused(run_cli("export", digits_run, "--onnx", path), "is being written by process")
     finally:
         kill(process)
     succeeded(run_cli("attack", digits_run, *ATTACK, "--examples", path))
@@ -255,6 +256,7 @@ def test_one_file_for_two_results_is_refused(digits_run, binary_run, tmp_path) -
     refused(run_cli("compress", binary_run, *few, tmp_path / "c"), "two results")
     checkpoint = tmp_path / "c" / "model.safetensors"
     refused(run_cli("compress", binary_run, *few, checkpoint), "is of a run")
+    refused(run_cli("export", binary_run, "--onnx", checkpoint, "--overwrite"), "is of a run")
     assert list(tmp_path.iterdir()) == []
     succeeded(run_cli("compress", binary_run, *few, tmp_path / "c" / "report.json"))
     assert {p.name for p in (tmp_path / "c").iterdir()} == {"model.safetensors", "report.json"}

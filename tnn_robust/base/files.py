@@ -93,10 +93,9 @@ def require_result_file(path: Path, *kinds: str, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite and _result_kind(path) not in kinds:
+        other = f" and is no {kinds[0]} of an earlier command" if kinds else ""
         raise InputError(
-            f"{path} exists and is no {kinds[0]} of an earlier command: choose another file or "
-            "overwrite it",
-            field="overwrite",
+            f"{path} exists{other}: choose another file or overwrite it", field="overwrite"
         )
 
 
