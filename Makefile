@@ -58,7 +58,7 @@ bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
 	$(BIN)/python scripts/bench_peers.py
 	$(BIN)/python scripts/bench_networks.py
 
-validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point by point (an hour)
+validate-suite: $(STAMP) ## Compare the standard suite with pyautoattack, point by point (ten minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt pyautoattack
 	$(BIN)/tnn-train $(TEN_CLASSES) --width 28 --norm linf --eps 0.1 --overwrite --out runs/m10
 	$(BIN)/tnn-train $(TEN_CLASSES) --width 28 --norm l2 --eps 1.0 --overwrite --out runs/m10-l2
