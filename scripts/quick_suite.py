@@ -4,7 +4,7 @@ TNN_DATA=FOLDER python scripts/quick_suite.py [N [DATA ...]]: a table in Markdow
 test examples of each network (200 by default); of these data sets alone, where some are named.
 
 Targets: quick leaves at most TARGET points (or one example) more than standard, and takes at
-most a quarter of its time. Seconds are of the attacks on the test examples alone.
+most a quarter of its time. Seconds are of the processor, of the attacks on the test examples alone.
 """
 
 import sys
@@ -23,6 +23,7 @@ from tnn_robust.evaluation.report import evaluate_steps
 from tnn_robust.evaluation.subject import live_subject
 
 TARGET, SHARE = 0.2, 0.25
+ROUNDS = 2  # in turn; times are their sums
 Case = tuple[str, tuple[str, ...] | None, Threat, bool]
 # Data, classes, threat of the suites, whether trained against it.
 CASES: tuple[Case, ...] = (
@@ -54,9 +55,9 @@ def attacked(model: torch.nn.Module, data: Dataset, suite: str, threat: Threat, 
     small = replace(data, train=Part(data.train.x[:1], data.train.y[:1]))
     subject = live_subject(model, data, None)
     attacks = suite_attacks(suite, threat, scores=subject.scores, entries=subject.entries)
-    started = time.perf_counter()
+    started = time.process_time()
     found = drain(evaluate_steps(subject, small, attacks, suite=suite, n=n, checks=False))
-    return int(found.standing.sum()), len(found.standing), time.perf_counter() - started
+    return int(found.standing.sum()), len(found.standing), time.process_time() - started
 
 
 def main() -> None:
@@ -69,8 +70,13 @@ def main() -> None:
             continue
         data = tr.load_data(name, classes=classes, n_train=None if name == "digits" else 1500)
         model = trained(data, threat, robustly)
-        quick, count, fast = attacked(model, data, "quick", threat, n)
-        standard, _, slow = attacked(model, data, "standard", threat, n)
+        attacked(model, data, "quick", threat, 2)  # what is loaded once is of neither
+        (quick, count, fast), (standard, _, slow) = (
+            attacked(model, data, suite, threat, n) for suite in ("quick", "standard")
+        )
+        for _ in range(ROUNDS - 1):
+            fast += attacked(model, data, "quick", threat, n)[2]
+            slow += attacked(model, data, "standard", threat, n)[2]
         left = quick - standard
         missed = ["accuracy"] * (left > 1 and 100 * left / count > TARGET)
         missed += ["time"] * (fast > SHARE * slow)
