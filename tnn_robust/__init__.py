@@ -22,6 +22,7 @@ _FACE = {
     "TNN": "models.network",
     "save_model": "models.checkpoint",
     "load_model": "models.checkpoint",
+    "load_onnx": "models.onnx_module",
     "Threat": "base.threat",
     "Progress": "base.progress",
     "train": "training.in_memory",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from tnn_robust.evaluation.report import evaluate
     from tnn_robust.models.checkpoint import load_model, save_model
     from tnn_robust.models.network import TNN
+    from tnn_robust.models.onnx_module import load_onnx
     from tnn_robust.reporting.saved import load_report
     from tnn_robust.training.in_memory import train
 
