@@ -23,6 +23,7 @@ _FACE = {
     "save_model": "models.checkpoint",
     "load_model": "models.checkpoint",
     "load_onnx": "models.onnx_module",
+    "load_state_dict": "models.weights",
     "Threat": "base.threat",
     "Progress": "base.progress",
     "train": "training.in_memory",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from tnn_robust.models.checkpoint import load_model, save_model
     from tnn_robust.models.network import TNN
     from tnn_robust.models.onnx_module import load_onnx
+    from tnn_robust.models.weights import load_state_dict
     from tnn_robust.reporting.saved import load_report
     from tnn_robust.training.in_memory import train
 
