@@ -183,6 +183,30 @@ def test_an_attack_in_memory_refuses_a_black_box(net, tmp_path):
         tr.attacks.PGD("linf", 0.1)(found, test.x[:3], test.y[:3])
 
 
+class Asked(nn.Module):
+    """Scores from outside of torch."""
+
+    black_box = True
+
+    def __init__(self, weights: np.ndarray):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(x.detach().flatten(1).numpy() @ self.weights)
+
+
+def test_a_module_may_say_itself_that_it_is_a_black_box(net):
+    asked, data = (
+        Asked(np.random.default_rng(0).random((64, 10), np.float32)),
+        tr.load_data("digits"),
+    )
+    report = tr.evaluate(asked, data, tr.attacks.Square("linf", 0.1, steps=20), n=20)
+    assert report.checks == () and report.model["architecture"]["black_box"]
+    with pytest.raises(InputError, match="apgd climbs gradients"):
+        tr.evaluate(asked, data, n=20)
+
+
 def test_a_gate_on_checks_refuses_a_black_box(net, tmp_path):
     path = onnx_file(tmp_path / "net.onnx", net)
     options = (*SQUARE, "--checks", "--fail-on-warn")
