@@ -12,7 +12,7 @@ from tnn_robust_cli import _results
 @shared.json_option
 @shared.overwriting
 def main(run: Path, json_file: Path | None, overwrite: bool) -> None:
-    """Say what the network of a run directory, or of a .safetensors file, is.
+    """Say what the network of a run or file is.
 
     Prints its architecture, transform, layers with their ranks and parameters, the
     data and the settings it was trained with, its digest and the versions that wrote

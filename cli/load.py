@@ -10,29 +10,41 @@ from tnn_robust_cli.train import NETWORK
 
 from tnn_robust.base.errors import InputError
 
+_WEIGHTS = shared.heading(
+    "Weights",
+    click.option(
+        "--layout",
+        default="faces",
+        help="How layers lie in the file: faces (k, d_out, d_in) in the transform's domain, or "
+        "tubes (d_out, d_in, c) in the data's own.",
+    ),
+    click.option(
+        "--map",
+        "names",
+        multiple=True,
+        metavar="OURS=THEIRS",
+        help="Which tensor of the file becomes which, e.g. layers.0.weight=w1; repeatable. "
+        "By default names are the same, or the order of a .pt says it.",
+    ),
+)
+_LIKE = click.option(
+    "--like", metavar="RUN", type=shared.OUT, help="Take the shape, and the data, of this run."
+)
+_OUTPUT = shared.heading(
+    "Output",
+    click.option("--out", type=shared.RESULT, required=True, help="The new run directory."),
+    click.option("--overwrite", is_flag=True, help="Replace what is in it."),
+)
+
 
 @shared.command("tnn-load")
 @click.argument("weights", metavar="WEIGHTS", type=shared.OUT)
-@click.option(
-    "--like", metavar="RUN", type=shared.OUT, help="Take the network's shape and data of this run."
+@shared.options(
+    _WEIGHTS,
+    shared.heading("Network", _LIKE, NETWORK),
+    shared.heading("Data", shared.data_set, shared.data_place),
+    _OUTPUT,
 )
-@shared.options(shared.data_set, shared.data_place, NETWORK)
-@click.option(
-    "--layout",
-    default="faces",
-    help="How layers lie in the file: faces (k, d_out, d_in) in the transform's domain, or tubes "
-    "(d_out, d_in, c) in the data's own.",
-)
-@click.option(
-    "--map",
-    "names",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    help="Which tensor of the file becomes which, e.g. layers.0.weight=w1; repeatable. "
-    "By default names are the same, or the order of a .pt says it.",
-)
-@click.option("--out", type=shared.RESULT, required=True, help="The run directory.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
 def main(
     weights: Path,
     like: Path | None,
@@ -42,7 +54,7 @@ def main(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Make a run directory of the weights of a t-NN that was trained elsewhere.
+    """Make a run of a t-NN that was trained elsewhere.
 
     WEIGHTS is a torch state dict: a .pt or .pth file, of which tensors alone are
     read, or a .safetensors file. The network has the shape of --like RUN, or of
