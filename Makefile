@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DEMO := runs/demo
 TEN_CLASSES := --dataset mnist --n-train 10000 --attack pgd --steps 7 --epochs 6 --batch-size 100
 
-.PHONY: help setup demo sweep-demo test test-slow lint bench bench-peers bench-compression validate-suite check clean
+.PHONY: help setup demo sweep-demo test test-slow lint docs bench bench-peers bench-compression validate-suite check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -44,6 +44,10 @@ lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy tnn_robust cli
+
+docs: $(STAMP) ## Build the documentation site into site/, strictly
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(STAMP) ## Every speed target with reached or missed, half an hour (GPU: not measured without one)
 	$(BIN)/python scripts/bench.py

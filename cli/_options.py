@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 import cloup
+from click.core import ParameterSource
 from tnn_robust_cli._config import read_config, save_config
 from tnn_robust_cli._paths import RESULT
 
@@ -472,6 +473,17 @@ attacking = options(
     device,
     data_place,
 )
+
+
+def typed(*names: str) -> list[str]:
+    """Those of some options, by their parameters' names, that were given on the command line."""
+    context = click.get_current_context()
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
 
 
 def data_spec(given: dict[str, Any]) -> DataSpec:

@@ -26,9 +26,10 @@ subjects = shared.options(
             "--model",
             "models",
             multiple=True,
-            metavar="PACKAGE.MODULE:CALLABLE",
-            help="Take this torch module instead: the code is imported and called. "
-            "Data, eps and loss are those of RUN, or give --dataset.",
+            metavar="MODEL",
+            help="Take this network instead: package.module:callable or path/to/net.py:callable "
+            "(the code is imported and called), or net.onnx (no gradients: for --attack square "
+            "and smoothing). Data, eps and loss are those of RUN, or give --dataset.",
         ),
         click.option(
             "--model-input",

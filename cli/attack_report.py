@@ -8,6 +8,7 @@ from tnn_robust_cli._gate import gate
 from tnn_robust.base.team import joined
 from tnn_robust.evaluation.report import evaluate_steps
 from tnn_robust.evaluation.verify import save_points
+from tnn_robust.models.foreign import require_gradients
 from tnn_robust.reporting.examples import write_examples
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 
@@ -18,6 +19,8 @@ def run(asked: Asked) -> None:
         with team.agreeing():
             subject, dataset = asked.load()
             attacks = asked.attacks_on(subject)
+            if asked.fail_on_warn:
+                require_gradients(subject.model, "--fail-on-warn: every masking check")
         steps = evaluate_steps(
             subject,
             dataset,

@@ -106,17 +106,6 @@ def _run(
         _certify(given, settings, to)
 
 
-def _typed(*names: str) -> list[str]:
-    """Those of some options, by their parameters' names, that were given on the command line."""
-    context = click.get_current_context()
-    return [
-        option.opts[0]
-        for option in context.command.params
-        if option.name in names
-        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
-    ]
-
-
 def _check_forms(examples: Path | None, figure: Path | None) -> None:
     if examples is not None and examples.suffix not in (".csv", ".jsonl"):
         raise InputError(f"--examples is a .csv or .jsonl file, got {examples}")
@@ -171,7 +160,7 @@ def _smooth(given: dict[str, Any], settings: dict[str, Any], to: dict[str, Path 
 
     if given["sigma"] is None:
         raise InputError("randomised smoothing needs a sigma such as 0.25", field="sigma")
-    if typed := _typed("time_limit", "attack", "save_adv", "figure"):
+    if typed := shared.typed("time_limit", "attack", "save_adv", "figure"):
         raise InputError(f"{', '.join(typed)}: not with --method smooth")
     of_smooth = {name: given[name] for name in ("sigma", "samples", "alpha")}
     kept = {name: settings[name] for name in ("resume", "examples")}

@@ -9,6 +9,8 @@ from tnn_robust import __version__
 # In the order in which data walks.
 COMMANDS = (
     "train",
+    "load",
+    "info",
     "attack",
     "certify",
     "compress",

@@ -25,7 +25,7 @@ def _lists(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
-_NETWORK = shared.options(
+NETWORK = shared.options(
     click.option("--layers", type=click.IntRange(min=1), default=3, help="Number of t-layers."),
     click.option("--width", type=shared.WHOLE_NUMBERS, default="32", help="One, or one a layer."),
     click.option("--rank", type=shared.WHOLE_NUMBERS, help="Tubal rank.  [default: dense layers]"),
@@ -88,7 +88,7 @@ _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
 
 
 @shared.command("tnn-train", shared=True)
-@shared.options(shared.data_set, shared.data_place, _NETWORK, _ATTACK, _TRAINING, _FLOW)
+@shared.options(shared.data_set, shared.data_place, NETWORK, _ATTACK, _TRAINING, _FLOW)
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option(
     "--seeds",

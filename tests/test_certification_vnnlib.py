@@ -212,7 +212,8 @@ def test_an_operator_that_is_not_read_is_named(tmp_path):
 def test_without_onnx_one_sentence_says_how_to_get_it(monkeypatch):
     from tnn_robust.base.errors import MissingPackage
     from tnn_robust.certification import onnx_network
+    from tnn_robust.models import onnx_module
 
-    monkeypatch.setattr(onnx_network.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_module.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match=r"pip install 'tnn-robust\[onnx\]'"):
         onnx_network.read_onnx("net.onnx")

@@ -12,13 +12,13 @@ from torch import nn
 import tnn_robust as tr
 from tnn_robust.attacks.points import frozen
 from tnn_robust.base.threat import Threat
-from tnn_robust.certification import onnx_network
 from tnn_robust.certification.certify import chain_of
 from tnn_robust.certification.decide import decide
 from tnn_robust.certification.export import export_onnx, export_property
 from tnn_robust.certification.onnx_network import read_onnx
 from tnn_robust.certification.vnnlib import read_vnnlib
 from tnn_robust.evaluation.subject import load_subject
+from tnn_robust.models import onnx_module
 from tnn_robust.models.network import Architecture, new_model
 
 MNIST_FC = REPOSITORY.parent / "shared" / "cases" / "mnist_fc"
@@ -94,7 +94,7 @@ def test_what_is_no_network_or_property_is_one_line(net, tmp_path, monkeypatch):
     other = tmp_path / "other.vnnlib"
     export_property(other, torch.rand(3, 1), 0, Threat("linf", 0.1), 2)
     refused(run_cli("certify", path, "--vnnlib", other), "3 inputs and 2 outputs")
-    monkeypatch.setattr(onnx_network.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_module.util, "find_spec", lambda name: None)
     refused(run_cli("certify", path, "--vnnlib", good), "pip install 'tnn-robust[onnx]'")
 
 

@@ -17,6 +17,7 @@ from tnn_robust_cli import tnn
 from tnn_robust.base import choices
 from tnn_robust.experiments.grid import read_spec
 from tnn_robust.experiments.grid_cell import Place, check_grid
+from tnn_robust.reporting.words import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -92,6 +93,109 @@ def test_the_readmes_python_runs_as_it_stands(tmp_path: Path) -> None:
     printed = run_python_of(ROOT / "README.md", tmp_path)
     assert "AGP (test minus train)" in printed and "masking checks" in printed
     assert "tubal ranks 4, 4, 4" in printed
+
+
+# Pages whose blocks run in their order, and whether they need the real data. Those of the other
+# pages run in a test of their own, take minutes to hours each, or stand for files of the
+# reader's; their commands parse.
+IN_ORDER = {
+    "README": False,
+    "docs/index": False,
+    "docs/install": False,
+    "docs/tutorial/images": False,
+    "docs/tutorial/model": False,
+    "docs/tutorial/cube": True,
+    "docs/tutorial/series": True,
+}
+_BLOCK = re.compile(r"(?:`(\w+\.py)`:\n\n)?^```(python|sh|console)\n(.*?)^```", flags=re.S | re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_every_block_runs_in_its_order(name: str, tmp_path: Path, monkeypatch, request) -> None:
+    if IN_ORDER[name]:
+        monkeypatch.setenv("TNN_DATA", str(request.getfixturevalue("data_dir")))
+    if name.endswith("model"):
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "a reader's script"}
+    for file, kind, text in _BLOCK.findall((ROOT / f"{name}.md").read_text()):
+        if file:
+            Path(file).write_text(text)
+        if kind == "python":
+            exec(compile(text, f"{name}.md", "exec"), names)
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            typed = os.path.expandvars(line.removeprefix("$ ").split(" #")[0])
+            if typed.startswith("tnn-"):
+                command, *arguments = shlex.split(typed)
+                succeeded(run_cli(command.removeprefix("tnn-"), *arguments))
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    heads = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.M)
+    plain = (re.sub(r"[^\w\- ]", "", head.replace("`", "").lower()) for head in heads)
+    return {one.strip().replace(" ", "-") for one in plain}
+
+
+PAGES = [
+    *DOCUMENTS,
+    *(ROOT / name for name in ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for link in LINK.findall(text):
+        if link.startswith(("https://", "http://")):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists(), f"{link} is not there"
+        if anchor:
+            assert anchor in anchors_of(target), f"{link}: no such heading"
+
+
+def test_the_site_has_every_page() -> None:
+    config = (ROOT / "mkdocs.yml").read_text()
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"[\w/.-]+\.md", config.partition("\nnav:")[2])) == pages
+
+
+def test_the_pages_name_every_masking_check_and_the_words_of_a_report() -> None:
+    masking = (ROOT / "docs" / "masking.md").read_text()
+    assert [name for name in CHECKS if f"| `{name}` |" not in masking] == []
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    words = "t-product tubal multi-rank face AGP drop certified vacuous kept broken unknown margin"
+    assert [word for word in words.split() if f"**{word}" not in glossary] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    build = ("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site"))
+    done = subprocess.run(
+        [sys.executable, *build],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
+    page = (tmp_path / "site" / "api.html").read_text()
+    assert (
+        "load_state_dict" in page
+        and "What no attack can do" in (tmp_path / "site" / "python.html").read_text()
+    )
+    assert "What a verification proves" in (tmp_path / "site" / "security.html").read_text()
 
 
 @pytest.mark.slow

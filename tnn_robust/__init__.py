@@ -13,7 +13,7 @@ Names are loaded when they are first used: importing this package imports no tor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Where each public name lives.
 _FACE = {
@@ -22,6 +22,10 @@ _FACE = {
     "TNN": "models.network",
     "save_model": "models.checkpoint",
     "load_model": "models.checkpoint",
+    "info": "models.info",
+    "import_run": "training.imported",
+    "load_onnx": "models.onnx_module",
+    "load_state_dict": "models.weights",
     "Threat": "base.threat",
     "Progress": "base.progress",
     "train": "training.in_memory",
@@ -79,8 +83,12 @@ if TYPE_CHECKING:
     from tnn_robust.evaluation.minimal import minimal
     from tnn_robust.evaluation.report import evaluate
     from tnn_robust.models.checkpoint import load_model, save_model
+    from tnn_robust.models.info import info
     from tnn_robust.models.network import TNN
+    from tnn_robust.models.onnx_module import load_onnx
+    from tnn_robust.models.weights import load_state_dict
     from tnn_robust.reporting.saved import load_report
+    from tnn_robust.training.imported import import_run
     from tnn_robust.training.in_memory import train
 
 

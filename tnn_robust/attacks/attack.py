@@ -18,6 +18,7 @@ from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Threat
 from tnn_robust.models.blocks import compute_block
+from tnn_robust.models.foreign import require_gradients
 
 LP = ("linf", "l2", "l1")
 
@@ -47,7 +48,7 @@ class Attack:
     # norms: those it is made for; whole: for whole balls, not for their channels or faces;
     # stops: it can stop at an example that is broken; takes: the settings that change what it
     # does; default_steps, starts_random: where nothing is said; skip_blocked: it leaves out of
-    # the gradient what the box would clip away again.
+    # the gradient what the box would clip away again; black_box: it asks for no gradient.
     name: ClassVar[str]
     own_norm: ClassVar[str | None] = None
     norms: ClassVar[tuple[str, ...] | None] = None
@@ -58,6 +59,7 @@ class Attack:
     starts_random: ClassVar[bool] = False
     skip_blocked: ClassVar[bool] = False
     own_step: ClassVar[bool] = False
+    black_box: ClassVar[bool] = False
 
     def _hold(
         self,
@@ -167,6 +169,7 @@ class Attack:
         Returns x_adv, like x: of x and all points met the one of largest loss.
         Raises InputError for what does not fit, AttackError for scores that are not finite.
         """
+        self.check_gradients(model)
         live = live_model(model, x, y)
         ball, block, found = self.ball(live.transform), compute_block(model, x.device), []
         perturb = self.perturbation(ball)
@@ -177,6 +180,11 @@ class Attack:
                 verify(clean, points, ball=ball, eps=self.threat.eps, name=self.name, indices=rows)
                 found.append(points)
         return live.put_back(found)
+
+    def check_gradients(self, model: nn.Module) -> None:
+        """Refuse before any work a black box, unless the attack asks for scores alone."""
+        if not self.black_box and isinstance(model, nn.Module):
+            require_gradients(model, self.name)
 
     def check_network(self, scores: int, d: int, c: int) -> None:
         """Refuse before any work a network of so many scores on (d, c) that it cannot attack."""

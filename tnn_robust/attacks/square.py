@@ -296,7 +296,7 @@ class Square(Attack):
     """
 
     name, default_steps, norms, whole, own_step = "square", 1000, LP, True, True
-    starts_random, takes = True, frozenset({"steps"})
+    starts_random, takes, black_box = True, frozenset({"steps"}), True
 
     def __init__(
         self, norm: str | Threat = "linf", eps: float | str = 8 / 255, *, steps: int = 1000

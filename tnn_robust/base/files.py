@@ -201,15 +201,7 @@ def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict, str
     if not is_file(path):
         raise CheckpointError(f"no {kind} at {path}")
     with reading(path, f"a {kind}", CheckpointError):
-        _check_size(path)
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            # Copied to aligned memory: the file's offsets would change the last bits of products.
-            names = handle.keys()
-            tensors = {name: handle.get_tensor(name).clone() for name in names}
-        for name, tensor in tensors.items():
-            if tensor.dtype not in _DTYPES:
-                raise CheckpointError(f"{path} has {name} in {tensor.dtype}, which nothing here is")
+        tensors, metadata = _tensors_of(path)
         envelope = _envelope(path, metadata, kind)
         if _digest(kind, envelope["header"], tensors) != envelope["digest"]:
             raise CheckpointError(f"{path} was altered after it was written: its digest differs")
@@ -217,6 +209,28 @@ def read_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict, str
         if not isinstance(header, dict):
             raise CheckpointError(f"{path} has no object as its header")
         return tensors, header, envelope["digest"]
+
+
+def read_plain_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors by name of any safetensors file, on the CPU; CheckpointError for another."""
+    if not is_file(path):
+        raise CheckpointError(f"no file {path}")
+    with reading(path, "a safetensors file", CheckpointError):
+        return _tensors_of(path)[0]
+
+
+def _tensors_of(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    _check_size(path)
+    with safe_open(path, framework="pt") as handle:
+        metadata = handle.metadata() or {}
+        # Copied to aligned memory: the file's offsets would change the last bits of products.
+        names = handle.keys()
+        tensors = {name: handle.get_tensor(name).clone() for name in names}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{path} has {name} in {tensor.dtype}, which nothing here is")
+    return tensors, metadata
 
 
 def is_file(path: Path) -> bool:

@@ -1,8 +1,6 @@
 """Feed-forward networks of ONNX files as chains, and as what the ONNX runtime computes."""
 
-import gzip
 from collections.abc import Callable
-from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tnn_robust.base.errors import DataError, InputError, MissingPackage
+from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.certification.chain import Chain, Stage, make_chain
 from tnn_robust.certification.operators import Joined
+from tnn_robust.models.onnx_module import onnx_bytes, parsed_onnx, require_onnx
 
 _OPERATORS = ("Gemm", "MatMul", "Add", "Sub", "Relu", "Flatten", "Reshape", "Identity", "Constant")
 
@@ -32,19 +31,9 @@ def read_onnx(path: Path | str) -> OnnxNetwork:
     Raises MissingPackage without onnx and onnxruntime, DataError for a file that is no such
     network, naming the first operator that is not supported.
     """
-    for name in ("onnx", "onnxruntime"):
-        if util.find_spec(name) is None:
-            raise MissingPackage(f"ONNX networks need {name}: pip install 'tnn-robust[onnx]'")
-    import onnx
-
-    try:
-        raw = Path(path).read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        model = onnx.load_model_from_string(raw)
-        onnx.checker.check_model(model)
-    except Exception as error:  # whatever protobuf and onnx raise
-        text = " ".join(str(error).split())[:160]
-        raise DataError(f"{path} is no ONNX network: {text}") from error
+    require_onnx()
+    raw = onnx_bytes(Path(path))
+    model = parsed_onnx(raw, str(path))
     try:
         chain, shape, batch = _chain(model.graph)
     except InputError as error:

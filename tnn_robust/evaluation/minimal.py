@@ -25,6 +25,7 @@ from tnn_robust.evaluation.report import targets_of
 from tnn_robust.evaluation.risk import fresh_rows
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.blocks import compute_block
+from tnn_robust.models.foreign import require_gradients
 
 
 def minimal(
@@ -64,6 +65,7 @@ def minimal_steps(
         raise InputError(
             f"smallest perturbations are made for {', '.join(LP)}, got {norm}", field="norm"
         )
+    require_gradients(subject.model, "the search for smallest perturbations")
     chain, _ = chain_or_why(subject, certify)
     targets = targets_of(subject, dataset, n, seed)
     reports = []

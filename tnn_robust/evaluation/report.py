@@ -35,6 +35,7 @@ from tnn_robust.evaluation.size_notes import size_notes
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.evaluation.twin import dense_twin
 from tnn_robust.models.blocks import compute_block
+from tnn_robust.models.foreign import gives_gradients
 
 PARTS = ("train", "test")
 
@@ -100,7 +101,7 @@ def evaluate(
     loss: that risks are means of, cross-entropy by default.
     seed: of the examples drawn and of all noise; of several the verdict is the worst case.
     n: at most so many examples of each part, drawn by the first seed.
-    checks: for gradient masking, on at most 100 test examples.
+    checks: for gradient masking, on at most 100 test examples; not of a black box.
     progress: called with every `Progress`; what it raises ends the work.
     out: a directory for a record of what is done, from which `resume` goes on.
     examples: put the figures of each example into the report; of one seed, not resumed.
@@ -249,7 +250,7 @@ def evaluate_steps(
         runs, points = yield from _seed_by_seed(job, parts, side, suite, seeds)
         merged = merge_seeds(seeds, runs, sequential=is_sequential(suite))
         done: list[Check] = []
-        if checks:
+        if checks and gives_gradients(subject.model):
             yield Progress("masking checks, test", 0, 1)
             with team.agreeing(), matmul_precision(FULL):
                 done = _checked(subject, dataset, parts["test"], attacks, merged, seeds[0])

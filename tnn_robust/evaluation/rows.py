@@ -99,6 +99,7 @@ def make_check(settings: Attack, transform: Transform | None = None) -> Verify:
 def check_attacks(attacks: tuple[Attack, ...], subject: Subject) -> None:
     """Refuse before any work what would fail after hours of it."""
     for settings in attacks:
+        settings.check_gradients(subject.model)
         settings.ball(subject.transform)
         settings.check_network(subject.scores, subject.features, subject.channels)
 

@@ -22,12 +22,18 @@ from tnn_robust.data.other import TrainedOn
 from tnn_robust.data.parts import Scaling
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.checkpoint import Checkpoint, load_checkpoint
-from tnn_robust.models.foreign import adapt, load_module, module_digest
+from tnn_robust.models.foreign import adapt, gives_gradients, load_module, module_digest
 from tnn_robust.models.heads import without_head
 from tnn_robust.models.network import TNN, count_parameters, weight_norm
+from tnn_robust.models.onnx_module import OnnxModule
 
 # Examples that show which input a module takes: one more than a block, so that a fixed batch fails.
 _LOOKED_AT = 257
+_BLACK_BOX = (
+    "{name} is a black box that gives scores and no gradient: what is found by asking for scores "
+    "bounds robust accuracy loosely from above, and masking checks, which need gradients, did "
+    "not run."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +97,8 @@ def load_subject(
 ) -> tuple[Subject, Dataset]:
     """The network and the data that were asked for.
 
-    run: a run directory, or None. model: package.module:callable of a network to attack
-    in place of the run's; the run then only lends data, training attack and loss.
+    run: a run directory, or None. model: of a network to attack in place of the run's, as
+    `load_module` names it; the run then only lends data, training attack and loss.
     model_input: see `choices.MODEL_INPUTS`. data: in place of the run's, or where there is none.
 
     Raises InputError where neither is named and for a network that does not fit
@@ -177,14 +183,20 @@ def subject_of_module(
         model, note = without_head(adapted, x, name)
     scores = adapted.scores
     notes = [f"{name} takes {adapted.shape(x)} and gives {scores} score{'s' * (scores > 1)}."]
+    parameters = count_parameters(module)
+    if isinstance(module, OnnxModule):
+        note, parameters = module.note, module.parameters_held
     if note is not None:
         notes.append(f"{name}: {note}.")
-    architecture = {"module": type(module).__qualname__, "input": adapted.form}
+    architecture: dict[str, Any] = {"module": type(module).__qualname__, "input": adapted.form}
+    if not gives_gradients(module):
+        notes.append(_BLACK_BOX.format(name=name))
+        architecture["black_box"] = True
     squares = [p.detach().abs().double().square().sum() for p in module.parameters()]
     return Subject(
         name=name,
         model=model,
-        info=_info(module, name, loss, architecture, count_parameters(module), notes),
+        info=_info(module, name, loss, architecture, parameters, notes),
         features=dataset.d,
         channels=dataset.c,
         scores=scores,

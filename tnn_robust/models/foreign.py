@@ -1,14 +1,16 @@
 """Networks that are not ours: any torch module with the face of a t-NN, (n, d, c) -> (n, s).
 
-The one place that imports code of a user, and only the module the user named.
+The one place that imports code of a user, and only the module or file the user named.
 """
 
 import hashlib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from tnn_robust.base.errors import InputError, TnnError
 from tnn_robust.base.randomness import seeded
 from tnn_robust.models.images import to_images
+from tnn_robust.models.onnx_module import is_onnx, load_onnx
 
 Shape = tuple[int, ...]
 Form = Callable[[Tensor, Shape], Tensor]
@@ -71,21 +74,28 @@ class Foreign(nn.Module):
 
 
 def load_module(spec: str) -> nn.Module:
-    """The module that `package.module:callable` makes; the callable takes no arguments.
+    """The module that a spec names: an ONNX file, or what a callable without arguments makes.
 
-    A module itself is taken as it is. The current directory is where to look first,
-    as for `python -m`. Torch's random numbers are the same at every call, so that a
-    network that was never trained is one network. InputError for all that goes wrong.
+    spec: `package.module:callable`, `path/to/file.py:callable`, or `path/to/net.onnx`, which
+    runs no code (see `load_onnx`). A module itself is taken as it is. The current directory is
+    where to look first, as for `python -m`; for a file its own folder, as for a script.
+    Torch's random numbers are the same at every call, so that a network that was never trained
+    is one network. InputError for all that goes wrong.
     """
-    package, _, attribute = spec.partition(":")
-    if not package or not attribute or package.startswith("."):
-        raise InputError(f"a model is named package.module:callable, got {spec!r}", field="model")
+    if is_onnx(spec):
+        return load_onnx(spec)
+    place, _, attribute = spec.rpartition(":")
+    if not place or not attribute or (place.startswith(".") and not place.endswith(".py")):
+        needed = "package.module:callable, file.py:callable or a file.onnx"
+        raise InputError(f"a model is named {needed}, got {spec!r}", field="model")
     try:
-        with _from_here(), seeded(0, torch.device("cpu")):
-            found: Any = importlib.import_module(package)
+        with seeded(0, torch.device("cpu")):
+            found: Any = _imported(place)
             for name in attribute.split("."):
                 found = getattr(found, name)
             module = found if isinstance(found, nn.Module) else found()
+    except TnnError:
+        raise
     except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise InputError(f"model {spec} cannot be made: {_line(error)}") from error
     if not isinstance(module, nn.Module):
@@ -93,9 +103,27 @@ def load_module(spec: str) -> nn.Module:
     return module
 
 
+def _imported(place: str) -> ModuleType:
+    """A package's module, or the module of a file, under a name that no import can mean."""
+    if not place.endswith(".py"):
+        with _looking_in(Path.cwd()):
+            return importlib.import_module(place)
+    path = Path(place)
+    if not path.is_file():
+        raise InputError(f"no file {path} to make a model of", field="model")
+    name = f"model file {path.resolve()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and the like look there for their own module
+    with _looking_in(path.resolve().parent):
+        spec.loader.exec_module(module)
+    return module
+
+
 @contextmanager
-def _from_here() -> Iterator[None]:
-    here = str(Path.cwd())
+def _looking_in(folder: Path) -> Iterator[None]:
+    here = str(folder)
     sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
@@ -103,6 +131,20 @@ def _from_here() -> Iterator[None]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
+
+
+def gives_gradients(model: nn.Module) -> bool:
+    """Whether gradients go through it: False where a part says `black_box = True`, as ONNX does."""
+    return not any(getattr(part, "black_box", False) for part in model.modules())
+
+
+def require_gradients(model: nn.Module, what: str) -> None:
+    """InputError for a black box, where `what` climbs gradients."""
+    if not gives_gradients(model):
+        raise InputError(
+            f"{what} climbs gradients, and a black box such as an ONNX network gives none: attack "
+            "it by square, which asks for scores alone, or certify it by randomised smoothing"
+        )
 
 
 def adapt(
@@ -163,7 +205,7 @@ def _require_usable(model: Foreign, x: Tensor) -> None:
     scores = model(x.detach().requires_grad_())
     if not bool(torch.isfinite(scores).all()):
         raise InputError(f"{model.name} gives scores that are not finite")
-    if not scores.requires_grad:
+    if not scores.requires_grad and gives_gradients(model):
         raise InputError(f"{model.name} gives scores without a gradient: is there a no_grad in it?")
 
 

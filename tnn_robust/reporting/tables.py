@@ -227,7 +227,9 @@ def attack_notes(report: AttackReport) -> list[str]:
         what = (
             f"These are {len(report.attacks)} single attacks" if several else "This is one attack"
         )
-        notes.append(f"{what}, an optimistic figure: --suite standard settles it, quick is nearer.")
+        black_box = report.model.get("architecture", {}).get("black_box", False)
+        settles = "" if black_box else ": --suite standard settles it, quick is nearer"
+        notes.append(f"{what}, an optimistic figure{settles}.")
     if any(row.settings.get("stop_broken") for row in report.attacks):
         notes.append(
             "Broken examples left the attack at once (--stop-broken): accuracies are complete, "
