@@ -385,6 +385,32 @@ data_set = options(
     click.option("--split", default="blocked", help=f"Of a cube: {', '.join(choices.SPLITS)}."),
     click.option("--patch", type=int, default=1, help="Of a cube: k x k pixels, k odd."),
     click.option("--resample", type=int, help="Of time series: to so many steps."),
+    click.option(
+        "--keys",
+        type=NAMES,
+        help="Of your own file: which array is what, e.g. x=spectra,y=labels or cube=a,map=b.",
+    ),
+    click.option(
+        "--axes",
+        metavar="LETTERS",
+        help="Of your own array x: a letter an axis, n examples, d features, c channels, h x w.",
+    ),
+    click.option(
+        "--shape", metavar="D,C", help="Of your own table: what a row becomes, e.g. 28,28."
+    ),
+    click.option(
+        "--label", metavar="COLUMN", help="Of a CSV file: column of labels, name or number."
+    ),
+    click.option(
+        "--missing",
+        default="refuse",
+        help=f"Missing values: {', '.join(choices.MISSING)} (between their neighbours).",
+    ),
+    click.option(
+        "--limits",
+        metavar="LOW,HIGH",
+        help="Of your own file: the values that become 0 and 1; fit for those of each channel.",
+    ),
 )
 data_place = options(
     click.option(

@@ -9,7 +9,9 @@ from data_files import idx_images, npz, python2_pickle, write
 from scipy.io import loadmat, savemat
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.data import cifar, cube, idx, matlab, tables, timeseries
+from tnn_robust.data import cifar, cube, idx, matlab, scenes, timeseries
+from tnn_robust.data.own import read_files
+from tnn_robust.data.spec import DataSpec
 
 # --- time series
 
@@ -99,6 +101,14 @@ CUBE = np.arange(5 * 6 * 3, dtype=np.int16).reshape(5, 6, 3)
 MAP = np.arange(30).reshape(5, 6) % 4
 
 
+def read_scene(*paths):
+    return scenes.read_scene("mat", paths)
+
+
+def read_npz(path):
+    return read_files("npz", [path], DataSpec(f"npz:{path}"))
+
+
 def mats(tmp_path, first, second):
     savemat(tmp_path / "cube.mat", first)
     savemat(tmp_path / "gt.mat", second)
@@ -107,24 +117,24 @@ def mats(tmp_path, first, second):
 
 def test_scene_variables_are_found_by_shape(tmp_path):
     first = {"whatever": CUBE, "wavelengths": np.arange(3.0), "name": "text"}
-    scene = cube.read_scene(*mats(tmp_path, first, {"labels": MAP.astype(float)}))
+    scene = read_scene(*mats(tmp_path, first, {"labels": MAP.astype(float)}))
     assert np.array_equal(scene.cube, CUBE) and scene.cube.dtype == np.int16
     assert np.array_equal(scene.labels, MAP) and scene.labels.dtype == np.int64
 
 
 def test_scene_in_one_file(tmp_path):
     path, _ = mats(tmp_path, {"a": CUBE, "b": MAP}, {})
-    assert np.array_equal(cube.read_scene(path, path).labels, MAP)
+    assert np.array_equal(read_scene(path, path).labels, MAP)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({"a": CUBE}, {"b": MAP.T}, r"cube.mat:a \(5, 6, 3\), gt.mat:b \(6, 5\)"),
-        ({"a": CUBE, "b": CUBE}, {"c": MAP}, "need one 3-D array"),
-        ({"a": CUBE}, {"b": MAP, "c": MAP}, "one 2-D array of the same"),
-        ({"a": MAP}, {"b": MAP}, "need one 3-D array"),
-        ({"a": "text"}, {}, "no numeric array"),
+        ({"a": CUBE}, {"b": MAP.T}, r"has a \(5, 6, 3\), b \(6, 5\): neither names nor"),
+        ({"a": CUBE, "b": CUBE}, {"c": MAP}, "give keys"),
+        ({"a": CUBE}, {"b": MAP, "c": MAP}, r"b \(5, 6\), c \(5, 6\): neither"),
+        ({"a": MAP}, {"b": MAP}, "give keys"),
+        ({"a": "text"}, {}, "has no array"),
         ({"a": CUBE}, {"b": MAP + 0.5}, "not whole numbers"),
         ({"a": CUBE}, {"b": MAP - 1}, "not whole numbers from 0"),
         ({"a": CUBE}, {"b": np.full((5, 6), np.nan)}, "NaN"),
@@ -132,7 +142,7 @@ def test_scene_in_one_file(tmp_path):
 )
 def test_scene_refuses(tmp_path, first, second, message):
     with pytest.raises(DataError, match=message):
-        cube.read_scene(*mats(tmp_path, first, second))
+        read_scene(*mats(tmp_path, first, second))
 
 
 def test_scene_refuses_foreign_and_truncated_files(tmp_path):
@@ -140,10 +150,10 @@ def test_scene_refuses_foreign_and_truncated_files(tmp_path):
     content = path.read_bytes()
     for broken in [b"", b"hello" * 100, content[:100], content[:140], content[:-50]]:
         with pytest.raises(DataError, match="not a MATLAB v5 file"):
-            cube.read_scene(write(path, broken), gt)
+            read_scene(write(path, broken), gt)
     v73 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n"
     with pytest.raises(DataError, match="v7.3"):
-        cube.read_scene(write(path, v73), gt)
+        read_scene(write(path, v73), gt)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -193,9 +203,9 @@ def damaged(content, n=300):
 def test_damage_never_gets_past_a_reader(tmp_path, kind):
     """Either the file still reads or the error is ours: one line that names the file."""
     path = tmp_path / "file"
-    readers = {"cifar": cifar.read_batch, "ts": timeseries.read_ts, "npz": tables.read_npz}
+    readers = {"cifar": cifar.read_batch, "ts": timeseries.read_ts, "npz": read_npz}
     readers["idx"] = idx.read_images
-    read = readers.get(kind, lambda p: cube.read_scene(p, p))
+    read = readers.get(kind, lambda p: read_scene(p, p))
     if kind.startswith("mat"):
         savemat(path, {"a": CUBE, "b": MAP}, appendmat=False, do_compression="comp" in kind)
         content = path.read_bytes()

@@ -25,8 +25,10 @@ from tnn_robust.base.ledger import checked_lines, keep_lines
 from tnn_robust.base.npy import read_matrix
 from tnn_robust.base.reading import Room, at_most
 from tnn_robust.base.replacing import _machine
-from tnn_robust.data import cifar, idx, matlab, tables, timeseries
+from tnn_robust.data import cifar, idx, matlab, timeseries
 from tnn_robust.data.catalogue import load_data
+from tnn_robust.data.own import read_files
+from tnn_robust.data.spec import DataSpec
 from tnn_robust.evaluation.saved_points import read_points
 from tnn_robust.evaluation.verify import verify_file
 from tnn_robust.experiments.grid import read_spec
@@ -78,12 +80,16 @@ def sound(tmp_path_factory: pytest.TempPathFactory, binary_run: Path) -> dict[st
     }
 
 
+def _own(kind: str) -> Reader:
+    return lambda path: read_files(kind, [path], DataSpec(f"{kind}:{path}"))
+
+
 READERS: dict[str, Reader] = {
     "idx": idx.read_images,
     "cifar": cifar.read_batch,
     "mat": matlab.read_mat,
     "ts": lambda path: timeseries.read_time_series(path, path, resample=None),
-    "npz": tables.read_npz,
+    "npz": _own("npz"),
     "npy": lambda path: read_matrix(path, (4, 4)),
     "spec": read_spec,
     "checkpoint": load_checkpoint,
@@ -205,7 +211,7 @@ def _bombs(place: Path) -> Iterator[tuple[str, Reader, Path]]:
     mat.write_bytes(start + struct.pack("<II", 15, len(piece)) + piece)
     yield "mat", matlab.read_mat, mat
     labels = npz(place, y_train=np.zeros(2, "<U1000000"))
-    yield "labels", tables.read_npz, labels
+    yield "labels", _own("npz"), labels
     ranks = torch.zeros(100_000, dtype=torch.int32)
     ranks[0] = 1000
     rows = torch.zeros(1000, 1000)

@@ -27,8 +27,10 @@ DATASETS = (
     "ts:TRAIN.ts,TEST.ts",
     "npz:FILE",
     "npy:DIR",
+    "csv:FILE",
 )
 SPLITS = ("blocked", "random")
+MISSING = ("refuse", "interpolate")
 NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")
 TRAINING_ATTACKS = ("fgsm", "fgm", "pgd")
 ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")

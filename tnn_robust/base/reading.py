@@ -53,6 +53,17 @@ def reading(path: Path | str, what: str, kind: type[TnnError] = DataError) -> It
         raise kind(f"cannot read {path}, truncated or not {what}: {said(error)}") from error
 
 
+@contextlib.contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Inside, what is wrong with the content of files names them; other errors stay."""
+    try:
+        yield
+    except DataError as error:
+        if any(one in error.args[0] for one in str(where).split(" and ")):
+            raise
+        raise DataError(f"{where}: {error.args[0]}", field=error.field) from error
+
+
 def said(error: BaseException) -> str:
     """The message of another library's error on one line, its type where it has none."""
     text = " ".join(str(error).split())

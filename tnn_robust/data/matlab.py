@@ -26,14 +26,14 @@ COMPLEX = 0x0800
 MOST_VARIABLES, MOST_AXES, LONGEST_NAME = 1000, 32, 1000
 
 
-def read_mat(path: Path) -> dict[str, np.ndarray]:
+def read_mat(path: Path, room: Room | None = None) -> dict[str, np.ndarray]:
     """The real numeric variables of a file, in the dtype they are stored in.
 
     Cells, structures, text, sparse and complex variables are passed over. Raises DataError
     for truncated, damaged and foreign files, and for v7.3, which is HDF5.
     """
     with reading(path, "a MATLAB v5 file"):
-        room = Room()
+        room = room or Room()
         content = read_bytes(path, room)
         order = _byte_order(content)
         return dict(_variables(memoryview(content)[HEADER:], order, room, path))
