@@ -203,7 +203,7 @@ def test_keys_name_the_arrays(tmp_path):
     assert data.digest == load_data(saved(tmp_path, x=X, y=Y)).digest
     name = saved(tmp_path, spectra=X, other=X * 0, kind=Y)
     assert load_data(name, keys={"x": "spectra"}).n_classes == 3
-    with pytest.raises(DataError, match=r"spectra \(24, 6, 5\), other .* by keys") as caught:
+    with pytest.raises(DataError, match=r"spectra \(24, 6, 5\), other .*: give keys") as caught:
         load_data(name)
     assert caught.value.field == "keys"
     for keys, message in (

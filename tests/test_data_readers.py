@@ -34,7 +34,7 @@ def ts_pair(tmp_path, train=TS, test=TS):
 
 
 def test_ts_reads_steps_by_sensors(tmp_path):
-    arrays, classes = timeseries.read_time_series(*ts_pair(tmp_path), resample=None)
+    arrays, classes, _ = timeseries.read_time_series(*ts_pair(tmp_path), resample=None)
     assert classes == ("walk", "run")  # the header's order
     assert arrays.y_train.tolist() == [1, 0]
     assert arrays.x_test.tolist() == [[[1, 4], [2, 5], [3, 6]], [[-1, 7], [0.5, 8], [100, 9]]]
@@ -42,14 +42,15 @@ def test_ts_reads_steps_by_sensors(tmp_path):
 
 def test_ts_classes_without_a_header_are_sorted(tmp_path):
     text = TS.replace("@classLabel true walk run\n", "")
-    _, classes = timeseries.read_time_series(*ts_pair(tmp_path, text, text), resample=None)
+    _, classes, _ = timeseries.read_time_series(*ts_pair(tmp_path, text, text), resample=None)
     assert classes == ("run", "walk")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("0.5", "?", r"a\.ts, line 9: a value is missing"),
+        ("0.5", "?", r"a\.ts, line 9: a value is missing .*: give missing"),
+        ("@classLabel true walk run", "@targetLabel true", "of a regression .@targetLabel true"),
         ("0.5", "half", r"line 9: could not convert string to float: 'half'"),
         ("0.5,", "", "unequal lengths, 2 to 3 steps"),
         ("7,8,9:walk", "walk", r"line 9: 1 channels, the first has 2"),
@@ -79,8 +80,35 @@ def test_ts_parts_of_unequal_length_need_resample(tmp_path):
     paths = ts_pair(tmp_path, TS, longer)
     with pytest.raises(DataError, match="3 steps in .* and 4 in .*: resample"):
         timeseries.read_time_series(*paths, resample=None)
-    arrays, _ = timeseries.read_time_series(*paths, resample=5)
+    arrays, _, _ = timeseries.read_time_series(*paths, resample=5)
     assert arrays.x_train.shape == arrays.x_test.shape == (2, 5, 2)
+
+
+def test_missing_values_lie_between_their_neighbours(tmp_path):
+    text = TS.replace("0.5", "?").replace("7,8,9", "?,8,?")
+    arrays, _, n = timeseries.read_time_series(
+        *ts_pair(tmp_path, text), resample=None, missing="interpolate"
+    )
+    assert n == 3 and arrays.x_train[1].tolist() == [[-1, 8], [49.5, 8], [100, 8]]
+    with pytest.raises(DataError, match="all 3 values are missing"):
+        timeseries.read_time_series(
+            *ts_pair(tmp_path, TS.replace("7,8,9", "?,?,?")), resample=None, missing="interpolate"
+        )
+
+
+def test_a_regression_is_named_as_one(tmp_path):
+    head = TS.partition("@classLabel")[0]
+    for values, message in (
+        ([i / 7 for i in range(12)], "labels such as 0.14.*, the numbers of a regression"),
+        (
+            list(range(12)),
+            "24 different labels of 24 examples|12 different labels of 24|regression",
+        ),
+    ):
+        text = head + "@data\n" + "\n".join(f"1,2,{i}:{v}" for i, v in enumerate(values))
+        other = text.replace(":", ":1") if isinstance(values[0], int) else text
+        with pytest.raises(DataError, match=message):
+            timeseries.read_time_series(*ts_pair(tmp_path, text, other), resample=None)
 
 
 def test_resampling_is_linear():
@@ -91,7 +119,9 @@ def test_resampling_is_linear():
 
 
 def test_resampling_unequal_series(tmp_path):
-    arrays, _ = timeseries.read_time_series(*ts_pair(tmp_path, TS.replace("0.5,", "")), resample=3)
+    arrays, _, _ = timeseries.read_time_series(
+        *ts_pair(tmp_path, TS.replace("0.5,", "")), resample=3
+    )
     assert arrays.x_train[1, :, 0].tolist() == [-1, 49.5, 100]
 
 
@@ -152,7 +182,7 @@ def test_scene_refuses_foreign_and_truncated_files(tmp_path):
         with pytest.raises(DataError, match="not a MATLAB v5 file"):
             read_scene(write(path, broken), gt)
     v73 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n"
-    with pytest.raises(DataError, match="v7.3"):
+    with pytest.raises(DataError, match="cube.mat, truncated or not an HDF5 file"):
         read_scene(write(path, v73), gt)
 
 
@@ -174,7 +204,8 @@ def test_mat_reader_agrees_with_scipy(tmp_path, compressed):
     path = tmp_path / "v.mat"
     savemat(path, variables, do_compression=compressed)
     ours, theirs = matlab.read_mat(path), loadmat(path)
-    assert list(ours) == ["a", "wide", "single", "flags", "x", "big", "none"]
+    assert list(ours) == ["a", "wide", "single", "flags", "x", "big", "none", "record.f"]
+    assert ours.pop("record.f").tolist() == [[1]]
     for name, values in ours.items():
         assert values.dtype == theirs[name].dtype and np.array_equal(values, theirs[name])
 

@@ -28,6 +28,11 @@ DATASETS = (
     "npz:FILE",
     "npy:DIR",
     "csv:FILE",
+    "hdf5:FILE",
+    "envi:CUBE.hdr,MAP.hdr",
+    "tiff:CUBE.tif,MAP.tif",
+    "images:DIR",
+    "pt:FILE",
 )
 SPLITS = ("blocked", "random")
 MISSING = ("refuse", "interpolate")

@@ -40,7 +40,10 @@ def reading(path: Path | str, what: str, kind: type[TnnError] = DataError) -> It
         if named and isinstance(error, kind):
             raise
         text = error.args[0] if error.args else ""
-        raise kind(text if named else f"{path}: {text}") from error
+        found = kind(text if named else f"{path}: {text}")
+        if isinstance(error, DataError) and isinstance(found, DataError):
+            found.field = error.field
+        raise found from error
     except OSError as error:
         if error.errno is None:  # not of the system: gzip's for other bytes
             raise kind(f"cannot read {path}, truncated or not {what}: {said(error)}") from error

@@ -41,6 +41,7 @@ class Source:
 
 _OF_ARRAYS = ("keys", "axes", "shape", "limits")
 _OF_SCENES = ("patch", "split", "limits")
+_OF_CUBES = ("patch", "split", *_OF_ARRAYS)
 _OPTIONS = ("patch", "split", "resample", "download", *_OF_ARRAYS, "label", "missing")
 
 
@@ -51,11 +52,16 @@ LOADERS: dict[str, Source] = {
     "cifar10": Source(sources.load_cifar10, ("download",)),
     "salinas-a": Source(sources.load_salinas_a, _OF_SCENES),
     "landsat": Source(sources.load_landsat, ("download",)),
-    "mat": Source(own.load_arrays, (*_OF_SCENES, *_OF_ARRAYS), n_files=(1, 2)),
-    "ts": Source(sources.load_ts, ("resample",), n_files=(2,)),
-    "npz": Source(own.load_arrays, _OF_ARRAYS, n_files=(1, 2)),
-    "npy": Source(own.load_arrays, _OF_ARRAYS, n_files=(1, 2, 4)),
+    "mat": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "ts": Source(sources.load_ts, ("resample", "missing", "limits"), n_files=(2,)),
+    "npz": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "npy": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2, 4)),
     "csv": Source(own.load_csv, ("axes", "shape", "limits", "label", "missing"), n_files=(1, 2)),
+    "hdf5": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "envi": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "tiff": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "images": Source(own.load_images, ("limits",), n_files=(1,)),
+    "pt": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
 }
 
 

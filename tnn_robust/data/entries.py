@@ -2,27 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.base.npy import NpyHeader, listed_array, listed_arrays, stored_array, stored_arrays
-from tnn_robust.base.reading import Room, opened
+from tnn_robust.base.reading import Room, opened, reading
 from tnn_robust.base.stored import Array
-from tnn_robust.data.matlab import read_mat
+from tnn_robust.data import envi, hdf5, pictures
+from tnn_robust.data.matlab import is_v73, read_mat
 from tnn_robust.data.spec import FORMATS
 
 _MOST_LISTED = 12
 
 
 class Entry(NamedTuple):
-    """An array of a file: where it is, its shape and type, and what reads it."""
+    """An array of a file: where it is, its shape and type, and what reads it.
+
+    unrolled: the order in which the format's users make rows and columns one axis, F or C.
+    """
 
     where: str
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], Array]
+    unrolled: Literal["F", "C"] = "C"
 
     @property
     def numeric(self) -> bool:
@@ -62,12 +67,59 @@ def _npy_entry(path: Path, room: Room) -> Entry:
 
 
 def mat_entries(path: Path, room: Room) -> Entries:
-    """The numeric variables of a MATLAB file."""
-    return {name: _held(f"{name} of {path}", x) for name, x in read_mat(path, room).items()}
+    """The numeric variables of a MATLAB file; of v7.3 with its axes as MATLAB shows them."""
+    with reading(path, "a MATLAB file"):
+        newer = is_v73(path)
+    if newer:
+        return {
+            name.replace("/", "."): _turned(entry)
+            for name, entry in hdf5_entries(path, room).items()
+        }
+    found = read_mat(path, room)
+    return {name: _held(f"{name} of {path}", x) for name, x in found.items()}
 
 
-def _held(where: str, x: Array) -> Entry:
-    return Entry(where, x.shape, x.dtype, lambda: x)
+def _held(where: str, x: np.ndarray) -> Entry:
+    return Entry(where, x.shape, x.dtype, lambda: x, unrolled="F")
+
+
+def _turned(entry: Entry) -> Entry:
+    """An array whose axes are kept the other way round."""
+    return entry._replace(shape=entry.shape[::-1], read=lambda: entry.read()[:].T, unrolled="F")
+
+
+def hdf5_entries(path: Path, room: Room) -> Entries:
+    """The arrays of an HDF5 file by GROUP/NAME."""
+
+    def entry(name: str, header: NpyHeader) -> Entry:
+        where, (shape, _, dtype) = f"{name} of {path}", header
+        return Entry(where, shape, dtype, lambda: hdf5.read(path, name, room))
+
+    return {name: entry(name, header) for name, header in hdf5.listed(path).items()}
+
+
+def envi_entries(path: Path, room: Room) -> Entries:
+    """The image of an ENVI header: (lines, samples, bands), or (lines, samples) of one band."""
+    header = envi.read_envi_header(path)
+    shape = header.shape[:2] if header.shape[2] == 1 else header.shape
+    return {path.stem: Entry(str(path), shape, header.dtype, lambda: envi.read_envi(header, room))}
+
+
+def tiff_entries(path: Path, room: Room) -> Entries:
+    """The first series of a TIFF file."""
+    shape, _, dtype = pictures.listed_tiff(path)
+    return {path.stem: Entry(str(path), shape, dtype, lambda: pictures.read_tiff(path, room))}
+
+
+def pt_entries(path: Path, room: Room) -> Entries:
+    """The tensors of a file of torch.save."""
+    from tnn_robust.data import torch_file
+
+    def entry(name: str, header: "torch_file.TensorHeader") -> Entry:
+        where = f"{name} of {path}"
+        return Entry(where, *header, lambda: torch_file.read_tensor(path, name, room))
+
+    return {name: entry(name, header) for name, header in torch_file.listed_tensors(path).items()}
 
 
 # What opens the files of each format that holds arrays.
@@ -75,6 +127,10 @@ OPENERS: dict[str, Callable[[Path, Room], Entries]] = {
     "npz": npz_entries,
     "npy": npy_entries,
     "mat": mat_entries,
+    "hdf5": hdf5_entries,
+    "envi": envi_entries,
+    "tiff": tiff_entries,
+    "pt": pt_entries,
 }
 
 
@@ -146,6 +202,7 @@ class naming_the_format:  # noqa: N801
         if not isinstance(error, DataError):
             return
         form, said = seems(self._path)
-        if said and form != self._kind and said not in str(error):
+        same = form == self._kind or (form, self._kind) in (("npz", "pt"), ("mat", "hdf5"))
+        if said and not same and said not in str(error):
             fix = f": give {form}:{self._path.name}" if form and form != "images" else ""
             raise DataError(f"{error.args[0]}; it is {said}{fix}") from error

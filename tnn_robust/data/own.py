@@ -9,10 +9,11 @@ import numpy as np
 from tnn_robust.base.errors import DataError, InputError
 from tnn_robust.base.reading import Room, naming
 from tnn_robust.base.stored import Array, chosen
-from tnn_robust.data import find, split
+from tnn_robust.data import find, pictures, split
 from tnn_robust.data.csv_table import LabelledTable, read_table
 from tnn_robust.data.entries import Entry, entries_of
 from tnn_robust.data.labels import indexed, label_vector
+from tnn_robust.data.pictures import image_parts
 from tnn_robust.data.prepare import value_range
 from tnn_robust.data.raw import BYTES, DIVIDED, Arrays, Raw
 from tnn_robust.data.roles import PARTED, SCENE, Roles, roles_of
@@ -21,7 +22,7 @@ from tnn_robust.data.shapes import Placed, as_examples
 from tnn_robust.data.spec import DataSpec, parsed_limits
 
 # Formats of measurements, whose columns and bands have units of their own.
-MEASURED = ("csv", "mat")
+MEASURED = ("csv", "mat", "hdf5", "envi", "tiff", "ts")
 _TRAIN_SHARE = 0.75
 
 
@@ -125,6 +126,32 @@ def load_csv(spec: DataSpec, files: Sequence[str]) -> Raw:
         else:
             arrays = Arrays(xs[0].x, labels[0], xs[1].x, labels[1])
         return limited(_raw(arrays, classes, xs[0], notes), spec, "csv")
+
+
+def load_images(spec: DataSpec, files: Sequence[str]) -> Raw:
+    """A folder of images: a folder a class, or those of train and test."""
+    folder = find.find_file(files[0], folder=None, data_dir=spec.data_dir, or_folder=True)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file: needed a folder with a folder of images a class")
+    room = Room()
+    read = {part: pictures.read_images(one, room) for part, one in image_parts(folder).items()}
+    with naming(folder):
+        found = {
+            part: as_examples(one.x, str(folder), axes=_axes(one.x)) for part, one in read.items()
+        }
+        labels, classes = indexed([one.y for one in read.values()], str(folder))
+        notes = [note for one in read.values() for note in one.notes]
+        xs = list(found.values())
+        if len(xs) == 1:
+            arrays, said = split_whole(xs[0].x, labels[0], spec.split_seed)
+            notes += said
+        else:
+            arrays = Arrays(xs[0].x, labels[0], xs[1].x, labels[1])
+        return limited(_raw(arrays, classes, xs[0], notes), spec, "images")
+
+
+def _axes(x: np.ndarray) -> str:
+    return "nhwc" if x.ndim == 4 else "nhw"
 
 
 def _require_alike(tables: Sequence[LabelledTable], paths: Sequence[Path]) -> None:

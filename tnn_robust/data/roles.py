@@ -32,7 +32,7 @@ def roles_of(entries: Entries, keys: Sequence[str] | None, where: str) -> Roles:
     for find in (_of_parts, _of_names, _of_scene, _of_shapes):
         if found := find(entries, asked):
             return found
-    wanted = _group(asked) if asked else _begun(entries)
+    wanted = _group(asked) if asked else PARTED if _parts_begun(entries) else ()
     if wanted:
         lacks = ", ".join(role for role in wanted if role not in _named(entries, asked, wanted))
         raise DataError(
@@ -68,10 +68,9 @@ def _group(roles: Roles) -> tuple[str, ...]:
     return next(group for group in (PARTED, WHOLE, SCENE) if set(group) & set(roles))
 
 
-def _begun(entries: Entries) -> tuple[str, ...]:
-    """The roles of which some, but not all, have a name of their own."""
-    groups = (group for group in (PARTED, WHOLE) if _named(entries, {}, group))
-    return next(groups, ())
+def _parts_begun(entries: Entries) -> bool:
+    """Whether some array is called as one of a part."""
+    return bool(_named(entries, {}, PARTED))
 
 
 def _named(entries: Entries, asked: Roles, group: Sequence[str]) -> Roles:
@@ -109,7 +108,7 @@ def _of_parts(entries: Entries, asked: Roles) -> Roles | None:
 
 def _of_names(entries: Entries, asked: Roles) -> Roles | None:
     """x and y by their names, where they do not look like a scene."""
-    if (asked and not set(asked) & set(WHOLE)) or (not asked and _begun(entries) == PARTED):
+    if (asked and not set(asked) & set(WHOLE)) or (not asked and _parts_begun(entries)):
         return None
     found = _named(entries, asked, WHOLE)
     if set(found) != set(WHOLE):
@@ -120,7 +119,7 @@ def _of_names(entries: Entries, asked: Roles) -> Roles | None:
 
 def _of_shapes(entries: Entries, asked: Roles) -> Roles | None:
     """x and y as the one table and the one vector of as many entries as an axis of it."""
-    if (asked and not set(asked) & set(WHOLE)) or (not asked and _begun(entries) == PARTED):
+    if (asked and not set(asked) & set(WHOLE)) or (not asked and _parts_begun(entries)):
         return None
     free = [one for one in entries.values() if one not in asked.values()]
     vectors = [one for one in free if one.is_vector]
@@ -140,18 +139,24 @@ def scene_order(cube: tuple[int, ...], labels: tuple[int, ...]) -> tuple[int, ..
     return next((o for o in orders if labels == (cube[o[0]], cube[o[1]])), None)
 
 
+def is_unrolled(cube: tuple[int, ...], labels: tuple[int, ...]) -> bool:
+    """Whether an array is a matrix of pixels x bands, or bands x pixels, of a map."""
+    return len(cube) == len(labels) == 2 and labels[0] * labels[1] in cube and 1 not in labels
+
+
 def _of_scene(entries: Entries, asked: Roles) -> Roles | None:
     if asked and not set(asked) & set(SCENE):
         return None
-    numbers = [one for one in entries.values() if one.numeric]
-    cubes = [asked["cube"]] if "cube" in asked else [e for e in numbers if len(e.shape) == 3]
     if set(asked) == set(SCENE):
         return asked
-    maps = (
-        [asked["map"]]
-        if "map" in asked
-        else [one for one in numbers if any(scene_order(cube.shape, one.shape) for cube in cubes)]
-    )  # scalars and vectors are 2-D to MATLAB too: only one of the scene's size is a map
-    if len(cubes) != 1 or len(maps) != 1:
-        return None
-    return {"cube": cubes[0], "map": maps[0]}
+    numbers = [one for one in entries.values() if one.numeric]
+    for fits in (scene_order, is_unrolled):  # scalars and vectors are 2-D to MATLAB too
+        pairs = [
+            (cube, labels)
+            for cube in ([asked["cube"]] if "cube" in asked else numbers)
+            for labels in ([asked["map"]] if "map" in asked else numbers)
+            if fits(cube.shape, labels.shape)
+        ]
+        if pairs:
+            return {"cube": pairs[0][0], "map": pairs[0][1]} if len(pairs) == 1 else None
+    return None

@@ -10,7 +10,7 @@ from tnn_robust.base.reading import Room
 from tnn_robust.data import cube, split
 from tnn_robust.data.entries import entries_of
 from tnn_robust.data.raw import Arrays, Raw, index_labels
-from tnn_robust.data.roles import SCENE, Roles, roles_of, scene_order
+from tnn_robust.data.roles import SCENE, Roles, is_unrolled, roles_of, scene_order
 from tnn_robust.data.spec import DataSpec, parsed_limits
 
 _ORDERS: dict[tuple[int, ...], str] = {
@@ -32,20 +32,29 @@ def scene_of(roles: Roles) -> cube.Scene:
     """The cube with bands last, and its map.
 
     The map's shape tells which axes are rows and columns. A matrix of pixels x bands has the
-    pixels column by column, as MATLAB unrolls a cube. Raises DataError for arrays that do not
-    go together, and for maps of anything but whole numbers from 0.
+    pixels column by column in MATLAB's files, else row by row. Raises DataError for arrays that
+    do not go together, and for maps of anything but whole numbers from 0.
     """
     of_cube, of_map = roles["cube"], roles["map"]
     order = scene_order(of_cube.shape, of_map.shape)
-    if order is None:
+    if order is None and not is_unrolled(of_cube.shape, of_map.shape):
         raise DataError(
             f"{of_cube.where} {of_cube.shape} and {of_map.where} {of_map.shape} are no cube and "
             "map of the same rows and columns"
         )
-    values = of_cube.read()[:].transpose(order)
+    notes: tuple[str, ...] = ()
+    values = of_cube.read()[:]
     labels = cube.whole_labels(of_map.read()[:], of_map.where)
-    turned = order in _ORDERS
-    notes = (f"the cube's axes are {_ORDERS[order]}, as its map tells",) if turned else ()
+    if order is None:
+        pixels = labels.size
+        values = values if values.shape[0] == pixels else values.T
+        values = values.reshape(*labels.shape, -1, order=of_cube.unrolled)
+        along = "columns" if of_cube.unrolled == "F" else "rows"
+        notes = (f"the matrix is of pixels x bands, the pixels along the map's {along}",)
+    else:
+        values = values.transpose(order)
+        if order in _ORDERS:
+            notes = (f"the cube's axes are {_ORDERS[order]}, as its map tells",)
     return cube.Scene(values, labels, notes)
 
 

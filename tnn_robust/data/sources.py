@@ -11,6 +11,7 @@ from tnn_robust.base.errors import DataError
 from tnn_robust.base.reading import reading
 from tnn_robust.data import cifar, cube, find, idx, split, tables, timeseries
 from tnn_robust.data.download import openml_copy
+from tnn_robust.data.own import limited
 from tnn_robust.data.raw import BYTES, Arrays, Raw
 from tnn_robust.data.scenes import read_scene, split_scene
 from tnn_robust.data.shapes import ROWS_COLUMNS
@@ -168,6 +169,11 @@ def load_ts(spec: DataSpec, files: Sequence[str]) -> Raw:
     """Time series in two .ts files of the UEA archive's format."""
     paths = [find.find_file(name, folder="timeseries", data_dir=spec.data_dir) for name in files]
     with reading(paths[0], "a time series"):
-        arrays, classes = timeseries.read_time_series(*paths, resample=spec.resample)
-        notes = (f"series resampled to {spec.resample} steps",) if spec.resample else ()
-        return Raw(arrays, classes, layout="steps = features, sensors = channels", notes=notes)
+        arrays, classes, n_missing = timeseries.read_time_series(
+            *paths, resample=spec.resample, missing=spec.missing
+        )
+        notes = [f"series resampled to {spec.resample} steps"] if spec.resample else []
+        if n_missing:
+            notes.append(f"{n_missing} missing values interpolated along their series")
+        layout = "steps = features, sensors = channels"
+        return limited(Raw(arrays, classes, layout, notes=tuple(notes)), spec, "ts")
