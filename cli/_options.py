@@ -377,8 +377,7 @@ json_option = click.option(
 overwriting = click.option(
     "--overwrite", is_flag=True, help="Also write result files over files of your own."
 )
-data_set = options(
-    click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
+data_cut = options(
     click.option("--classes", type=NAMES, help="Use these, in this order, e.g. 3,7."),
     click.option("--n-train", type=int, help="A random subset of the training part."),
     click.option("--split-seed", type=int, default=0, help="Of subsets and unofficial splits."),
@@ -412,6 +411,10 @@ data_set = options(
         help="Of your own file: the values that become 0 and 1; fit for those of each channel.",
     ),
 )
+data_set = options(
+    click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
+    data_cut,
+)
 data_place = options(
     click.option(
         "--data-dir",
@@ -444,6 +447,11 @@ scheduler = options(
 
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")
 
+eps_unit = click.option(
+    "--eps-unit",
+    default="range",
+    help=f"{', '.join(choices.EPS_UNITS)}: eps is a share of the data's range, or in its own unit.",
+)
 threat = options(
     click.option("--norm", metavar="NORM", help=f"{', '.join(choices.NORMS)}. Default: the run's."),
     click.option(

@@ -36,6 +36,7 @@ DATASETS = (
 )
 SPLITS = ("blocked", "random")
 MISSING = ("refuse", "interpolate")
+EPS_UNITS = ("range", "raw")  # eps as a share of the data's range, or in the data's own unit
 NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")
 TRAINING_ATTACKS = ("fgsm", "fgm", "pgd")
 ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Threat, raw_threat
 from tnn_robust.data.arrays import raw_from_arrays
 from tnn_robust.data.other import TrainedOn
 from tnn_robust.data.parts import Part, Scaling
@@ -86,6 +87,13 @@ class Dataset:
     def __repr__(self) -> str:
         sizes = f"{len(self.train.y)} train and {len(self.test.y)} test examples"
         return f"Dataset({self.name}: {sizes} of {self.d} x {self.c}, {self.n_classes} classes)"
+
+    def raw_threat(self, norm: str, eps: float | str) -> Threat:
+        """The threat of an eps in the unit of these data, as one in units of their range.
+
+        Raises InputError where channels have ranges of different widths.
+        """
+        return raw_threat(Threat(norm, eps), self.scaling.low, self.scaling.high)  # type: ignore[arg-type]
 
     @property
     def as_trained(self) -> TrainedOn:
