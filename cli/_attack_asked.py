@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tnn_robust.attacks.choice import AttackChoice
-from tnn_robust.base.choices import EXAMPLES, FIGURE, FIGURES
-from tnn_robust.base.errors import InputError
+from tnn_robust.base.choices import EPS_UNITS, EXAMPLES, FIGURE, FIGURES
+from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.data.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Asked:
     figure: Path | None = None
     fail_under: float | None = None
     fail_on_warn: bool = False
+    eps_unit: str = "range"
 
     @property
     def mode(self) -> str:
@@ -108,13 +109,21 @@ class Asked:
         """The attacks asked for, as this network takes them."""
         from tnn_robust.evaluation.report import chosen_attacks
 
-        return chosen_attacks(
+        found = chosen_attacks(
             self.choice,
             self.suite_for(subject),
             trained=subject.trained,
             scores=subject.scores,
             entries=subject.entries,
         )
+        return self.in_range(found, subject)
+
+    def in_range(self, attacks: "tuple[Attack, ...]", subject: "Subject") -> "tuple[Attack, ...]":
+        """The attacks with the eps that were typed in units of the data's range."""
+        if self.eps_unit == "range" or not self.choice.eps:
+            return attacks
+        assert subject.scaling is not None
+        return tuple(one.of_raw(subject.scaling.low, subject.scaling.high) for one in attacks)
 
 
 _JSON = {
@@ -144,6 +153,8 @@ def check(asked: Asked) -> None:
     modes = [f"--{name}" for name in _EXCLUSIVE if getattr(asked, name)]
     if len(modes) > 1:
         raise InputError(f"give one of {' and '.join(modes)}, got both")
+    if asked.eps_unit not in EPS_UNITS:
+        raise unknown_choice("unit of eps", asked.eps_unit, EPS_UNITS, field="eps_unit")
     mode = asked.mode
     for name, allowed in _OF.items():
         if getattr(asked, name) and mode not in (*allowed, "verify"):

@@ -378,14 +378,43 @@ json_option = click.option(
 overwriting = click.option(
     "--overwrite", is_flag=True, help="Also write result files over files of your own."
 )
-data_set = options(
-    click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
+data_cut = options(
     click.option("--classes", type=NAMES, help="Use these, in this order, e.g. 3,7."),
     click.option("--n-train", type=int, help="A random subset of the training part."),
     click.option("--split-seed", type=int, default=0, help="Of subsets and unofficial splits."),
     click.option("--split", default="blocked", help=f"Of a cube: {', '.join(choices.SPLITS)}."),
     click.option("--patch", type=int, default=1, help="Of a cube: k x k pixels, k odd."),
     click.option("--resample", type=int, help="Of time series: to so many steps."),
+    click.option(
+        "--keys",
+        type=NAMES,
+        help="Of your own file: which array is what, e.g. x=spectra,y=labels or cube=a,map=b.",
+    ),
+    click.option(
+        "--axes",
+        metavar="LETTERS",
+        help="Of your own array x: a letter an axis, n examples, d features, c channels, h x w.",
+    ),
+    click.option(
+        "--shape", metavar="D,C", help="Of your own table: what a row becomes, e.g. 28,28."
+    ),
+    click.option(
+        "--label", metavar="COLUMN", help="Of a CSV file: column of labels, name or number."
+    ),
+    click.option(
+        "--missing",
+        default="refuse",
+        help=f"Missing values: {', '.join(choices.MISSING)} (between their neighbours).",
+    ),
+    click.option(
+        "--limits",
+        metavar="LOW,HIGH",
+        help="Of your own file: the values that become 0 and 1; fit for those of each channel.",
+    ),
+)
+data_set = options(
+    click.option("--dataset", default="digits", help=", ".join(choices.DATASETS) + "."),
+    data_cut,
 )
 data_place = options(
     click.option(
@@ -419,6 +448,11 @@ scheduler = options(
 
 device = click.option("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU.")
 
+eps_unit = click.option(
+    "--eps-unit",
+    default="range",
+    help=f"{', '.join(choices.EPS_UNITS)}: eps is a share of the data's range, or in its own unit.",
+)
 threat = options(
     click.option("--norm", metavar="NORM", help=f"{', '.join(choices.NORMS)}. Default: the run's."),
     click.option(

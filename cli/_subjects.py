@@ -10,7 +10,8 @@ from tnn_robust_cli._attack_asked import Network
 
 from tnn_robust.attacks.choice import AttackChoice
 from tnn_robust.base import choices
-from tnn_robust.base.errors import InputError
+from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.threat import raw_threat
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 
 if TYPE_CHECKING:
@@ -69,7 +70,14 @@ def threats(given: dict[str, Any], subject: "Subject") -> "tuple[Threat, ...]":
 
     asked = {name: given[name] for name in ("norm", "channels", "faces")}
     eps = given["eps"].sizes if given["eps"] else ()
-    return chosen_threats(AttackChoice(eps=eps, **asked), subject.trained)
+    found = chosen_threats(AttackChoice(eps=eps, **asked), subject.trained)
+    if given["eps_unit"] not in choices.EPS_UNITS:
+        raise unknown_choice("unit of eps", given["eps_unit"], choices.EPS_UNITS, field="eps_unit")
+    if given["eps_unit"] == "range" or not eps:
+        return found
+    assert subject.scaling is not None
+    scaling = subject.scaling
+    return tuple(raw_threat(one, scaling.low, scaling.high) for one in found)
 
 
 def chosen(given: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ _VERIFY = shared.heading(
 @shared.command("tnn-attack", shared=True)
 @_subjects.subjects
 @shared.attacking
+@shared.eps_unit
 @shared.options(_REPORT, _GATE, _COMPARE, _CURVE, _MINIMAL, _VERIFY)
 def main(
     json_file: Path | None,
@@ -100,6 +101,7 @@ def main(
     device: str,
     data_dir: str | None,
     download: bool,
+    eps_unit: str,
     **given: Any,
 ) -> None:
     """Attack the network of a run directory, or any torch module, on training and test part.
@@ -138,6 +140,7 @@ def main(
         figure=figure,
         fail_under=fail_under,
         fail_on_warn=fail_on_warn,
+        eps_unit=eps_unit,
     )
     asked_of.check(asked)
     if asked.mode in ("verify", "curve", "minimal") or stacked:

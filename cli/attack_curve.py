@@ -19,7 +19,7 @@ def curve(asked: Asked) -> None:
     choice = asked.choice
     if not choice.names:
         choice = replace(choice, names=("pgd",))
-    attacks = attacks_of(choice, subject.trained)
+    attacks = asked.in_range(attacks_of(choice, subject.trained), subject)
     steps = curve_steps(
         subject,
         dataset,

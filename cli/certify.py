@@ -11,7 +11,7 @@ from tnn_robust_cli import _results, _subjects
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
 
-_THREAT = shared.heading("Threat", shared.threat)
+_THREAT = shared.heading("Threat", shared.threat, shared.eps_unit)
 _METHOD = shared.heading(
     "Method",
     click.option(

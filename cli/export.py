@@ -13,7 +13,7 @@ from tnn_robust.base.errors import InputError
 @shared.command("tnn-export")
 @_subjects.subjects
 @shared.options(
-    shared.heading("Threat", shared.threat),
+    shared.heading("Threat", shared.threat, shared.eps_unit),
     _subjects.examples,
     shared.heading(
         "Files",

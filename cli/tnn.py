@@ -8,6 +8,7 @@ from tnn_robust import __version__
 
 # In the order in which data walks.
 COMMANDS = (
+    "data",
     "train",
     "load",
     "info",

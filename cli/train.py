@@ -36,6 +36,7 @@ _ATTACK = shared.options(
     click.option("--attack", default="pgd", help=f"none, {_lists(choices.TRAINING_ATTACKS)}."),
     click.option("--norm", help=f"Of pgd: {_lists(choices.NORMS)}.  [default: linf]"),
     click.option("--eps", type=shared.ONE_EPS, default="8/255"),
+    shared.eps_unit,
     click.option("--steps", type=int, help="Of pgd.  [default: 10]"),
     click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
 )
@@ -206,7 +207,7 @@ def _request(out: Path, given: dict[str, Any]) -> "TrainRequest":
         del given[name]
     rest = {
         name: given.pop(name)
-        for name in ("transform", "seed", "device", "overwrite", "resume", "track")
+        for name in ("transform", "seed", "device", "overwrite", "resume", "track", "eps_unit")
     }
     ranks = given.pop("rank")
 

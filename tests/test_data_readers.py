@@ -9,7 +9,9 @@ from data_files import idx_images, npz, python2_pickle, write
 from scipy.io import loadmat, savemat
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.data import cifar, cube, idx, matlab, tables, timeseries
+from tnn_robust.data import cifar, cube, idx, matlab, scenes, timeseries
+from tnn_robust.data.own import read_files
+from tnn_robust.data.spec import DataSpec
 
 # --- time series
 
@@ -32,7 +34,7 @@ def ts_pair(tmp_path, train=TS, test=TS):
 
 
 def test_ts_reads_steps_by_sensors(tmp_path):
-    arrays, classes = timeseries.read_time_series(*ts_pair(tmp_path), resample=None)
+    arrays, classes, _ = timeseries.read_time_series(*ts_pair(tmp_path), resample=None)
     assert classes == ("walk", "run")  # the header's order
     assert arrays.y_train.tolist() == [1, 0]
     assert arrays.x_test.tolist() == [[[1, 4], [2, 5], [3, 6]], [[-1, 7], [0.5, 8], [100, 9]]]
@@ -40,14 +42,15 @@ def test_ts_reads_steps_by_sensors(tmp_path):
 
 def test_ts_classes_without_a_header_are_sorted(tmp_path):
     text = TS.replace("@classLabel true walk run\n", "")
-    _, classes = timeseries.read_time_series(*ts_pair(tmp_path, text, text), resample=None)
+    _, classes, _ = timeseries.read_time_series(*ts_pair(tmp_path, text, text), resample=None)
     assert classes == ("run", "walk")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("0.5", "?", r"a\.ts, line 9: a value is missing"),
+        ("0.5", "?", r"a\.ts, line 9: a value is missing .*: give missing"),
+        ("@classLabel true walk run", "@targetLabel true", "of a regression .@targetLabel true"),
         ("0.5", "half", r"line 9: could not convert string to float: 'half'"),
         ("0.5,", "", "unequal lengths, 2 to 3 steps"),
         ("7,8,9:walk", "walk", r"line 9: 1 channels, the first has 2"),
@@ -77,8 +80,35 @@ def test_ts_parts_of_unequal_length_need_resample(tmp_path):
     paths = ts_pair(tmp_path, TS, longer)
     with pytest.raises(DataError, match="3 steps in .* and 4 in .*: resample"):
         timeseries.read_time_series(*paths, resample=None)
-    arrays, _ = timeseries.read_time_series(*paths, resample=5)
+    arrays, _, _ = timeseries.read_time_series(*paths, resample=5)
     assert arrays.x_train.shape == arrays.x_test.shape == (2, 5, 2)
+
+
+def test_missing_values_lie_between_their_neighbours(tmp_path):
+    text = TS.replace("0.5", "?").replace("7,8,9", "?,8,?")
+    arrays, _, n = timeseries.read_time_series(
+        *ts_pair(tmp_path, text), resample=None, missing="interpolate"
+    )
+    assert n == 3 and arrays.x_train[1].tolist() == [[-1, 8], [49.5, 8], [100, 8]]
+    with pytest.raises(DataError, match="all 3 values are missing"):
+        timeseries.read_time_series(
+            *ts_pair(tmp_path, TS.replace("7,8,9", "?,?,?")), resample=None, missing="interpolate"
+        )
+
+
+def test_a_regression_is_named_as_one(tmp_path):
+    head = TS.partition("@classLabel")[0]
+    for values, message in (
+        ([i / 7 for i in range(12)], "labels such as 0.14.*, the numbers of a regression"),
+        (
+            list(range(12)),
+            "24 different labels of 24 examples|12 different labels of 24|regression",
+        ),
+    ):
+        text = head + "@data\n" + "\n".join(f"1,2,{i}:{v}" for i, v in enumerate(values))
+        other = text.replace(":", ":1") if isinstance(values[0], int) else text
+        with pytest.raises(DataError, match=message):
+            timeseries.read_time_series(*ts_pair(tmp_path, text, other), resample=None)
 
 
 def test_resampling_is_linear():
@@ -89,7 +119,9 @@ def test_resampling_is_linear():
 
 
 def test_resampling_unequal_series(tmp_path):
-    arrays, _ = timeseries.read_time_series(*ts_pair(tmp_path, TS.replace("0.5,", "")), resample=3)
+    arrays, _, _ = timeseries.read_time_series(
+        *ts_pair(tmp_path, TS.replace("0.5,", "")), resample=3
+    )
     assert arrays.x_train[1, :, 0].tolist() == [-1, 49.5, 100]
 
 
@@ -97,6 +129,14 @@ def test_resampling_unequal_series(tmp_path):
 
 CUBE = np.arange(5 * 6 * 3, dtype=np.int16).reshape(5, 6, 3)
 MAP = np.arange(30).reshape(5, 6) % 4
+
+
+def read_scene(*paths):
+    return scenes.read_scene("mat", paths)
+
+
+def read_npz(path):
+    return read_files("npz", [path], DataSpec(f"npz:{path}"))
 
 
 def mats(tmp_path, first, second):
@@ -107,24 +147,24 @@ def mats(tmp_path, first, second):
 
 def test_scene_variables_are_found_by_shape(tmp_path):
     first = {"whatever": CUBE, "wavelengths": np.arange(3.0), "name": "text"}
-    scene = cube.read_scene(*mats(tmp_path, first, {"labels": MAP.astype(float)}))
+    scene = read_scene(*mats(tmp_path, first, {"labels": MAP.astype(float)}))
     assert np.array_equal(scene.cube, CUBE) and scene.cube.dtype == np.int16
     assert np.array_equal(scene.labels, MAP) and scene.labels.dtype == np.int64
 
 
 def test_scene_in_one_file(tmp_path):
     path, _ = mats(tmp_path, {"a": CUBE, "b": MAP}, {})
-    assert np.array_equal(cube.read_scene(path, path).labels, MAP)
+    assert np.array_equal(read_scene(path, path).labels, MAP)
 
 
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        ({"a": CUBE}, {"b": MAP.T}, r"cube.mat:a \(5, 6, 3\), gt.mat:b \(6, 5\)"),
-        ({"a": CUBE, "b": CUBE}, {"c": MAP}, "need one 3-D array"),
-        ({"a": CUBE}, {"b": MAP, "c": MAP}, "one 2-D array of the same"),
-        ({"a": MAP}, {"b": MAP}, "need one 3-D array"),
-        ({"a": "text"}, {}, "no numeric array"),
+        ({"a": CUBE}, {"b": MAP.T}, r"has a \(5, 6, 3\), b \(6, 5\): neither names nor"),
+        ({"a": CUBE, "b": CUBE}, {"c": MAP}, "give keys"),
+        ({"a": CUBE}, {"b": MAP, "c": MAP}, r"b \(5, 6\), c \(5, 6\): neither"),
+        ({"a": MAP}, {"b": MAP}, "give keys"),
+        ({"a": "text"}, {}, "has no array"),
         ({"a": CUBE}, {"b": MAP + 0.5}, "not whole numbers"),
         ({"a": CUBE}, {"b": MAP - 1}, "not whole numbers from 0"),
         ({"a": CUBE}, {"b": np.full((5, 6), np.nan)}, "NaN"),
@@ -132,7 +172,7 @@ def test_scene_in_one_file(tmp_path):
 )
 def test_scene_refuses(tmp_path, first, second, message):
     with pytest.raises(DataError, match=message):
-        cube.read_scene(*mats(tmp_path, first, second))
+        read_scene(*mats(tmp_path, first, second))
 
 
 def test_scene_refuses_foreign_and_truncated_files(tmp_path):
@@ -140,10 +180,10 @@ def test_scene_refuses_foreign_and_truncated_files(tmp_path):
     content = path.read_bytes()
     for broken in [b"", b"hello" * 100, content[:100], content[:140], content[:-50]]:
         with pytest.raises(DataError, match="not a MATLAB v5 file"):
-            cube.read_scene(write(path, broken), gt)
+            read_scene(write(path, broken), gt)
     v73 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n"
-    with pytest.raises(DataError, match="v7.3"):
-        cube.read_scene(write(path, v73), gt)
+    with pytest.raises(DataError, match="cube.mat, truncated or not an HDF5 file"):
+        read_scene(write(path, v73), gt)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -164,7 +204,8 @@ def test_mat_reader_agrees_with_scipy(tmp_path, compressed):
     path = tmp_path / "v.mat"
     savemat(path, variables, do_compression=compressed)
     ours, theirs = matlab.read_mat(path), loadmat(path)
-    assert list(ours) == ["a", "wide", "single", "flags", "x", "big", "none"]
+    assert list(ours) == ["a", "wide", "single", "flags", "x", "big", "none", "record.f"]
+    assert ours.pop("record.f").tolist() == [[1]]
     for name, values in ours.items():
         assert values.dtype == theirs[name].dtype and np.array_equal(values, theirs[name])
 
@@ -193,9 +234,9 @@ def damaged(content, n=300):
 def test_damage_never_gets_past_a_reader(tmp_path, kind):
     """Either the file still reads or the error is ours: one line that names the file."""
     path = tmp_path / "file"
-    readers = {"cifar": cifar.read_batch, "ts": timeseries.read_ts, "npz": tables.read_npz}
+    readers = {"cifar": cifar.read_batch, "ts": timeseries.read_ts, "npz": read_npz}
     readers["idx"] = idx.read_images
-    read = readers.get(kind, lambda p: cube.read_scene(p, p))
+    read = readers.get(kind, lambda p: read_scene(p, p))
     if kind.startswith("mat"):
         savemat(path, {"a": CUBE, "b": MAP}, appendmat=False, do_compression="comp" in kind)
         content = path.read_bytes()

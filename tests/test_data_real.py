@@ -11,7 +11,8 @@ import torch
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.data.catalogue import load_dataset
-from tnn_robust.data.cube import SALINAS_A_FILES, read_scene
+from tnn_robust.data.cube import SALINAS_A_FILES
+from tnn_robust.data.scenes import read_scene
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.data.split import blocked_split, usable_pixels
 
@@ -134,7 +135,7 @@ def test_salinas_a_random_and_by_file_name(load):
 def test_salinas_a_patches_never_overlap(data_dir, patch):
     """Brute force: paint every pixel a training window covers, then look under test windows."""
     folder = data_dir / "hyperspectral"
-    labels = read_scene(*(folder / name for name in SALINAS_A_FILES)).labels
+    labels = read_scene("mat", [folder / name for name in SALINAS_A_FILES]).labels
     h = patch // 2
     for seed in range(2):
         train, test, _ = blocked_split(labels, patch=patch, seed=seed)

@@ -30,7 +30,7 @@ def test_npz_values_pass_unchanged(toy, tmp_path):
         ({"x_test": np.linspace(-0.25, 1, 48).reshape(6, 4, 2)}, r"test part has -0.25 to 1.0"),
         ({"x_train": np.full((12, 4, 2), 255, np.uint8)}, r"must lie in \[0, 1\]"),
         ({"x_test": np.zeros((6, 4, 3))}, r"\(4, 2\) but test examples \(4, 3\)"),
-        ({"x_test": np.zeros((5, 4, 2))}, "test part has 5 examples but 6 labels"),
+        ({"x_test": np.zeros((5, 4, 2))}, "x_test of .* has 5 examples but 6 labels"),
         ({"x_train": np.zeros((12, 0, 2))}, "training part is empty"),
         ({"x_test": np.zeros((0, 4, 2)), "y_test": np.zeros(0, int)}, "test part is empty"),
         ({"x_train": np.zeros((12, 4, 2), complex)}, "complex128, needed real"),

@@ -166,13 +166,13 @@ def test_arrays_between_those_that_stay_are_read_from_their_own_place(tmp_path, 
 def test_a_folder_lacks_arrays_or_promises_too_much(tmp_path, in_files):
     name = write(tmp_path / "set", arrays_of("f4", 12, 0), "folder")
     (tmp_path / "set" / "y_test.npy").unlink()
-    with pytest.raises(DataError, match="lacks y_test; it has x_test, x_train, y_train"):
+    with pytest.raises(DataError, match=r"lacks y_test; it has x_test \(15, 4, 3\), x_train"):
         load_data(name)
     np.save(tmp_path / "set" / "y_test.npy", np.arange(15) % 3)
     os.truncate(tmp_path / "set" / "x_test.npy", 300)
     with pytest.raises(DataError, match="asks for 720 bytes, the file holds 172"):
         load_data(name)
-    with pytest.raises(DataError, match=r"no file .*x_test\.npy"):
+    with pytest.raises(DataError, match="has no array"):
         load_data(f"npy:{tmp_path}")
 
 

@@ -10,13 +10,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
+import tifffile
 import torch
 from conftest import run_cli
 from data_files import idx_images, npz, python2_pickle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.base.errors import CheckpointError, DataError, TnnError, shown
@@ -25,8 +29,13 @@ from tnn_robust.base.ledger import checked_lines, keep_lines
 from tnn_robust.base.npy import read_matrix
 from tnn_robust.base.reading import Room, at_most
 from tnn_robust.base.replacing import _machine
-from tnn_robust.data import cifar, idx, matlab, tables, timeseries
+from tnn_robust.data import cifar, idx, matlab, timeseries
 from tnn_robust.data.catalogue import load_data
+from tnn_robust.data.csv_table import read_table
+from tnn_robust.data.entries import OPENERS
+from tnn_robust.data.own import read_files
+from tnn_robust.data.pictures import _read_image
+from tnn_robust.data.spec import DataSpec
 from tnn_robust.evaluation.saved_points import read_points
 from tnn_robust.evaluation.verify import verify_file
 from tnn_robust.experiments.grid import read_spec
@@ -49,6 +58,40 @@ def _mat() -> bytes:
     )
 
 
+def _own_files(place: Path) -> dict[str, bytes]:
+    """Small files of the formats that other packages write."""
+    x, y = np.arange(72, dtype=np.float32).reshape(12, 3, 2) / 72, np.arange(12) % 2
+    with h5py.File(place / "h", "w") as file:
+        file.create_dataset("x", data=x, compression="gzip")
+        file["g/y"], file["g/names"] = y, ["a", "b"]
+    scipy.io.savemat(place / "s", {"s": {"x": x, "y": y}}, appendmat=False)
+    scipy.io.savemat(place / "4", {"x": x[:, 0], "y": y}, format="4", appendmat=False)
+    tifffile.imwrite(place / "t", x.transpose(2, 0, 1), photometric="minisblack")
+    torch.save({"x": torch.from_numpy(x), "y": torch.from_numpy(y), "n": 1.5}, place / "p")
+    Image.fromarray((x[..., 0] * 255).astype(np.uint8)).save(place / "i", "PNG")
+    header = "samples = 3\nlines = 12\nbands = 2\ndata type = 4\ninterleave = bil\nbyte order = 0\n"
+    return {
+        "hdf5": (place / "h").read_bytes(),
+        "struct": (place / "s").read_bytes(),
+        "level 4": (place / "4").read_bytes(),
+        "tiff": (place / "t").read_bytes(),
+        "pt": (place / "p").read_bytes(),
+        "image": (place / "i").read_bytes(),
+        "envi": f"ENVI\n{header}".encode(),
+    }
+
+
+def _all_of(kind: str) -> Reader:
+    """Every array of a file, read."""
+
+    def read(path: Path) -> object:
+        if kind == "envi":
+            path.with_name(f"{path.stem}.img").write_bytes(bytes(288))
+        return [entry.read()[:] for entry in OPENERS[kind](path, Room()).values()]
+
+    return read
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, binary_run: Path) -> dict[str, bytes]:
     """A small sound file for every reader."""
@@ -67,6 +110,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory, binary_run: Path) -> dict[st
         "mat": _mat(),
         "ts": b"#\n@classLabel true a b\n@data\n1,2,3:4,5,6:a\n1,2,3:4,5,6:b\n",
         "npz": npz(place).read_bytes(),
+        "csv": b"a,b,kind\n" + b"1,2.5,x\n3,4,y\n" * 9,
+        **_own_files(place),
         "npy": (place / "m.npy").read_bytes(),
         "spec": b"seed = ['0:3', 7]\nwidth = ['4,4', '5']\n[evaluate]\neps = '0:0.1:0.05'\n",
         "checkpoint": (binary_run / "model.safetensors").read_bytes(),
@@ -78,12 +123,24 @@ def sound(tmp_path_factory: pytest.TempPathFactory, binary_run: Path) -> dict[st
     }
 
 
+def _own(kind: str) -> Reader:
+    return lambda path: read_files(kind, [path], DataSpec(f"{kind}:{path}"))
+
+
 READERS: dict[str, Reader] = {
     "idx": idx.read_images,
     "cifar": cifar.read_batch,
     "mat": matlab.read_mat,
     "ts": lambda path: timeseries.read_time_series(path, path, resample=None),
-    "npz": tables.read_npz,
+    "npz": _own("npz"),
+    "csv": lambda path: read_table(path, label=None, missing="refuse"),
+    "hdf5": _all_of("hdf5"),
+    "struct": _all_of("mat"),
+    "level 4": _all_of("mat"),
+    "tiff": _all_of("tiff"),
+    "pt": _all_of("pt"),
+    "image": lambda path: _read_image(path, Room()),
+    "envi": _all_of("envi"),
     "npy": lambda path: read_matrix(path, (4, 4)),
     "spec": read_spec,
     "checkpoint": load_checkpoint,
@@ -205,7 +262,7 @@ def _bombs(place: Path) -> Iterator[tuple[str, Reader, Path]]:
     mat.write_bytes(start + struct.pack("<II", 15, len(piece)) + piece)
     yield "mat", matlab.read_mat, mat
     labels = npz(place, y_train=np.zeros(2, "<U1000000"))
-    yield "labels", tables.read_npz, labels
+    yield "labels", _own("npz"), labels
     ranks = torch.zeros(100_000, dtype=torch.int32)
     ranks[0] = 1000
     rows = torch.zeros(1000, 1000)

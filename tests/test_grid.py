@@ -193,6 +193,8 @@ def test_every_setting_reaches_the_requests() -> None:
     first = make_grid({"attack": "pgd", "norm_bound": 5.0, "evaluate": {"attack": "pgd"}})
     changed = {
         "dataset": "mnist", "classes": ["3", "7"], "split": "random", "patch": 3, "resample": 9,
+        "keys": ["x=a", "y=b"], "axes": "ncd", "shape": "7,7", "label": "kind",
+        "missing": "interpolate", "limits": "0,9",
         "n_train": 9, "layers": 2, "width": [7], "rank": [2], "transform": "haar",
         "attack": "fgsm", "norm": "l2", "eps": "0.3", "steps": 3, "step_size": 0.1, "epochs": 3,
         "batch_size": 7, "lr": 0.3, "optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1,

@@ -136,7 +136,7 @@ def test_a_module_of_a_run_on_other_data(place):
 
 
 REFUSALS = {
-    "units": ("raw", (), "raw.npz", "must lie in [0, 1]", "scale it"),
+    "units": ("raw", (), "raw.npz", "must lie in [0, 1]", "give limits LOW,HIGH"),
     "shape": ("narrow", (), "(d, c) (3, 4), the network takes (4, 4)"),
     "class": ("three", (), "has the class 2, which the network was not trained on"),
     "names": ("words", (), "has the class dark", "for 0, 1, in this order"),

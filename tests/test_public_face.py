@@ -241,18 +241,27 @@ def test_bytes_and_wider_values_are_scaled_and_said():
 
 GOOD = torch.rand(4, 3, 2), torch.tensor([0, 1, 0, 1])
 BAD_ARRAYS = {
-    "floats": ((GOOD[0], GOOD[1].float()), "whole numbers or names, got float32"),
-    "one-hot": ((GOOD[0], torch.eye(2)[GOOD[1]]), r"of one-hot rows give y.argmax\(1\)"),
+    "fractions": ((GOOD[0], GOOD[1] / 2), "labels such as 0.5, the numbers of a regression"),
+    "scores": ((GOOD[0], torch.eye(2)[GOOD[1]] / 2), r"no one-hot.* y.argmax\(1\) gives of scores"),
     "lengths": ((GOOD[0], GOOD[1][:3]), "4 examples but y_train 3 labels"),
     "nan": ((GOOD[0] * torch.nan, GOOD[1]), "NaN or infinite"),
     "one class": ((GOOD[0], GOOD[1] * 0), "one class only"),
     "flat": ((GOOD[0].flatten(1), GOOD[1]), r"needs the shape \(n, d, c\)"),
-    "colours last": ((torch.rand(4, 8, 8, 3), GOOD[1]), "colours last"),
+    "colours nowhere": ((torch.rand(4, 8, 8, 5), GOOD[1]), "no axis of 1, 3 or 4 colours"),
     "none": ((None, GOOD[1]), "x_train is needed"),
     "ragged": (([[1.0], [1.0, 2.0]], GOOD[1]), "one shape"),
     "empty": ((GOOD[0][:0], GOOD[1][:0]), "at least one example"),
     "words": ((np.array([["a"]]), GOOD[1]), "real numbers"),
 }
+
+
+def test_one_hot_labels_and_colours_last_are_understood():
+    x, y = torch.rand(4, 3, 5, 5), GOOD[1]
+    plain = tr.Dataset.from_arrays(x, y, x, y)
+    last = x.permute(0, 2, 3, 1)
+    for labels in (torch.eye(2)[y], y.float(), y.bool(), y[:, None]):
+        found = tr.Dataset.from_arrays(last, labels, last, labels)
+        assert found.digest == plain.digest and found.image == plain.image == (3, 5, 5)
 
 
 @pytest.mark.parametrize("case", BAD_ARRAYS)

@@ -19,6 +19,7 @@ __version__ = "0.2.0"
 _FACE = {
     "Dataset": "data.dataset",
     "load_data": "data.catalogue",
+    "inspect_data": "data.description",
     "TNN": "models.network",
     "save_model": "models.checkpoint",
     "load_model": "models.checkpoint",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from tnn_robust.compression.compress import compress
     from tnn_robust.data.catalogue import load_data
     from tnn_robust.data.dataset import Dataset
+    from tnn_robust.data.description import inspect_data
     from tnn_robust.evaluation.bounds import bound
     from tnn_robust.evaluation.certificates import certificates
     from tnn_robust.evaluation.compare import compare

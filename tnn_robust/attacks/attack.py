@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, cast
 
@@ -16,7 +17,7 @@ from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.precision import FULL, matmul_precision
 from tnn_robust.base.randomness import Streams
-from tnn_robust.base.threat import Threat
+from tnn_robust.base.threat import Threat, raw_threat
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.foreign import require_gradients
 
@@ -141,6 +142,15 @@ class Attack:
         return self.but(
             threat=threat, step_size=threat.step_size(self.steps) if default else self.step_size
         )
+
+    def of_raw(self, low: Sequence[float], high: Sequence[float]) -> Self:
+        """The same attack where eps and step size were meant in the data's unit; see
+        `raw_threat`, whose errors it raises."""
+        threat = raw_threat(self.threat, low, high)
+        if not self.threat.eps or self.step_size == self.threat.step_size(self.steps):
+            return self.at(threat)
+        step_size = self.step_size * threat.eps / self.threat.eps
+        return self.but(threat=threat, step_size=step_size)
 
     @abstractmethod
     def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:

@@ -27,8 +27,16 @@ DATASETS = (
     "ts:TRAIN.ts,TEST.ts",
     "npz:FILE",
     "npy:DIR",
+    "csv:FILE",
+    "hdf5:FILE",
+    "envi:CUBE.hdr,MAP.hdr",
+    "tiff:CUBE.tif,MAP.tif",
+    "images:DIR",
+    "pt:FILE",
 )
 SPLITS = ("blocked", "random")
+MISSING = ("refuse", "interpolate")
+EPS_UNITS = ("range", "raw")  # eps as a share of the data's range, or in the data's own unit
 NORMS = ("linf", "l2", "l1", "nuclear", "spectral", "tubal-nuclear")
 TRAINING_ATTACKS = ("fgsm", "fgm", "pgd")
 ATTACKS = (*TRAINING_ATTACKS, "apgd", "apgd-t", "fab", "square", "fw")

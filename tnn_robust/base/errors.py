@@ -62,7 +62,14 @@ class InputError(TnnError):
 
 
 class DataError(TnnError):
-    """A data set is missing, malformed or unfit for the request."""
+    """A data set is missing, malformed or unfit for the request.
+
+    field: the argument that would mend it, as of `InputError`.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
 class CheckpointError(TnnError):

@@ -4,6 +4,7 @@ numpy reads them too, but believes a header that asks for more memory than the f
 and its header parser leaves with whatever Python's own parser raises.
 """
 
+import io
 import math
 import os
 import shutil
@@ -11,7 +12,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -28,6 +29,7 @@ _IN_MEMORY = 16 * MIB  # arrays from here on stay in their file
 _UNPACKED = 256 * MIB  # compressed arrays from here on are unpacked into a temporary file
 _LOCAL = struct.Struct("<4s2xH18xHH")  # of a zip member's own header: magic, flags, lengths
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
+_LONGEST_HEADER = 2**16
 _LARGEST_INDEX = 2**20  # bytes of a zip file's table of contents
 
 
@@ -49,7 +51,11 @@ def read_header(file: IO[bytes]) -> NpyHeader:
     if version == (1, 0):
         found = npy.read_array_header_1_0(file)
     elif version in ((2, 0), (3, 0)):
-        found = npy.read_array_header_2_0(file)
+        length = file.read(4)
+        if int.from_bytes(length, "little") > _LONGEST_HEADER:
+            raise ValueError("its header is endless")
+        start = io.BytesIO(length + file.read(int.from_bytes(length, "little")))
+        found = npy.read_array_header_2_0(start)
     else:
         raise ValueError(f"format {version} is not known")
     shape, fortran, dtype = found
@@ -89,24 +95,46 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: x[:] for name, x in stored_arrays(path, names).items()}
 
 
-def stored_arrays(
-    path: Path, names: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, Array]:
+def stored_arrays(path: Path, names: Sequence[str], room: Room | None = None) -> dict[str, Array]:
     """These arrays of an .npz file, large ones left where they are.
 
-    Of compressed members, those over 256 MiB are unpacked into a temporary file.
-    optional: names that may be lacking, all together. Raises DataError for a file without the
-    others, with damaged members, and any other.
+    Of compressed members, those over 256 MiB are unpacked into a temporary file. Raises
+    DataError for a file without them, with damaged members, and any other.
     """
     with reading(path, "an .npz file without pickle"), opened(path) as file:
         _check_index(file)
         with zipfile.ZipFile(file) as archive:
-            members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-            there, room = present(path, names, optional, members), Room()
+            members = _members(archive)
+            if lacks := [name for name in names if name not in members]:
+                has = ", ".join(members) or "nothing"
+                raise DataError(f"{path} lacks {', '.join(lacks)}; it has {has}")
+            room = room or Room()
             return {
                 name: _member(archive, file, members[name], f"{name} of {path}", room)
-                for name in there
+                for name in names
             }
+
+
+def listed_arrays(path: Path) -> dict[str, NpyHeader | None]:
+    """What an .npz file says it holds; None of members that are no arrays without pickle."""
+    with reading(path, "an .npz file"), opened(path) as file:
+        _check_index(file)
+        with zipfile.ZipFile(file) as archive:
+            return {name: _listed(archive, one) for name, one in _members(archive).items()}
+
+
+def _listed(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NpyHeader | None:
+    if member.compress_type not in _METHODS:
+        return None
+    try:
+        with archive.open(member) as content:
+            return read_header(content)
+    except Exception:  # foreign bytes lead a parser into almost any: said where it is read
+        return None
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
 
 
 def stored_array(path: Path, room: Room) -> Array:
@@ -122,17 +150,10 @@ def stored_array(path: Path, room: Room) -> Array:
         return _content(file, header)
 
 
-def present(
-    where: Path, names: Sequence[str], optional: Sequence[str], there: Iterable[str]
-) -> list[str]:
-    """The names, without the optional where none of them is there; DataError for lacking ones."""
-    there = list(there)
-    if not set(optional) & set(there):
-        names = [name for name in names if name not in optional]
-    if lacks := [name for name in names if name not in there]:
-        has = ", ".join(there) or "nothing"
-        raise DataError(f"{where} lacks {', '.join(lacks)}; it has {has}")
-    return list(names)
+def listed_array(path: Path) -> NpyHeader:
+    """What an .npy file says it holds. Raises DataError."""
+    with reading(path, "a .npy array without pickle"), opened(path) as file:
+        return read_header(file)
 
 
 def _stays(header: NpyHeader, most: int) -> bool:

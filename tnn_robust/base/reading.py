@@ -40,7 +40,10 @@ def reading(path: Path | str, what: str, kind: type[TnnError] = DataError) -> It
         if named and isinstance(error, kind):
             raise
         text = error.args[0] if error.args else ""
-        raise kind(text if named else f"{path}: {text}") from error
+        found = kind(text if named else f"{path}: {text}")
+        if isinstance(error, DataError) and isinstance(found, DataError):
+            found.field = error.field
+        raise found from error
     except OSError as error:
         if error.errno is None:  # not of the system: gzip's for other bytes
             raise kind(f"cannot read {path}, truncated or not {what}: {said(error)}") from error
@@ -51,6 +54,17 @@ def reading(path: Path | str, what: str, kind: type[TnnError] = DataError) -> It
         raise kind(f"{path} is not {what}: it is nested too deeply") from error
     except Exception as error:  # foreign bytes lead a parser into almost any
         raise kind(f"cannot read {path}, truncated or not {what}: {said(error)}") from error
+
+
+@contextlib.contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Inside, what is wrong with the content of files names them; other errors stay."""
+    try:
+        yield
+    except DataError as error:
+        if any(one in error.args[0] for one in str(where).split(" and ")):
+            raise
+        raise DataError(f"{where}: {error.args[0]}", field=error.field) from error
 
 
 def said(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """What an adversary may do, as a value, and the perturbation sizes a user types. Free of torch."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -96,6 +97,26 @@ class Threat:
             if value is not None
         )
         return f"{self.norm} eps {self.text}{where}"
+
+
+def raw_threat(threat: Threat, low: Sequence[float], high: Sequence[float]) -> Threat:
+    """The threat whose eps was meant in the unit of the data, as one in units of their range.
+
+    low, high: the values that became 0 and 1, a pair for all channels or one a channel. The
+    text says both sizes. Raises InputError where channels were scaled by ranges of different
+    widths: there one size in the data's unit is another one in each, and no ball of a norm.
+    """
+    spans = [b - a for a, b in zip(low, high, strict=True) if b > a]
+    if not spans:
+        raise InputError("the data have no range, all values are alike", field="eps_unit")
+    if max(spans) > min(spans) * (1 + 1e-6):
+        raise InputError(
+            f"an eps in the data's unit needs one range for all channels, theirs are "
+            f"{min(spans):.4g} to {max(spans):.4g} wide: give limits LOW,HIGH when training",
+            field="eps_unit",
+        )
+    value = threat.eps / spans[0]
+    return replace(threat, eps=value, text=f"{threat.text}raw={value:.3g}")
 
 
 def one_eps(text: str) -> Eps:

@@ -7,13 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from tnn_robust.base.errors import DataError
+from tnn_robust.data.labels import label_vector
 from tnn_robust.data.prepare import check_present, check_values
-from tnn_robust.data.raw import Arrays, Raw, index_labels
-from tnn_robust.data.sources import BYTES, DIVIDED, ROWS_COLUMNS
-
-_PLANES = (1, 3, 4)  # channels an image can have where axes say nothing
-PIXELS = "pixels = features, planes = channels"
-_MATRIX = "features x channels"
+from tnn_robust.data.raw import BYTES, DIVIDED, Arrays, Raw, index_labels
+from tnn_robust.data.shapes import Placed, as_examples
 
 
 def raw_from_arrays(
@@ -24,26 +21,28 @@ def raw_from_arrays(
     *,
     classes: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
-) -> tuple[Raw, tuple[int, ...] | None]:
-    """Checked arrays, and (channels, h, w) where they are images; see `Dataset.from_arrays`."""
-    train, layout, shape = _examples(x_train, "x_train")
-    test, _, test_shape = _examples(x_test, "x_test")
-    if shape != test_shape:
-        raise DataError(f"x_train has examples of shape {shape}, x_test of {test_shape}")
-    labels = [_labels(y, what) for y, what in ((y_train, "y_train"), (y_test, "y_test"))]
+) -> Raw:
+    """Checked arrays; see `Dataset.from_arrays`."""
+    found, of_test = _examples(x_train, "x_train"), _examples(x_test, "x_test")
+    train, test, shape = found.x[:], of_test.x[:], found.image
+    if shape != of_test.image:
+        raise DataError(f"x_train has examples of shape {shape}, x_test of {of_test.image}")
+    given = ((y_train, "y_train"), (y_test, "y_test"))
+    labels = [label_vector(_array(y, what), what)[0] for y, what in given]
     for x, y, what in ((train, labels[0], "train"), (test, labels[1], "test")):
         if len(x) != len(y):
             raise DataError(f"x_{what} has {len(x)} examples but y_{what} {len(y)} labels")
         if not x.size:
             raise DataError(f"x_{what} needs at least one example, got {x.shape}")
-    names, found = _indexed(labels, classes)
+    names, places = _indexed(labels, classes)
     kept, notes = _limits(train, test, images=shape is not None) if limits is None else (limits, ())
     if kept is not None and not kept[0] < kept[1]:
         raise DataError(f"limits need a low below a high value, got {kept[0]:g} and {kept[1]:g}")
     raw = Raw(
-        Arrays(train, found[0], test, found[1]),
+        Arrays(train, places[0], test, places[1]),
         classes=names,
-        layout=layout,
+        layout=found.layout,
+        image=shape,
         limits=kept,
         notes=notes,
     )
@@ -51,7 +50,7 @@ def raw_from_arrays(
     if len(names) < 2:
         raise DataError(f"labels of one class only ({names[0]}): at least two classes are needed")
     check_present(raw)
-    return raw, shape
+    return raw
 
 
 def _array(x: Any, what: str) -> np.ndarray:
@@ -66,26 +65,12 @@ def _array(x: Any, what: str) -> np.ndarray:
         raise DataError(f"{what} needs an array of one shape, got rows of several") from error
 
 
-def _examples(x: Any, what: str) -> tuple[np.ndarray, str, tuple[int, ...] | None]:
-    """(n, d, c), what its axes are, and (channels, h, w) of images."""
+def _examples(x: Any, what: str) -> Placed:
     array = _array(x, what)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{what} needs real numbers, got {array.dtype}")
-    if array.ndim == 3:
-        return np.ascontiguousarray(array), _MATRIX, None
-    if array.ndim != 4:
-        needed = "(n, d, c), or (n, channels, h, w) for images"
-        raise DataError(f"{what} needs the shape {needed}, got {array.shape}")
-    if array.shape[1] not in _PLANES and array.shape[3] in _PLANES:
-        raise DataError(
-            f"{what} of shape {array.shape} has its colours last: images need "
-            "(n, channels, h, w), as x.transpose(0, 3, 1, 2) gives"
-        )
-    n, planes, h, w = array.shape
-    if planes == 1:
-        return np.ascontiguousarray(array[:, 0]), ROWS_COLUMNS, (1, h, w)
-    flat = array.reshape(n, planes, h * w).transpose(0, 2, 1)
-    return np.ascontiguousarray(flat), PIXELS, (planes, h, w)
+    found = as_examples(array, what, row=None)
+    return found._replace(x=np.ascontiguousarray(found.x))
 
 
 def _limits(
@@ -113,20 +98,6 @@ def _limits(
         low, high = min(low, float(test.min())), max(high, float(test.max()))
         return (low, high), (f"values scaled from {low:g}..{high:g} to 0..1",)
     return None, ("values scaled channel by channel to 0..1 on the training part",)
-
-
-def _labels(y: Any, what: str) -> np.ndarray:
-    array = _array(y, what)
-    if array.ndim == 2 and array.shape[1] > 1:
-        raise DataError(
-            f"{what} needs one label an example, (n,), got {array.shape}: of one-hot rows give "
-            "y.argmax(1)"
-        )
-    if array.ndim != 1:
-        raise DataError(f"{what} needs one label an example, (n,), got {array.shape}")
-    if array.dtype.kind not in "iuUSb":
-        raise DataError(f"{what} needs whole numbers or names, got {array.dtype}")
-    return array.astype(str) if array.dtype.kind == "S" else array
 
 
 def _indexed(

@@ -1,12 +1,13 @@
 """The data sets that have a name, and the one function that loads any of them."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from tnn_robust.base.choices import DATASETS, SPLITS
+from tnn_robust.base.choices import DATASETS, MISSING, SPLITS
 from tnn_robust.base.errors import DataError, InputError, unknown_choice
-from tnn_robust.base.reading import at_most, reading
-from tnn_robust.data import sources
+from tnn_robust.base.reading import at_most, naming, reading
+from tnn_robust.data import own, sources
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.other import (
     TrainedOn,
@@ -35,7 +36,13 @@ class Source:
 
     load: Callable[[DataSpec, Sequence[str]], Raw]
     options: tuple[str, ...] = ()
-    n_files: int = 0
+    n_files: tuple[int, ...] = (0,)
+
+
+_OF_ARRAYS = ("keys", "axes", "shape", "limits")
+_OF_SCENES = ("patch", "split", "limits")
+_OF_CUBES = ("patch", "split", *_OF_ARRAYS)
+_OPTIONS = ("patch", "split", "resample", "download", *_OF_ARRAYS, "label", "missing")
 
 
 LOADERS: dict[str, Source] = {
@@ -43,12 +50,18 @@ LOADERS: dict[str, Source] = {
     "mnist": Source(sources.load_mnist, ("download",)),
     "fashion-mnist": Source(sources.load_fashion_mnist, ("download",)),
     "cifar10": Source(sources.load_cifar10, ("download",)),
-    "salinas-a": Source(sources.load_salinas_a, ("patch", "split")),
+    "salinas-a": Source(sources.load_salinas_a, _OF_SCENES),
     "landsat": Source(sources.load_landsat, ("download",)),
-    "mat": Source(sources.load_mat, ("patch", "split"), n_files=2),
-    "ts": Source(sources.load_ts, ("resample",), n_files=2),
-    "npz": Source(sources.load_npz, n_files=1),
-    "npy": Source(sources.load_npy, n_files=1),
+    "mat": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "ts": Source(sources.load_ts, ("resample", "missing", "limits"), n_files=(2,)),
+    "npz": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "npy": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2, 4)),
+    "csv": Source(own.load_csv, ("axes", "shape", "limits", "label", "missing"), n_files=(1, 2)),
+    "hdf5": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "envi": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "tiff": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
+    "images": Source(own.load_images, ("limits",), n_files=(1,)),
+    "pt": Source(own.load_arrays, _OF_CUBES, n_files=(1, 2)),
 }
 
 
@@ -63,18 +76,29 @@ def load_data(
     resample: int | None = None,
     data_dir: str | None = None,
     download: bool = False,
+    keys: Mapping[str, str] | None = None,
+    axes: str | None = None,
+    shape: str | None = None,
+    label: str | int | None = None,
+    missing: str = "refuse",
+    limits: str | tuple[float, float] | None = None,
     max_bytes: int | None = None,
     like: Dataset | None = None,
 ) -> Dataset:
     """A named data set, scaled to [0, 1]: digits, mnist, fashion-mnist, cifar10, salinas-a,
-    landsat, mat:CUBE.mat,GT.mat, ts:TRAIN.ts,TEST.ts, npz:FILE or npy:DIR.
+    landsat, or files of your own (docs/formats.md), as in "mine.npz" or "csv:mine.txt".
 
     Parameters
     ----------
     classes: use these, in this order; n_train: a random subset of the training part;
     split_seed: of subsets and unofficial splits; split, patch: of hyperspectral cubes;
     resample: steps of every time series; data_dir: where to look first (then TNN_DATA, then the
-    user cache); download: fetch missing data from OpenML; max_bytes: memory that the data may
+    user cache); download: fetch missing data from OpenML;
+    keys: which array of a file is what, as in {"x": "spectra", "y": "labels"}; axes: a letter
+    for each axis of x (n examples, d features, c channels, h, w); shape: "28,28", what a row
+    of numbers becomes; label: column of labels of a CSV file, by name or number from 1;
+    missing: "refuse" or "interpolate"; limits: values that become 0 and 1, or "fit" for those
+    of each channel; max_bytes: memory that the data may
     take once unpacked, by default TNN_MAX_BYTES, else 4 GiB. Large arrays of npz and npy stay
     in their files: examples are read when they are asked for.
     like: the data a network was trained on; then only the test part of these others, with
@@ -93,6 +117,12 @@ def load_data(
         patch=patch,
         resample=resample,
         download=download,
+        keys=None if keys is None else tuple(f"{role}={name}" for role, name in keys.items()),
+        axes=axes,
+        shape=shape,
+        label=None if label is None else str(label),
+        missing=missing,
+        limits=",".join(map(repr, limits)) if isinstance(limits, tuple) else limits,
     )
     with at_most(max_bytes):
         return load_dataset(spec) if like is None else load_other(spec, like.as_trained)
@@ -120,6 +150,7 @@ def load_other(spec: DataSpec, trained: TrainedOn) -> Dataset:
         name=spec.dataset,
         classes=trained.classes,
         layout=raw.layout,
+        image=raw.image,
         clipped=outside,
         notes=(*raw.notes, *remarks(raw, trained, said, outside)),
         spec=spec,
@@ -145,20 +176,22 @@ def load_dataset(spec: DataSpec) -> Dataset:
             f"{spec.dataset} has no training part: only a network trained on other data can be "
             "attacked on it"
         )
-    check_values(raw)
-    raw = select_classes(raw, spec.classes)
-    raw = draw_train(raw, spec.n_train, seed=spec.split_seed)
-    check_present(raw)
-    return replace(Dataset.from_raw(spec.dataset, raw), spec=spec)
+    with naming(" and ".join(files)) if files else contextlib.nullcontext():
+        check_values(raw)
+        raw = select_classes(raw, spec.classes)
+        raw = draw_train(raw, spec.n_train, seed=spec.split_seed)
+        check_present(raw)
+        return replace(Dataset.from_raw(spec.dataset, raw), spec=spec)
 
 
 def _parse(dataset: str) -> tuple[Source, list[str]]:
     key, colon, argument = dataset.partition(":")
     source = LOADERS.get(key)
-    if source is None or bool(colon) != (source.n_files > 0):
+    if source is None or bool(colon) != (source.n_files != (0,)):
         raise unknown_choice("data set", dataset, DATASETS)
-    files = [name.strip() for name in argument.split(",")] if source.n_files > 1 else [argument]
-    if colon and (len(files) != source.n_files or not all(files)):
+    several = max(source.n_files) > 1
+    files = [name.strip() for name in argument.split(",")] if several else [argument] * bool(colon)
+    if colon and (len(files) not in source.n_files or not all(files)):
         raise InputError(f"data set {dataset!r} is not of the form {_typed(key)}")
     return source, files
 
@@ -171,7 +204,9 @@ def _typed(key: str) -> str:
 def _check_options(spec: DataSpec, source: Source) -> None:
     if spec.split not in SPLITS:
         raise unknown_choice("split", spec.split, SPLITS)
-    for option in ("patch", "split", "resample", "download"):
+    if spec.missing not in MISSING:
+        raise unknown_choice("way with missing values", spec.missing, MISSING, field="missing")
+    for option in _OPTIONS:
         default = next(f.default for f in fields(DataSpec) if f.name == option)
         if getattr(spec, option) != default and option not in source.options:
             fitting = [_typed(key) for key, s in LOADERS.items() if option in s.options]

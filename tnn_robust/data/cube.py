@@ -1,10 +1,5 @@
-"""Hyperspectral scenes: a cube of bands and a map of labels in MATLAB v5 files.
+"""Hyperspectral scenes: a cube of bands and a map of labels, and the windows round its pixels."""
 
-The files of the Computational Intelligence Group (University of the Basque Country) name
-their variables differently for every scene, so variables are found by shape.
-"""
-
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +7,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.base.reading import Room
-from tnn_robust.data.matlab import read_mat
 
 SALINAS_A_FILES = ("SalinasA_corrected.mat", "SalinasA_gt.mat")
 SALINAS_A_SHAPE = (83, 86, 204)
@@ -23,34 +17,17 @@ class Scene(NamedTuple):
 
     cube: np.ndarray
     labels: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
-def read_scene(cube_path: Path, map_path: Path) -> Scene:
-    """The one 3-D array of two .mat files and the one 2-D array of the same scene size.
-
-    Raises DataError for foreign files, and for files with none or several of either.
-    """
-    variables = {}
-    for path in dict.fromkeys((cube_path, map_path)):
-        variables.update({f"{path.name}:{k}": v for k, v in read_mat(path).items()})
-    cubes = [v for v in variables.values() if v.ndim == 3]
-    # Scalars and vectors are 2-D to MATLAB too: only an array of the scene's size is a map.
-    sizes = {v.shape[:2] for v in cubes}
-    maps = [v for v in variables.values() if v.ndim == 2 and v.shape in sizes]
-    if len(cubes) != 1 or len(maps) != 1:
-        came = ", ".join(f"{k} {v.shape}" for k, v in variables.items()) or "no numeric array"
-        raise DataError(
-            f"{cube_path} and {map_path} need one 3-D array and one 2-D array of the same "
-            f"rows and columns, got {came}"
-        )
-    return Scene(cubes[0], _whole_labels(maps[0], map_path))
-
-
-def _whole_labels(labels: np.ndarray, path: Path) -> np.ndarray:
+def whole_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    """A map as int64. Raises DataError for anything but whole numbers from 0."""
+    if labels.dtype.kind not in "biuf":
+        raise DataError(f"{where} has labels of type {labels.dtype}, needed whole numbers from 0")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise DataError(f"{path} has labels that are NaN or infinite")
-    if (labels < 0).any() or (labels != np.floor(labels)).any():
-        raise DataError(f"{path} has labels that are not whole numbers from 0")
+        raise DataError(f"{where} has labels that are NaN or infinite")
+    if (labels < 0).any() or (labels != np.floor(labels)).any() or (labels >= 2.0**53).any():
+        raise DataError(f"{where} has labels that are not whole numbers from 0 to 2^53")
     return labels.astype(np.int64)
 
 

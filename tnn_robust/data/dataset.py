@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.threat import Threat, raw_threat
 from tnn_robust.data.arrays import raw_from_arrays
 from tnn_robust.data.other import TrainedOn
 from tnn_robust.data.parts import Part, Scaling
@@ -61,30 +62,38 @@ class Dataset:
 
         Parameters
         ----------
-        x_train, x_test: real numbers (n, d, c), or images (n, channels, h, w): a plane alone is
-            its h x w matrix, several are the channels of d = h w pixels.
-        y_train, y_test: one label an example, (n,): whole numbers or names.
+        x_train, x_test: real numbers (n, d, c), or images (n, channels, h, w) or
+            (n, h, w, channels): a plane alone is its h x w matrix, several are the channels of
+            d = h w pixels.
+        y_train, y_test: one label an example, (n,): whole numbers of any type or names; or
+            one-hot rows.
         classes: names, by label; those in y_train by default.
         limits: the values that become 0 and 1. By default values in [0, 1] stay, uint8 is
             divided by 255, and others are scaled channel by channel on the training part,
             with test values outside its range clipped (and counted in `clipped`).
 
-        Raises DataError for what does not fit: other shapes, labels as floats or one-hot,
+        Raises DataError for what does not fit: other shapes, labels with fractions,
         values that are not finite, one class, a part without a class.
         """
-        raw, image = raw_from_arrays(
-            x_train, y_train, x_test, y_test, classes=classes, limits=limits
-        )
-        return replace(cls.from_raw(name, raw), image=image)
+        raw = raw_from_arrays(x_train, y_train, x_test, y_test, classes=classes, limits=limits)
+        return cls.from_raw(name, raw)
 
     @classmethod
     def from_raw(cls, name: str, raw: Raw) -> "Dataset":
         """Both parts of what was read, scaled by the training part."""
-        return cls(name=name, classes=raw.classes, layout=raw.layout, **finish(raw))
+        found = cls(name=name, classes=raw.classes, layout=raw.layout, **finish(raw))
+        return replace(found, image=raw.image)
 
     def __repr__(self) -> str:
         sizes = f"{len(self.train.y)} train and {len(self.test.y)} test examples"
         return f"Dataset({self.name}: {sizes} of {self.d} x {self.c}, {self.n_classes} classes)"
+
+    def raw_threat(self, norm: str, eps: float | str) -> Threat:
+        """The threat of an eps in the unit of these data, as one in units of their range.
+
+        Raises InputError where channels have ranges of different widths.
+        """
+        return raw_threat(Threat(norm, eps), self.scaling.low, self.scaling.high)  # type: ignore[arg-type]
 
     @property
     def as_trained(self) -> TrainedOn:

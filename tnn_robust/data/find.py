@@ -62,10 +62,12 @@ def _one_of(names: Sequence[str]) -> str:
     return f"one of {names[0]} to {names[-1]}"
 
 
-def find_file(path: str, *, folder: str | None, data_dir: str | None) -> Path:
+def find_file(
+    path: str, *, folder: str | None, data_dir: str | None, or_folder: bool = False
+) -> Path:
     """A file the user named: as given, else below each root, in `folder` first.
 
-    Raises DataError with every place that was tried.
+    or_folder: whether a folder will do. Raises DataError with every place that was tried.
     """
     given = expanded(path)
     folders = [Path()]
@@ -73,19 +75,27 @@ def find_file(path: str, *, folder: str | None, data_dir: str | None) -> Path:
         for root in roots(data_dir):
             folders += [root / folder, root] if folder else [root]
     for place in folders:
-        if _is_file(place / given):
+        if _is_file(place / given) or (or_folder and _is_folder(place / given)):
             return place / given
+    what = "no file or folder" if or_folder else "no file"
     if given.is_absolute():
-        raise DataError(f"no file {path}")
+        raise DataError(f"{what} {path}")
     below = f" or their {folder}" if folder else ""
     tried = ", ".join(str(place.absolute()) for place in (Path(), *roots(data_dir)))
-    raise DataError(f"no file {path} in {tried}{below}: name its folder as data_dir or TNN_DATA")
+    raise DataError(f"{what} {path} in {tried}{below}: name its folder as data_dir or TNN_DATA")
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a folder that may not be entered: look elsewhere
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 

@@ -1,8 +1,9 @@
 """Arrays, lists and dicts out of a pickle without unpickling it.
 
-CIFAR-10 is published as pickles. `pickletools` cuts one into opcodes, and the few that its
-data are made of are carried out here, on plain values: no class is made, nothing is called,
-and memory goes with the file, whose memo places and lengths are not believed.
+CIFAR-10 is published as pickles, and torch keeps in one what its tensors are. `pickletools`
+cuts one into opcodes, and the few that its data are made of are carried out here, on plain
+values: no class is made, nothing is called, and memory goes with the file, whose memo places
+and lengths are not believed.
 """
 
 import pickletools
@@ -16,7 +17,7 @@ from tnn_robust.base.errors import DataError
 _TEXT = frozenset(("BINUNICODE", "SHORT_BINUNICODE"))
 _BYTES = frozenset(("BINBYTES", "SHORT_BINBYTES"))
 _OLD_TEXT = frozenset(("BINSTRING", "SHORT_BINSTRING"))  # Python 2's, which is bytes
-_NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1"))
+_NUMBERS = frozenset(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"))
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
@@ -31,7 +32,17 @@ class Name(NamedTuple):
 
 ARRAY = Name("numpy.core.multiarray", "_reconstruct")
 DTYPE = Name("numpy", "dtype")
-_KNOWN = (ARRAY, DTYPE, Name("numpy", "ndarray"))
+STORED = Name("", "persistent id")  # an object that lies beside the pickle, by its id
+
+
+class Vocabulary(NamedTuple):
+    """What a pickle may name, and which of these it may call."""
+
+    known: frozenset[Name]
+    called: frozenset[Name]
+
+
+NUMPY = Vocabulary(frozenset((ARRAY, DTYPE, Name("numpy", "ndarray"))), frozenset((ARRAY, DTYPE)))
 
 
 class Made:
@@ -54,13 +65,13 @@ class Made:
         return np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def plain_content(pickled: bytes) -> Any:
+def plain_content(pickled: bytes, words: Vocabulary = NUMPY) -> Any:
     """The dicts, lists, tuples, numbers, texts and `Made` of a pickle.
 
-    Raises DataError for other names than numpy's arrays, and ValueError and its like for
-    what is torn or made of more than data.
+    Raises DataError for other names than `words` has, by default those of numpy's arrays, and
+    ValueError and its like for what is torn or made of more than data.
     """
-    machine = _Machine()
+    machine = _Machine(words)
     for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         machine.step(opcode.name, argument, number)
     (found,) = machine.stack
@@ -70,13 +81,15 @@ def plain_content(pickled: bytes) -> Any:
 class _Machine:
     """The stack and the memo of the pickle machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: Vocabulary) -> None:
+        self.words = words
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self._do: dict[str, Callable[[], None]] = {
             "STACK_GLOBAL": lambda: self._name(*reversed((self._pop(str), self._pop(str)))),
             "REDUCE": self._reduce,
             "BUILD": self._build,
+            "BINPERSID": lambda: self.stack.append(Made(STORED, self._pop(tuple))),
             "TUPLE": lambda: self.stack.append(tuple(self._above_mark())),
             "LIST": lambda: self.stack.append(self._above_mark()),
             "DICT": lambda: self._set_items(self._above_mark(), {}),
@@ -124,13 +137,13 @@ class _Machine:
 
     def _name(self, module: str, name: str) -> None:
         found = Name(module, name)
-        if found not in _KNOWN:
+        if found not in self.words.known:
             raise DataError(f"it asks for {module}.{name}, which is not allowed")
         self.stack.append(found)
 
     def _reduce(self) -> None:
         arguments, by = self._pop(tuple), self._pop(Name)
-        if by not in (ARRAY, DTYPE):
+        if by not in self.words.called:
             raise ValueError(f"it calls {by.module}.{by.name}")
         self.stack.append(Made(by, arguments))
 
@@ -144,8 +157,12 @@ class _Machine:
         into += items
 
     def _set_items(self, items: list[Any], fresh: dict[Any, Any] | None = None) -> None:
-        into = self._pop(dict) if fresh is None else fresh
+        into = self._pop() if fresh is None else fresh
         self.stack.append(into)
+        if isinstance(into, Made):  # a mapping of a class of its own: told by its maker alone
+            return
+        if not isinstance(into, dict):
+            raise ValueError("its steps do not fit together")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, bytes | str | int):  # a tuple can take forever to hash
                 raise ValueError("a key of its dict is no text")

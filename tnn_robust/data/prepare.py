@@ -58,7 +58,8 @@ def _check_limits(xs: dict[str, Array], limits: tuple[float, float]) -> None:
         if low < limits[0] or high > limits[1]:
             raise DataError(
                 f"values must lie in [{limits[0]:g}, {limits[1]:g}], the {part} part has "
-                f"{float(low)} to {float(high)}: scale it before it is saved"
+                f"{float(low)} to {float(high)}: give limits LOW,HIGH of the values, or fit",
+                field="limits",
             )
 
 

@@ -9,6 +9,8 @@ from tnn_robust.base.errors import DataError, is_plain
 from tnn_robust.base.stored import Array
 
 LONGEST_NAME = 1000  # characters of a class
+BYTES = (0.0, 255.0)
+DIVIDED = "values divided by 255"
 
 
 class Arrays(NamedTuple):
@@ -31,6 +33,7 @@ class Raw:
     limits: values that become 0 and 1, nothing may lie outside; None fits them per
         channel on the training part.
     aliases: a second name for each class (the number behind a word), or empty.
+    image: (channels, h, w) of examples that are images, None where nothing is known.
     """
 
     arrays: Arrays
@@ -39,6 +42,7 @@ class Raw:
     limits: tuple[float, float] | None = None
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    image: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """DataError for names of a file that a terminal would act on or that fill a page."""

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tnn_robust.base.errors import DataError, InputError
+from tnn_robust.base.errors import DataError
 from tnn_robust.base.reading import reading
 from tnn_robust.data import cifar, cube, find, idx, split, tables, timeseries
 from tnn_robust.data.download import openml_copy
-from tnn_robust.data.prepare import value_range
-from tnn_robust.data.raw import Arrays, Raw, index_labels
+from tnn_robust.data.own import limited
+from tnn_robust.data.raw import BYTES, Arrays, Raw
+from tnn_robust.data.scenes import read_scene, split_scene
+from tnn_robust.data.shapes import ROWS_COLUMNS
 from tnn_robust.data.spec import DataSpec
 
-BYTES = (0.0, 255.0)
-DIVIDED = "values divided by 255"
 DIGITS = tuple("0123456789")
 CLOTHES = (
     "T-shirt/top",
@@ -30,7 +30,6 @@ CLOTHES = (
     "Bag",
     "Ankle boot",
 )
-ROWS_COLUMNS = "rows = features, columns = channels"
 # Other spellings are those of torchvision and of OpenML.
 MNIST_FOLDERS = ("mnist", "MNIST")
 FASHION_FOLDERS = ("fashion_mnist", "fashion-mnist", "FashionMNIST")
@@ -156,90 +155,25 @@ def load_salinas_a(spec: DataSpec, _files: Sequence[str]) -> Raw:
             data_dir=spec.data_dir,
             can_download=False,
         )
-    cube_path, map_path = (folder / name for name in cube.SALINAS_A_FILES)
-    scene = cube.read_scene(cube_path, map_path)
+    paths = [folder / name for name in cube.SALINAS_A_FILES]
+    scene = read_scene("mat", paths)
     if scene.cube.shape != cube.SALINAS_A_SHAPE:
         raise DataError(
-            f"{cube_path} is not Salinas-A: its shape is {scene.cube.shape}, "
+            f"{paths[0]} is not Salinas-A: its shape is {scene.cube.shape}, "
             f"needed {cube.SALINAS_A_SHAPE}"
         )
-    return _split_scene(scene, spec)
-
-
-def load_mat(spec: DataSpec, files: Sequence[str]) -> Raw:
-    """Any hyperspectral scene: a cube and a label map in MATLAB files."""
-    paths = [find.find_file(name, folder="hyperspectral", data_dir=spec.data_dir) for name in files]
-    return _split_scene(cube.read_scene(*paths), spec)
-
-
-def _split_scene(scene: cube.Scene, spec: DataSpec) -> Raw:
-    k, labels = spec.patch, scene.labels
-    if k > min(labels.shape):
-        raise InputError(f"patch {k} is larger than the scene, {labels.shape}")
-    if spec.split == "blocked":
-        train, test, side = split.blocked_split(labels, patch=k, seed=spec.split_seed)
-        note = f"split: blocks of {side} x {side} pixels, seed {spec.split_seed}"
-        where = "at the scene's edge and as guard band"
-    else:
-        train, test = _random_masks(labels, patch=k, seed=spec.split_seed)
-        note = f"split: random pixels, seed {spec.split_seed}; neighbours leak, so it is optimistic"
-        where = "at the scene's edge"
-    values = np.unique(labels[labels > 0])
-    parts: list[np.ndarray] = []
-    for mask in (train, test):
-        rows, columns = np.nonzero(mask)
-        parts.append(cube.cut_patches(scene.cube, rows, columns, k))
-        parts.append(index_labels(labels[mask], values))
-    n_labelled = int((labels > 0).sum())
-    n_lost = n_labelled - int(train.sum()) - int(test.sum())
-    lost = f"{n_lost} of {n_labelled} labelled pixels dropped {where}"
-    return Raw(
-        Arrays(*parts),
-        classes=tuple(map(str, values.tolist())),
-        layout=f"pixels of the {k} x {k} patch = features, bands = channels",
-        notes=(note, lost) if n_lost else (note,),
-    )
-
-
-def _random_masks(labels: np.ndarray, *, patch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many training as test pixels a class, like the blocked split, but anywhere."""
-    usable = split.usable_pixels(labels, patch)
-    train = np.zeros(labels.shape, bool)
-    rows, columns = np.nonzero(usable)
-    chosen, _ = split.stratified_split(labels[usable], train_share=0.5, seed=seed)
-    train[rows[chosen], columns[chosen]] = True
-    return train, usable & ~train
+    return split_scene(scene, spec)
 
 
 def load_ts(spec: DataSpec, files: Sequence[str]) -> Raw:
     """Time series in two .ts files of the UEA archive's format."""
     paths = [find.find_file(name, folder="timeseries", data_dir=spec.data_dir) for name in files]
     with reading(paths[0], "a time series"):
-        arrays, classes = timeseries.read_time_series(*paths, resample=spec.resample)
-        notes = (f"series resampled to {spec.resample} steps",) if spec.resample else ()
-        return Raw(arrays, classes, layout="steps = features, sensors = channels", notes=notes)
-
-
-def load_npz(spec: DataSpec, files: Sequence[str]) -> Raw:
-    """A user's own arrays, in [0, 1] or bytes."""
-    path = find.find_file(files[0], folder=None, data_dir=spec.data_dir)
-    with reading(path, "an .npz file"):
-        return _own_arrays(*tables.read_npz(path))
-
-
-def load_npy(spec: DataSpec, files: Sequence[str]) -> Raw:
-    """The same from a folder with a .npy file an array."""
-    name = str(Path(files[0]) / f"{tables.NPZ_KEYS[2]}.npy")
-    folder = find.find_file(name, folder=None, data_dir=spec.data_dir).parent
-    with reading(folder, "a folder of .npy files"):
-        return _own_arrays(*tables.read_npy(folder))
-
-
-def _own_arrays(arrays: Arrays, classes: tuple[str, ...]) -> Raw:
-    layout = "axis 1 = features, axis 2 = channels"
-    xs = [x for x in (arrays.x_train, arrays.x_test) if x.size]
-    # Bytes that are no 0 and 1 alone can only be grey values.
-    whole = all(x.dtype == np.uint8 for x in xs)
-    if whole and any(value_range(x)[1] > 1 for x in xs):
-        return Raw(arrays, classes, layout, BYTES, notes=(DIVIDED,))
-    return Raw(arrays, classes, layout=layout, limits=(0.0, 1.0))
+        arrays, classes, n_missing = timeseries.read_time_series(
+            *paths, resample=spec.resample, missing=spec.missing
+        )
+        notes = [f"series resampled to {spec.resample} steps"] if spec.resample else []
+        if n_missing:
+            notes.append(f"{n_missing} missing values interpolated along their series")
+        layout = "steps = features, sensors = channels"
+        return limited(Raw(arrays, classes, layout, notes=tuple(notes)), spec, "ts")

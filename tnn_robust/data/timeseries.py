@@ -10,21 +10,32 @@ import numpy as np
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.base.reading import Room, read_text, reading, said
+from tnn_robust.data.labels import require_classes
+from tnn_robust.data.missing import FIX, filled
 from tnn_robust.data.raw import Arrays
 
 Sample = list[np.ndarray]
 
 
 def read_time_series(
-    train_path: Path, test_path: Path, *, resample: int | None
-) -> tuple[Arrays, tuple[str, ...]]:
-    """Two .ts files: x float64 (n, steps, sensors), y int64, and the class names.
+    train_path: Path, test_path: Path, *, resample: int | None, missing: str = "refuse"
+) -> tuple[Arrays, tuple[str, ...], int]:
+    """Two .ts files: x float64 (n, steps, sensors), y int64, the class names, and how many
+    values were missing.
 
     resample: linearly resample every series to so many steps; without it all series must
-    have one length. Classes are in the order of the header's `@classLabel`, others sorted
-    behind. Raises DataError for malformed files, missing values and unequal series.
+    have one length. missing: "interpolate" puts values that are missing on straight lines
+    between their neighbours. Classes are in the order of the header's `@classLabel`, others
+    sorted behind. Raises DataError for malformed files, regression files, missing values that
+    are to be refused and unequal series.
     """
-    parts = [read_ts(path) for path in (train_path, test_path)]
+    parts, n_missing = [], 0
+    for path in (train_path, test_path):
+        samples, labels, header = read_ts(path, missing=missing)
+        n_missing += sum(int(np.isnan(series).sum()) for sample in samples for series in sample)
+        samples = [[filled(series, path) for series in sample] for sample in samples]
+        parts.append((samples, labels, header))
+    _require_no_regression(parts, train_path)
     names = _class_order(parts)
     arrays = []
     for path, (samples, labels, _) in zip((train_path, test_path), parts, strict=True):
@@ -34,13 +45,35 @@ def read_time_series(
     if steps[0] != steps[1]:
         raise DataError(
             f"the series have {steps[0]} steps in {train_path} and {steps[1]} in {test_path}: "
-            "resample them to one length"
+            "resample them to one length",
+            field="resample",
         )
-    return Arrays(*arrays), names
+    return Arrays(*arrays), names, n_missing
 
 
-def read_ts(path: Path) -> tuple[list[Sample], list[str], list[str]]:
-    """Samples (one array of steps a channel), their labels, and the header's class names."""
+def _require_no_regression(
+    parts: list[tuple[list[Sample], list[str], list[str]]], path: Path
+) -> None:
+    """DataError for labels that are numbers with fractions, or that hardly repeat."""
+    labels = [label for _, some, _ in parts for label in some]
+    if any(header for _, _, header in parts):
+        return
+    try:
+        fraction = next((one for one in labels if float(one) != round(float(one))), None)
+    except (ValueError, OverflowError):
+        fraction = None
+    if fraction is not None:
+        raise DataError(
+            f"{path} has labels such as {fraction}, the numbers of a regression: classes are needed"
+        )
+    require_classes(len(set(labels)), len(labels), str(path))
+
+
+def read_ts(path: Path, *, missing: str = "refuse") -> tuple[list[Sample], list[str], list[str]]:
+    """Samples (one array of steps a channel), their labels, and the header's class names.
+
+    missing: other than "refuse" makes values that are missing NaN.
+    """
     with reading(path, "text"):
         lines = read_text(path, encoding="utf-8-sig").splitlines()
     kept = [(i, line.strip()) for i, line in enumerate(lines, 1)]
@@ -52,7 +85,7 @@ def read_ts(path: Path) -> tuple[list[Sample], list[str], list[str]]:
     samples: list[Sample] = []
     labels: list[str] = []
     for i, line in kept[n_header + 1 :]:
-        sample, label = _parse_sample(line, where=f"{path}, line {i}")
+        sample, label = _parse_sample(line, where=f"{path}, line {i}", missing=missing)
         if samples and len(sample) != len(samples[0]):
             raise DataError(
                 f"{path}, line {i}: {len(sample)} channels, the first has {len(samples[0])}"
@@ -74,20 +107,24 @@ def _header_classes(path: Path, header: list[str]) -> list[str]:
             if words[1:2] != ["true"]:
                 raise DataError(f"{path} has no class labels")
             classes = words[2:]
+        if words[0].lower() == "@targetlabel" and words[1:2] == ["true"]:
+            raise DataError(f"{path} is of a regression (@targetLabel true): classes are needed")
         if words[0].lower() == "@timestamps" and words[1:2] == ["true"]:
             raise DataError(f"{path} has time stamps, needed values only")
     return classes
 
 
-def _parse_sample(line: str, *, where: str) -> tuple[Sample, str]:
+def _parse_sample(line: str, *, where: str, missing: str) -> tuple[Sample, str]:
     *channels, label = (field.strip() for field in line.split(":"))
     if not channels or not label:
         raise DataError(f"{where}: needed channels and a label separated by ':'")
     sample = []
     for channel in channels:
-        tokens = channel.split(",")
-        if "?" in (token.strip() for token in tokens):
-            raise DataError(f"{where}: a value is missing ('?')")
+        tokens = [token.strip() for token in channel.split(",")]
+        if "?" in tokens:
+            if missing == "refuse":
+                raise DataError(f"{where}: a value is missing ('?'): {FIX}", field="missing")
+            tokens = ["nan" if token == "?" else token for token in tokens]
         try:
             sample.append(np.array([float(token) for token in tokens]))
         except ValueError as e:
@@ -111,7 +148,8 @@ def stack(samples: list[Sample], *, source: Path, resample: int | None) -> np.nd
     if len(lengths) > 1:
         raise DataError(
             f"the series of {source} have unequal lengths, {min(lengths)} to {max(lengths)} "
-            "steps: resample them to one length"
+            "steps: resample them to one length",
+            field="resample",
         )
     return np.stack([np.stack(sample, axis=1) for sample in samples])
 

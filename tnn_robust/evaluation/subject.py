@@ -43,7 +43,8 @@ class Subject:
     name: of its run or module; info: what a report says of it, its digest in it; features,
     channels: d and c; loss: that risks are means of; trained: the attack it was trained
     against, where known; weight_norm: ||W||_F of all weights; transform: of a t-NN, which
-    structured balls need; folder: where a journal can be kept, None for nowhere.
+    structured balls need; folder: where a journal can be kept, None for nowhere; scaling: of the
+    data it was loaded with, which an eps in their unit needs.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Subject:
     trained: Attack | None = None
     transform: Transform | None = None
     folder: Path | None = None
+    scaling: Scaling | None = None
 
     def judged_by(self, loss: str) -> "Subject":
         """The same network with risks that are means of another loss."""
@@ -119,11 +121,12 @@ def load_subject(
         assert checkpoint is not None
         found = subject_of(checkpoint)
         _require_fit(found, dataset)
-        return found, dataset
+        return replace(found, scaling=dataset.scaling), dataset
     module = load_module(model).to(place)
     lent = {} if checkpoint is None else _lent(checkpoint)
     found = subject_of_module(module, dataset, name=model, form=model_input, device=place, **lent)
-    return replace(found, info={**found.info, "spec": model}), dataset
+    info = {**found.info, "spec": model}
+    return replace(found, info=info, scaling=dataset.scaling), dataset
 
 
 def _lent(checkpoint: Checkpoint) -> dict[str, Any]:

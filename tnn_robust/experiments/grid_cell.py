@@ -62,8 +62,9 @@ def requests_of(
     data = {name: settings[name] for name in _DATA}
     if data["split_seed"] == SAME_SEED:
         data["split_seed"] = settings["seed"]
-    if data["classes"] is not None:
-        data["classes"] = tuple(data["classes"])
+    for name in ("classes", "keys"):
+        if data[name] is not None:
+            data[name] = tuple(data[name])
     rank = settings["rank"]
     training = TrainSettings(**{name: settings[name] for name in _TRAINING})
     attack = _training_attack(settings)

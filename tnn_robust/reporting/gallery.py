@@ -56,7 +56,7 @@ def gallery_of(dataset: Dataset, points: Points) -> Picture | None:
     pairs = pairs_of(dataset, points)
     if not pairs:
         return None
-    lines = _as_lines(dataset)
+    lines = as_lines(dataset)
     width = (7.2, 1.9) if lines else (7.2, 2.1)
     return Picture(
         "gallery",
@@ -91,10 +91,22 @@ def saved_gallery(path: Path, data_dir: str | None = None) -> Picture | None:
     return gallery_of(dataset, recorded.points[-1]["test"])
 
 
-def _as_lines(dataset: Dataset) -> bool:
-    """Series over time, spectra over bands: lines say more than an image."""
+def as_lines(dataset: Dataset) -> bool:
+    """Series over time, spectra over bands, rows of tables: lines say more than an image."""
     layout = dataset.layout
-    return layout.startswith("steps") or "bands" in layout
+    return layout.startswith(("steps", "columns", "one feature")) or "bands" in layout
+
+
+def line_axis(dataset: Dataset) -> str:
+    """What the points of a line are."""
+    if dataset.layout.startswith("steps"):
+        return "step"
+    return "band" if "bands" in dataset.layout else "column"
+
+
+def along_features(dataset: Dataset) -> bool:
+    """Whether lines run along the features, else along the channels."""
+    return dataset.layout.startswith(("steps", "columns"))
 
 
 def _draw(figure: Any, pairs: Sequence[Pair], dataset: Dataset, lines: bool) -> None:
@@ -115,10 +127,10 @@ def _draw_images(figure: Any, pair: Pair, dataset: Dataset) -> None:
     reach = float(added.abs().max()) or 1.0
     left, middle, right = figure.subplots(1, 3)
     for axes, values, name in ((left, pair.clean, pair.label), (right, pair.adversarial, None)):
-        image = _image(values, dataset).clip(0, 1)
+        image = image_of(values, dataset).clip(0, 1)
         axes.imshow(image, vmin=0.0, vmax=1.0, cmap="gray", interpolation="nearest")
         axes.set_title(name or pair.prediction, loc="center", fontsize=9)
-    change = _image(added, dataset)
+    change = image_of(added, dataset)
     if change.ndim == 3:
         change = change.mean(-1)
     middle.imshow(change, vmin=-reach, vmax=reach, cmap="RdBu_r", interpolation="nearest")
@@ -127,7 +139,7 @@ def _draw_images(figure: Any, pair: Pair, dataset: Dataset) -> None:
         axes.set_axis_off()
 
 
-def _image(values: Tensor, dataset: Dataset) -> Any:
+def image_of(values: Tensor, dataset: Dataset) -> Any:
     """(h, w) or (h, w, 3) of an example (d, c); of more planes their mean."""
     planes, height, width = dataset.image_shape
     if planes == 1:
@@ -138,17 +150,17 @@ def _image(values: Tensor, dataset: Dataset) -> Any:
 
 def _draw_lines(figure: Any, pair: Pair, dataset: Dataset) -> None:
     """Series: a line a channel over features; spectra: the mean of the pixels over bands."""
-    over_time = dataset.layout.startswith("steps")
-    clean, adversarial = (_curves(x, over_time) for x in (pair.clean, pair.adversarial))
+    along = along_features(dataset)
+    clean, adversarial = (curves_of(x, along) for x in (pair.clean, pair.adversarial))
     left, right = figure.subplots(1, 2)
     x = range(1, len(clean) + 1)
     left.plot(x, clean.numpy(), color=ORANGE, linewidth=1.2)
     left.plot(x, adversarial.numpy(), color=BLUE, linewidth=1.2)
     right.plot(x, (adversarial - clean).numpy(), color=BLUE, linewidth=1.2)
     for axes in (left, right):
-        axes.set_xlabel("step" if over_time else "band")
+        axes.set_xlabel(line_axis(dataset))
 
 
-def _curves(values: Tensor, over_time: bool) -> Tensor:
+def curves_of(values: Tensor, over_time: bool) -> Tensor:
     """(points, lines): of (d, c), at most six channels; or the mean over d of each band."""
     return values[:, :6] if over_time else torch.mean(values, 0)[:, None]

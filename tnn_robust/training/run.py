@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.points import Perturb
 from tnn_robust.attacks.registry import make_perturb
+from tnn_robust.base.choices import EPS_UNITS
 from tnn_robust.base.codec import decoded
 from tnn_robust.base.devices import resolve_device
-from tnn_robust.base.errors import CheckpointError, InputError
+from tnn_robust.base.errors import CheckpointError, InputError, unknown_choice
 from tnn_robust.base.files import (
     append_line,
     read_tensors,
@@ -58,7 +59,8 @@ class TrainRequest:
     """All that `tnn-train` was asked: data, network, training, where to.
 
     widths: d_1 .. d_L; ranks: None for dense layers, one tubal rank for all, or
-    one a layer; attack: None trains on clean examples; track: steps from one record of
+    one a layer; attack: None trains on clean examples; eps_unit: of its eps, "raw" for the
+    data's own; track: steps from one record of
     trajectory.jsonl to the next, None for no records.
     """
 
@@ -74,8 +76,11 @@ class TrainRequest:
     overwrite: bool = False
     resume: bool = False
     track: int | None = None
+    eps_unit: str = "range"
 
     def __post_init__(self) -> None:
+        if self.eps_unit not in EPS_UNITS:
+            raise unknown_choice("unit of eps", self.eps_unit, EPS_UNITS, field="eps_unit")
         if self.track is not None and self.track < 1:
             raise InputError(f"track needs at least 1 step from record to record, got {self.track}")
 
@@ -256,6 +261,11 @@ def run_of(
 ) -> TrainRun:
     """The run of a request on these data, at its start."""
     architecture = make_architecture(request, dataset)
+    if request.attack is not None and request.eps_unit == "raw":
+        scaling = dataset.scaling
+        request = replace(
+            request, attack=request.attack.of_raw(scaling.low, scaling.high), eps_unit="range"
+        )
     return TrainRun(
         model=new_model(architecture, request.seed, data=dataset.train.x),
         dataset=dataset,
