@@ -15,6 +15,7 @@ COMMANDS = (
     "bound",
     "report",
     "export",
+    "zoo",
     "sweep",
     "reproduce",
 )

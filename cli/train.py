@@ -67,7 +67,7 @@ _CERTIFIED = shared.options(
         "--certified",
         help=f"Train by a loss of bounds: {_lists(choices.CERTIFIED_TRAINING)}.",
     ),
-    click.option("--warm-up", type=int, default=0, help="Epochs with eps 0."),
+    click.option("--ramp-start", type=int, default=0, help="Epochs with eps 0."),
     click.option("--ramp", type=int, default=0, help="Epochs after them in which eps rises."),
     click.option("--bound-weight", type=float, default=1.0, help="Share of the bounds' loss."),
     click.option("--weight-ramp", type=int, default=0, help="Epochs in which it rises from 0."),
@@ -102,7 +102,7 @@ _OF_BATCHES = (
     "matmul_precision",
     "certified",
 )
-_OF_CERTIFIED = ("warm_up", "ramp", "bound_weight", "weight_ramp", "regularise", "box")
+_OF_CERTIFIED = ("ramp_start", "ramp", "bound_weight", "weight_ramp", "regularise", "box")
 _FAMILY = ("activation", "bias", "orthogonal")
 _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
 
@@ -277,10 +277,9 @@ def _certified(given: dict[str, Any]) -> "CertifiedSettings | None":
     norm = given["norm"] or ("l2" if method == "lipschitz" else "linf")
     if given["attack"] == "pgd":  # what is watched is in the same ball
         given["norm"] = norm
-    weight = asked.pop("bound_weight")
-    return CertifiedSettings(
-        method=method, norm=norm, eps=Eps(*given["eps"]).value, weight=weight, **asked
-    )
+    weight, start = asked.pop("bound_weight"), asked.pop("ramp_start")
+    eps = Eps(*given["eps"]).value
+    return CertifiedSettings(method, norm=norm, eps=eps, weight=weight, start=start, **asked)
 
 
 def _attack(given: dict[str, Any]) -> "Attack | None":

@@ -114,7 +114,7 @@ def test_the_loss_has_its_gradient(method):
 def test_without_a_radius_the_bound_is_the_clean_loss():
     model, x, y = family(), examples(), torch.arange(6) % 3
     for method in ("ibp", "crown-ibp"):
-        settings = CertifiedSettings(method, eps=0.1, warm_up=2, ramp=2)
+        settings = CertifiedSettings(method, eps=0.1, start=2, ramp=2)
         losses, more = certified_losses(
             model, x, y, settings=settings, loss="cross-entropy", at=1.0, adversarial=lambda: x
         )
@@ -168,7 +168,7 @@ def test_the_regularisers_are_their_formula():
 
 
 def test_ramps():
-    settings = CertifiedSettings(eps=0.2, warm_up=1, ramp=4, weight=0.5, weight_ramp=2)
+    settings = CertifiedSettings(eps=0.2, start=1, ramp=4, weight=0.5, weight_ramp=2)
     assert [settings.eps_at(at) for at in (0, 1, 3, 5, 9)] == [0, 0, 0.1, 0.2, 0.2]
     assert [settings.weight_at(at) for at in (0, 2, 3, 9)] == [0, 0.25, 0.5, 0.5]
     assert CertifiedSettings(eps=0.2).eps_at(0) == 0.2
@@ -201,7 +201,7 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(digits):
     for model, settings, said in (
         (plain, CertifiedSettings("lipschitz", norm="l2"), "needs orthogonal layers"),
         (plain, CertifiedSettings("sabr"), "by sabr needs an attack, got none"),
-        (plain, CertifiedSettings(warm_up=2, ramp=3), "ends in epoch 5 is longer than a training"),
+        (plain, CertifiedSettings(start=2, ramp=3), "ends in epoch 5 is longer than a training"),
         (tr.TNN.for_data(digits, width=4, activation="softplus"), CertifiedSettings(), "softplus"),
     ):
         with pytest.raises(InputError, match=said):
@@ -210,7 +210,7 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(digits):
 
 def test_digits_are_certified_after_two_seconds(digits):
     model = tr.TNN.for_data(digits, width=12, layers=2, bias=True)
-    settings = CertifiedSettings(eps=0.02, warm_up=1, ramp=4)
+    settings = CertifiedSettings(eps=0.02, start=1, ramp=4)
     tr.train(model, digits, certified=settings, epochs=8, lr=0.01, batch_size=128)
     part = digits.test.x[:60], digits.test.y[:60]
     found = tr.certify(model, part, tr.Threat("linf", 0.02), method="ibp")
@@ -235,7 +235,18 @@ SMALL = ("--classes", "0,1", "--width", 6, "--layers", 2, "--lr", 0.01, "--eps",
 
 @pytest.mark.parametrize("method", ("ibp", "crown-ibp", "sabr", "mtl-ibp"))
 def test_the_command_trains_and_resumes(method, tmp_path):
-    options = (*SMALL, "--bias", "--certified", method, "--warm-up", 1, "--ramp", 1, "--steps", 2)
+    options = (
+        *SMALL,
+        "--bias",
+        "--certified",
+        method,
+        "--ramp-start",
+        1,
+        "--ramp",
+        1,
+        "--steps",
+        2,
+    )
     if method != "ibp":
         printed = succeeded(run_cli("train", *options, "--epochs", 3, "--out", tmp_path / "run"))
         assert f"certified by {method}, linf eps 0.02, " in " ".join(printed.split())

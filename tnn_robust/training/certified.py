@@ -19,6 +19,7 @@ from tnn_robust.certification.lipschitz import TO_L2
 from tnn_robust.certification.margins import as_scores
 from tnn_robust.certification.region import make_region
 from tnn_robust.certification.relaxation import Bounds
+from tnn_robust.models.activations import Activation
 from tnn_robust.models.layers import LowRankTProductLinear, OrthogonalTProductLinear
 from tnn_robust.models.network import TNN
 from tnn_robust.training.certified_settings import CertifiedSettings
@@ -76,19 +77,29 @@ def merged_all(chain: Chain) -> list[Tensor]:
 
 
 def interval_margins(
-    chain: Chain, rows: Sequence[Tensor], low: Tensor, high: Tensor, y: Tensor
+    chain: Chain,
+    rows: Sequence[Tensor],
+    low: Tensor,
+    high: Tensor,
+    y: Tensor,
+    activation: Activation | None = None,
 ) -> Bounded:
     """Interval arithmetic over boxes [low, high] (n, d, c) of a live chain.
 
     rows: of `merged_all`; y: (n,). The last stage is merged with the differences of scores, as
-    the certificate of method ibp does.
+    the certificate of method ibp does. activation: of the network, which one that rises is
+    computed by, in half the passes of max(z, s z).
     """
+    rises = activation is not None and activation.slope is not None and activation.slope >= 0
     inner, between = [], Bounds(*(t.permute(2, 0, 1) for t in (low, high)))
     entry = between
     for stage, one in zip(chain.stages[:-1], rows, strict=False):
         z = interval_of(stage, one.abs(), between, 0.0)
         inner.append(z)
-        between = Bounds(*stage.activated_between(*z))
+        if activation is not None and rises:
+            between = Bounds(activation.apply(z.lower), activation.apply(z.upper))
+        else:
+            between = Bounds(*stage.activated_between(*z))
     margins = _last(chain, rows[-1], between, y)
     return Bounded(margins, entry, inner)
 
@@ -175,7 +186,7 @@ def certified_losses(
         radius = settings.box * eps
         center = _within(adversarial(), x, eps - radius)
     low, high = (center - radius).clamp_min(0.0), (center + radius).clamp_max(1.0)
-    bounded = interval_margins(chain, rows, low, high, y)
+    bounded = interval_margins(chain, rows, low, high, y, model.activation)
     margins = bounded.margins
     if settings.method == "crown-ibp":
         margins = torch.maximum(margins, backward_margins(chain, bounded, y))

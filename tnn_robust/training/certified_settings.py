@@ -22,9 +22,9 @@ class CertifiedSettings:
     of a network of orthogonal layers.
 
     norm, eps: the threat; linf, and for lipschitz l2 or what has an l2 radius.
-    warm_up: epochs with eps 0; ramp: epochs after them in which eps rises to its value.
+    start: epochs with eps 0; ramp: epochs after them in which eps rises to its value.
     weight: share of the bound's loss, the rest being the loss of the clean (mtl-ibp:
-    adversarial) examples; weight_ramp: epochs after warm_up in which it rises from 0.
+    adversarial) examples; weight_ramp: epochs after those in which it rises from 0.
     regularise: weight of Shi et al.'s regularisers, which fade as eps rises (ibp, crown-ibp);
     box: sabr's radius as a share of eps; initialise: scale the layers before the first epoch so
     that intervals neither widen nor shrink (not of lipschitz).
@@ -33,7 +33,7 @@ class CertifiedSettings:
     method: str = "ibp"
     norm: str = "linf"
     eps: float = 0.1
-    warm_up: int = 0
+    start: int = 0
     ramp: int = 0
     weight: float = 1.0
     weight_ramp: int = 0
@@ -51,7 +51,7 @@ class CertifiedSettings:
                 f"got {self.norm}",
                 field="norm",
             )
-        for name in ("warm_up", "ramp", "weight_ramp"):
+        for name in ("start", "ramp", "weight_ramp"):
             if not (type(value := getattr(self, name)) is int and value >= 0):
                 raise InputError(f"{name} needs whole epochs from 0, got {value!r}", field=name)
         self._require(0, 1, "weight", "box")
@@ -74,7 +74,7 @@ class CertifiedSettings:
     def require_epochs(self, epochs: int) -> None:
         """InputError where the threat would never be reached."""
         for name in ("ramp", "weight_ramp"):
-            if (last := self.warm_up + getattr(self, name)) > epochs:
+            if (last := self.start + getattr(self, name)) > epochs:
                 raise InputError(
                     f"a {name} that ends in epoch {last} is longer than a training of {epochs}",
                     field=name,
@@ -82,11 +82,11 @@ class CertifiedSettings:
 
     def eps_at(self, at: float) -> float:
         """The radius after `at` epochs."""
-        return self.eps * _risen(at, self.warm_up, self.ramp)
+        return self.eps * _risen(at, self.start, self.ramp)
 
     def weight_at(self, at: float) -> float:
         """The share of the bound's loss after `at` epochs."""
-        return self.weight * _risen(at, self.warm_up, self.weight_ramp)
+        return self.weight * _risen(at, self.start, self.weight_ramp)
 
 
 def _risen(at: float, start: int, length: int) -> float:
