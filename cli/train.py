@@ -274,7 +274,7 @@ def _certified(given: dict[str, Any]) -> "CertifiedSettings | None":
         return None
     from tnn_robust.training.certified_settings import CertifiedSettings
 
-    norm = given["norm"] or ("l2" if method == "lipschitz" else "linf")
+    norm = given["norm"] or ("l2" if method in ("lipschitz", "noise") else "linf")
     if given["attack"] == "pgd":  # what is watched is in the same ball
         given["norm"] = norm
     weight, start = asked.pop("bound_weight"), asked.pop("ramp_start")

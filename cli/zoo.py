@@ -36,13 +36,13 @@ def main(name: str | None, out: Path | None, overwrite: bool) -> None:
     if out is None:
         _render.show_lines(zoo.card(name).splitlines())
         return
-    content, file = zoo.path(name).read_bytes(), out / FILE_NAME
-    with _results.writing([(file, ("checkpoint",))], overwrite=overwrite):
-        from tnn_robust.base.files import write_bytes
+    from tnn_robust.base.files import write_bytes
+    from tnn_robust.base.locks import claim_directory
 
-        out.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, content)
-    _render.show_lines([f"Saved in {file}."])
+    content = zoo.path(name).read_bytes()
+    with claim_directory(out, "copy", overwrite=overwrite):
+        write_bytes(out / FILE_NAME, content)
+    _render.show_lines([_results.saved(out, FILE_NAME)])
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def bounds(model: TNN, x: Tensor, y: Tensor, method: str) -> Callable[[], Tensor
             loss="cross-entropy",
             at=1.0,
             adversarial=lambda: x,
+            noise=lambda: x,
         )
         return losses.mean() + more
 

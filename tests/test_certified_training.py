@@ -83,19 +83,23 @@ def test_lipschitz_margins_are_those_of_the_certificate(scores):
     assert torch.allclose(found, expected, atol=1e-3) and bool((expected <= found + 1e-5).all())
 
 
-@pytest.mark.parametrize("method", ("ibp", "crown-ibp", "sabr", "mtl-ibp", "lipschitz"))
+@pytest.mark.parametrize("method", ("ibp", "crown-ibp", "sabr", "mtl-ibp", "lipschitz", "noise"))
 def test_the_loss_has_its_gradient(method):
     orthogonal = method == "lipschitz"
     model = family("maxmin" if orthogonal else "relu", orthogonal=orthogonal)
     x, y = examples(3), torch.tensor([0, 1, 2])
     settings = CertifiedSettings(
-        method, norm="l2" if orthogonal else "linf", eps=0.05, ramp=4, weight=0.7
+        method,
+        norm="l2" if method in ("lipschitz", "noise") else "linf",
+        eps=0.05,
+        ramp=4,
+        weight=0.7,
     )
 
     def loss():
         losses, more = certified_losses(
             model, x, y, settings=settings, loss="cross-entropy", at=2.0,
-            adversarial=lambda: x + 0.04,
+            adversarial=lambda: x + 0.04, noise=lambda: x,
         )  # fmt: skip
         return losses.sum() + more
 
@@ -112,15 +116,19 @@ def test_the_loss_has_its_gradient(method):
 
 
 def test_without_a_radius_the_bound_is_the_clean_loss():
+    """And its gradient is finite: intervals of no width must not divide 0 by 0."""
     model, x, y = family(), examples(), torch.arange(6) % 3
     for method in ("ibp", "crown-ibp"):
-        settings = CertifiedSettings(method, eps=0.1, start=2, ramp=2)
-        losses, more = certified_losses(
-            model, x, y, settings=settings, loss="cross-entropy", at=1.0, adversarial=lambda: x
-        )
-        assert torch.allclose(losses, LOSSES["cross-entropy"](model(x), y)) and float(more) == 0
-        losses.sum().backward()  # 0 / 0 of intervals of no width would show here
+        margins = trained_margins(model, x, y, 0.0, method)
+        losses = LOSSES["cross-entropy"](as_scores(margins, y), y)
+        assert torch.allclose(losses, LOSSES["cross-entropy"](model(x), y))
+        losses.sum().backward()
         assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+        losses, more = certified_losses(
+            model, x, y, settings=CertifiedSettings(method, start=2), loss="cross-entropy", at=1.0,
+            adversarial=lambda: x, noise=lambda: x,
+        )  # fmt: skip
+        assert torch.equal(losses, LOSSES["cross-entropy"](model(x), y)) and float(more) == 0
 
 
 def test_margins_of_bounds_bound_the_loss():
@@ -180,6 +188,7 @@ def test_ramps():
         ({"method": "ibm"}, "certified training"),
         ({"norm": "l2"}, "by ibp has a bound for linf, got l2"),
         ({"method": "lipschitz", "norm": "tubal-nuclear"}, "got tubal-nuclear"),
+        ({"method": "noise", "norm": "linf"}, "by noise has a bound for l2, got linf"),
         ({"eps": 0}, "eps needs to be above 0, got 0"),
         ({"weight": 1.5}, "weight needs to be above 0 and at most 1, got 1.5"),
         ({"ramp": -1}, "ramp needs whole epochs from 0, got -1"),
@@ -221,6 +230,21 @@ def test_digits_are_certified_after_two_seconds(digits):
     assert tr.certify(ordinary, part, threat, method="ibp", attack=False).certified < 10
 
 
+def test_noise_is_of_the_example_and_makes_ready_for_smoothing(digits):
+    """The same seed trains the same network; without noise another one."""
+    found = []
+    noisy = CertifiedSettings("noise", norm="l2", eps=0.4)
+    for settings in (noisy, noisy, None):
+        model = tr.TNN.for_data(digits, width=8, layers=2)
+        tr.train(model, digits, certified=settings, epochs=6, lr=0.01, batch_size=128)
+        found.append(model)
+    x, y = digits.test.x, digits.test.y
+    moved = x + 0.4 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found[0](x), found[1](x))
+    right = [int((model(moved).argmax(1) == y).sum()) for model in found]
+    assert right[0] > right[2]
+
+
 def test_an_orthogonal_network_is_certified_in_l2(digits):
     model = tr.TNN.for_data(digits, width=8, layers=2, activation="maxmin", orthogonal=True)
     settings = CertifiedSettings("lipschitz", norm="l2", eps=0.3)
@@ -228,6 +252,8 @@ def test_an_orthogonal_network_is_certified_in_l2(digits):
     part = digits.test.x[:100], digits.test.y[:100]
     radii = l2_certified_radii(model, *part)
     assert float((radii > 0.2).double().mean()) > 0.5
+    found = tr.certify(model, part, tr.Threat("l2", 0.2), method="ibp")
+    assert found.certified >= int((radii > 0.201).sum()) and found.certified + found.broken <= 100
 
 
 SMALL = ("--classes", "0,1", "--width", 6, "--layers", 2, "--lr", 0.01, "--eps", 0.02)

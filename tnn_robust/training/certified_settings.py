@@ -8,6 +8,7 @@ from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.certification.lipschitz import TO_L2
 
 _BY_POINTS = ("sabr", "mtl-ibp")
+_NORMS = {"lipschitz": tuple(TO_L2), "noise": ("l2",)}
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,16 @@ class CertifiedSettings:
     et al. 2020); sabr, intervals of a small box around an adversarial point (Mueller et al.
     2023), no bound of the threat; mtl-ibp, a mean of the adversarial loss and that of intervals
     (De Palma et al. 2024); lipschitz, margins less what the head's slopes and the radius allow
-    of a network of orthogonal layers.
+    of a network of orthogonal layers; noise, the loss of examples with Gaussian noise of standard
+    deviation eps (Cohen et al. 2019), no bound, for a network that is to be smoothed.
 
-    norm, eps: the threat; linf, and for lipschitz l2 or what has an l2 radius.
+    norm, eps: the threat; linf, for noise l2, and for lipschitz l2 or what has an l2 radius.
     start: epochs with eps 0; ramp: epochs after them in which eps rises to its value.
     weight: share of the bound's loss, the rest being the loss of the clean (mtl-ibp:
     adversarial) examples; weight_ramp: epochs after those in which it rises from 0.
     regularise: weight of Shi et al.'s regularisers, which fade as eps rises (ibp, crown-ibp);
     box: sabr's radius as a share of eps; initialise: scale the layers before the first epoch so
-    that intervals neither widen nor shrink (not of lipschitz).
+    that intervals neither widen nor shrink (of the methods with intervals).
     """
 
     method: str = "ibp"
@@ -44,7 +46,7 @@ class CertifiedSettings:
     def __post_init__(self) -> None:
         if self.method not in CERTIFIED_TRAINING:
             raise unknown_choice("certified training", self.method, CERTIFIED_TRAINING)
-        bounded = tuple(TO_L2) if self.method == "lipschitz" else ("linf",)
+        bounded = _NORMS.get(self.method, ("linf",))
         if self.norm not in bounded:
             raise InputError(
                 f"certified training by {self.method} has a bound for {', '.join(bounded)}, "
@@ -65,6 +67,11 @@ class CertifiedSettings:
             if not (above < value <= most and math.isfinite(value)):
                 most_said = "" if most == math.inf else f" and at most {most:g}"
                 raise InputError(f"{name} needs to be above {above:g}{most_said}, got {value!r}")
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the loss is of interval bounds."""
+        return self.method not in _NORMS
 
     @property
     def needs_attack(self) -> bool:

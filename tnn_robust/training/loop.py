@@ -14,7 +14,7 @@ from tnn_robust.base.graphs import Recorded
 from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.precision import matmul_precision, require_precision
 from tnn_robust.base.progress import Progress, Steps
-from tnn_robust.base.randomness import Streams, seed_tensor
+from tnn_robust.base.randomness import Streams, normal, seed_tensor
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.models.network import TNN, layer_norms
 from tnn_robust.training.certified import certified_losses, require_certifiable
@@ -364,6 +364,7 @@ def _objective(
             loss=settings.loss,
             at=float(at),
             adversarial=attacked,
+            noise=lambda: normal(streams, x[0].numel(), 0, x.dtype).view_as(x),
         )
         losses = each.mean()[None]
         return losses.sum() + more, losses, x, each
