@@ -18,6 +18,7 @@ COMMANDS = (
     "bound",
     "report",
     "export",
+    "zoo",
     "sweep",
     "reproduce",
 )

@@ -15,6 +15,7 @@ from tnn_robust.data.spec import MACHINE_SPECIFIC
 if TYPE_CHECKING:
     from tnn_robust.attacks.attack import Attack
     from tnn_robust.base.progress import Steps
+    from tnn_robust.training.certified_settings import CertifiedSettings
     from tnn_robust.training.gradient_flow import FlowSettings
     from tnn_robust.training.loop import TrainSettings
     from tnn_robust.training.run import TrainRequest, TrainRun
@@ -30,6 +31,9 @@ NETWORK = shared.options(
     click.option("--width", type=shared.WHOLE_NUMBERS, default="32", help="One, or one a layer."),
     click.option("--rank", type=shared.WHOLE_NUMBERS, help="Tubal rank.  [default: dense layers]"),
     click.option("--transform", default="dct", help=_lists(choices.TRANSFORMS) + "."),
+    click.option("--activation", default="relu", help=_lists(choices.ACTIVATIONS) + "."),
+    click.option("--bias", is_flag=True, help="Of every layer and the head; not in the paper."),
+    click.option("--orthogonal", is_flag=True, help="Keep every layer 1-Lipschitz in l2 (Cayley)."),
 )
 
 _ATTACK = shared.options(
@@ -59,6 +63,19 @@ _TRAINING = shared.options(
     click.option("--nuclear", type=float, default=0.0, help="Weight of the tubal nuclear norm."),
 )
 
+_CERTIFIED = shared.options(
+    click.option(
+        "--certified",
+        help=f"Train by a loss of bounds: {_lists(choices.CERTIFIED_TRAINING)}.",
+    ),
+    click.option("--ramp-start", type=int, default=0, help="Epochs with eps 0."),
+    click.option("--ramp", type=int, default=0, help="Epochs after them in which eps rises."),
+    click.option("--bound-weight", type=float, default=1.0, help="Share of the bounds' loss."),
+    click.option("--weight-ramp", type=int, default=0, help="Epochs in which it rises from 0."),
+    click.option("--regularise", type=float, default=0.5, help="Weight, while eps rises."),
+    click.option("--box", type=float, default=0.4, help="Of sabr: its boxes' share of eps."),
+)
+
 _FLOW = shared.options(
     click.option("--gradient-flow", is_flag=True, help="Full batch, float64, of log-risk."),
     click.option("--flow-steps", type=int, default=10_000, help="Of gradient flow, at most."),
@@ -84,12 +101,16 @@ _OF_BATCHES = (
     "norm_penalty",
     "nuclear",
     "matmul_precision",
+    "certified",
 )
+_OF_CERTIFIED = ("ramp_start", "ramp", "bound_weight", "weight_ramp", "regularise", "box")
+_FAMILY = ("activation", "bias", "orthogonal")
+_OF_REQUEST = ("transform", "seed", "device", "overwrite", "resume", "track", "eps_unit")
 _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
 
 
 @shared.command("tnn-train", shared=True)
-@shared.options(shared.data_set, shared.data_place, NETWORK, _ATTACK, _TRAINING, _FLOW)
+@shared.options(shared.data_set, shared.data_place, NETWORK, _ATTACK, _TRAINING, _CERTIFIED, _FLOW)
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option(
     "--seeds",
@@ -110,6 +131,8 @@ def main(out: Path, **given: Any) -> None:
     seeds = _seeds(given)
     flow = given["gradient_flow"]
     _refuse_given(_OF_BATCHES if flow else _OF_FLOW, flow)
+    if given["certified"] is None:
+        _refuse_certified()
     if seeds is not None and (flow or given["track"] is not None):
         raise InputError("--seeds trains side by side: it takes no --gradient-flow and --track")
     request = _request(out, given)
@@ -126,6 +149,13 @@ def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} is {'not' if flow else 'only'} for --gradient-flow")
+
+
+def _refuse_certified() -> None:
+    context = click.get_current_context()
+    for name in _OF_CERTIFIED:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise InputError(f"--{name.replace('_', '-')} is only for --certified")
 
 
 def _flow(request: "TrainRequest") -> None:
@@ -200,15 +230,13 @@ def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _request(out: Path, given: dict[str, Any]) -> "TrainRequest":
+    given["certified"] = _certified(given)
     attack = _attack(given)
     width, layers = given.pop("width"), given.pop("layers")
     data = shared.data_spec(given)
     for name in MACHINE_SPECIFIC:
         del given[name]
-    rest = {
-        name: given.pop(name)
-        for name in ("transform", "seed", "device", "overwrite", "resume", "track", "eps_unit")
-    }
+    rest = {name: given.pop(name) for name in (*_FAMILY, *_OF_REQUEST)}
     ranks = given.pop("rank")
 
     from tnn_robust.models.network import layer_widths
@@ -238,6 +266,21 @@ def _settings(given: dict[str, Any]) -> "TrainSettings | FlowSettings":
     )
 
 
+def _certified(given: dict[str, Any]) -> "CertifiedSettings | None":
+    method = given.pop("certified")
+    asked = {name: given.pop(name) for name in _OF_CERTIFIED}
+    if method is None:
+        return None
+    from tnn_robust.training.certified_settings import CertifiedSettings
+
+    norm = given["norm"] or ("l2" if method in ("lipschitz", "noise") else "linf")
+    if given["attack"] == "pgd":  # what is watched is in the same ball
+        given["norm"] = norm
+    weight, start = asked.pop("bound_weight"), asked.pop("ramp_start")
+    eps = Eps(*given["eps"]).value
+    return CertifiedSettings(method, norm=norm, eps=eps, weight=weight, start=start, **asked)
+
+
 def _attack(given: dict[str, Any]) -> "Attack | None":
     # A flow attacks the margin: the same direction, and its gradient never underflows.
     loss = "margin" if given["gradient_flow"] else given["loss"]
@@ -262,11 +305,16 @@ def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | No
     if attack is not None:
         steps = "1 step" if attack.steps == 1 else f"{attack.steps} steps"
         against = f"{attack.name}, {attack.threat}, {steps} of {attack.step_size:.4g}"
+    if (bounds := getattr(settings, "certified", None)) is not None:
+        used = "trained on and watched" if bounds.needs_attack else "watched"
+        bound = f"certified by {bounds.method}, {bounds.norm} eps {bounds.eps:g}"
+        against = f"{bound}, {used}: {against}"
     seed = f"seed {run.seed}"
     if seeds is not None:
         named = ", ".join(str(seed) for seed in (*seeds[:3], *(["..."] if len(seeds) > 3 else [])))
         seed = f"{len(seeds)} networks side by side of seed {named}"
     ranks = "dense" if not any(a.ranks) else f"tubal rank {','.join(map(str, a.ranks))}"
+    ranks = ", ".join((ranks, *a.departures))
     lines = [
         f"Data: {data.name}, {len(data.train.y)} train and {len(data.test.y)} test examples of "
         f"{data.d} features x {data.c} channels ({data.layout}), classes {', '.join(data.classes)}",

@@ -25,11 +25,14 @@ def all_faces(half, c):
 
 def layer_faces(model):
     """All c faces (c, d_out, d_in) of each layer, factors multiplied face by face."""
+    orthogonal = model.architecture.orthogonal
     found, tensors = [], {k: v.detach().numpy() for k, v in model.state_dict().items()}
     wide = complex if model.transform_name == "dft" else float
     for i in range(len(model.layers)):
         if f"layers.{i}.weight" in tensors:
             held = tensors[f"layers.{i}.weight"].astype(wide)
+            if orthogonal:
+                held = np.array([cayley(face) for face in held])
         else:
             left = tensors[f"layers.{i}.left"].astype(wide)
             right = tensors[f"layers.{i}.right"].astype(wide)
@@ -41,16 +44,49 @@ def layer_faces(model):
 # --- Eq. (4) and (5) -----------------------------------------------------------------------
 
 
-def scores(model, x):
-    """(n, s) of x (n, d, c): M-transform, face products, inverse, ReLU, head on vec(f_L)."""
+def cayley(a):
+    """[(I - A) (I + A)^-1; -2 V (I + A)^-1] of [U; V], A = U - U^H + V^H V; wide: transposed."""
+    if a.shape[0] < a.shape[1]:
+        return cayley(a.conj().T).conj().T
+    q = a.shape[1]
+    u, v = a[:q], a[q:]
+    s = u - u.conj().T + v.conj().T @ v
+    inverse = np.linalg.inv(np.eye(q) + s)
+    return np.concatenate([(np.eye(q) - s) @ inverse, -2 * v @ inverse])
+
+
+def activated(name, h):
+    """An activation on the features (d, 1, c) of one example, by its definition."""
+    out = np.empty_like(h)
+    half = len(h) // 2
+    for j, _, k in np.ndindex(h.shape):
+        z = h[j, 0, k]
+        pair = h[(j + half) % (2 * half), 0, k] if half else z
+        out[j, 0, k] = {
+            "relu": max(z, 0.0),
+            "leaky-relu": z if z > 0 else 0.01 * z,
+            "leaky-relu:0.3": z if z > 0 else 0.3 * z,
+            "abs": abs(z),
+            "maxmin": max(z, pair) if j < half else min(z, pair),
+            "softplus": np.log1p(np.exp(z)),
+        }[name]
+    return out
+
+
+def scores(model, x, activation="relu"):
+    """(n, s) of x (n, d, c): M-transform, face products, inverse, bias where there is one,
+    activation, head on vec(f_L)."""
+    biases = [b.detach().numpy().astype(float) for b in model.biases]
     m, head = matrix_of(model), model.head.detach().numpy().astype(float)
     weights = [ref.tensor(faces, m).real for faces in layer_faces(model)]
     out = np.zeros((len(x), len(head)))
     for i in range(len(x)):
         h = x[i].astype(float)[:, None, :]
-        for weight in weights:
-            h = np.maximum(ref.t_product(weight, h, m), 0.0)
+        for number, weight in enumerate(weights):
+            h = ref.t_product(weight, h, m)
+            h = activated(activation, h + biases[number][0][:, None, :] if biases else h)
         for s in range(len(head)):
+            out[i, s] += biases[-1][0, s] if biases else 0.0
             for k in range(h.shape[2]):
                 for j in range(h.shape[0]):
                     out[i, s] += head[s, j, k] * h[j, 0, k]

@@ -26,6 +26,7 @@ ROOMS = (
     "compression",
     "experiments",
     "reporting",
+    "zoo",
 )
 # Neighbours that do not know each other all the same.
 STRANGERS = {
@@ -174,6 +175,7 @@ def test_the_choices_are_the_registries() -> None:
     from tnn_robust.base.losses import LOSSES
     from tnn_robust.compression.rules import NEEDS
     from tnn_robust.data.catalogue import LOADERS
+    from tnn_robust.models.activations import activation_of
     from tnn_robust.models.foreign import FORMS
     from tnn_robust.models.storage import HALF
     from tnn_robust.training.optimizers import OPTIMIZERS
@@ -187,6 +189,7 @@ def test_the_choices_are_the_registries() -> None:
     assert list(choices.ATTACKS) == list(ATTACKS)
     assert list(choices.MODEL_INPUTS) == ["auto", *FORMS]
     assert list(choices.LOSSES) == list(LOSSES)
+    assert [activation_of(name).name for name in choices.ACTIVATIONS] == list(choices.ACTIVATIONS)
     assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)
     assert list(choices.COMPRESSIONS) == list(NEEDS)
     assert list(choices.STORAGE) == [*HALF, "fp32"]

@@ -52,12 +52,12 @@ _FACE = {
     "TrainingError": "base.errors",
 }
 # Rooms that are used by name: tr.attacks.PGD, tr.training.project_norms.
-_ROOMS = ("attacks", "training", "algebra")
+_ROOMS = ("attacks", "training", "algebra", "zoo")
 
 __all__ = ["__version__", *_FACE, *_ROOMS]
 
 if TYPE_CHECKING:
-    from tnn_robust import algebra, attacks, training
+    from tnn_robust import algebra, attacks, training, zoo
     from tnn_robust.algebra.tproduct import t_product
     from tnn_robust.algebra.transforms import make_transform
     from tnn_robust.algebra.tsvd import t_svd

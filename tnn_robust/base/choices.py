@@ -16,6 +16,7 @@ TRANSFORMS = (
     "data",
     "file:M.npy",
 )
+ACTIVATIONS = ("relu", "leaky-relu", "maxmin", "abs", "softplus")
 DATASETS = (
     "digits",
     "mnist",
@@ -60,6 +61,7 @@ COMPRESSIONS = (
 GRANULARITIES = ("face", "layer")
 STORAGE = ("bf16", "fp16", "fp32")
 PARENTS = ("matrix", "pruned", "trained")
+CERTIFIED_TRAINING = ("ibp", "crown-ibp", "sabr", "mtl-ibp", "lipschitz", "noise")
 CERTIFY_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "complete")
 SMOOTH = "smooth"  # the one method that certifies another classifier than the network
 DECISIONS = ("unknown", "certified", "broken")  # of a certificate, in the order of its numbers

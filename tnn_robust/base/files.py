@@ -23,8 +23,9 @@ from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.reading import MIB, Room, opened, parsed_json, reading
 from tnn_robust.base.replacing import replacing
 
-# 2: checkpoints of multi-ranks without padding, or in half precision.
-FORMAT_VERSION = 2
+# 2: checkpoints of multi-ranks without padding, or in half precision. 3: of networks with
+# biases, another activation than ReLU, or orthogonal layers.
+FORMAT_VERSION = 3
 _METADATA_KEY = "tnn_robust"
 _MOST_HEADER = 32 * MIB
 # What this library writes; torch cannot compute with the other dtypes of safetensors.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tnn_robust.certification.chain import Chain, merged
+from tnn_robust.certification.chain import Chain, Stage, merged
 from tnn_robust.certification.region import Least, Region, dot, of_rows
 from tnn_robust.certification.relaxation import Bounds, Lines, lines_of
 from tnn_robust.certification.rounding import layer_error
@@ -77,6 +77,10 @@ class Ground:
             lines=tuple(one.to(dtype) for one in self.lines),
             signs=None if self.signs is None else tuple(t.to(dtype) for t in self.signs),
         )
+
+    def with_error(self, stage_error: Tensor) -> "Ground":
+        """With the rounding of the next stage known, and nothing else."""
+        return replace(self, errors=(*self.errors, stage_error))
 
     def above(self, stage_error: Tensor, bounds: Bounds) -> "Ground":
         """With the next stage and its activation known."""
@@ -143,7 +147,11 @@ def _to_input(ground: Ground, rows: Rows, chosen: Multipliers | None) -> tuple[T
         rise, fall = a.clamp_min(0), a.clamp_max(0)
         value = value + dot(fall, of_rows(lines.offset, who))
         below = of_rows(lines.lower, who) if chosen is None else chosen.slopes[level]
-        a = rise.mul_(below).add_(fall.mul_(of_rows(lines.upper, who)))
+        upper = of_rows(lines.upper, who)
+        if a.requires_grad:  # in training, where what a gradient needs is not overwritten
+            a = rise * below + fall * upper
+        else:
+            a = rise.mul_(below).add_(fall.mul_(upper))
         if chosen is not None and chosen.splits is not None and ground.signs is not None:
             a = a - chosen.splits[level] * of_rows(ground.signs[level], who)
         _, a, more, _ = functionals(ground, level, a, who)
@@ -156,11 +164,17 @@ def interval(ground: Ground, stage_rows: Tensor, error: Tensor) -> Bounds:
 
     stage_rows: `merged` of the stage, (c_in, N, d_in).
     """
-    level = len(ground.lines)
-    stage = ground.chain.stages[level]
-    low, high = entering(ground)
+    stage = ground.chain.stages[len(ground.lines)]
+    return interval_of(stage, stage_rows.abs(), entering(ground), error)
+
+
+def interval_of(stage: Stage, sizes: Tensor, between: Bounds, error: Tensor | float) -> Bounds:
+    """The same of a stage whose inputs lie `between`; sizes: |W|, (c_in, N, d_in)."""
+    low, high = between
     middle, reach = (low + high) / 2, (high - low) / 2
-    spread = torch.bmm(reach, stage_rows.abs().mT).sum(0)  # (n, N)
+    # One product over all inputs: a sum over the channels of many would move more memory.
+    flat = reach.permute(1, 0, 2).flatten(1)
+    spread = flat @ sizes.permute(1, 0, 2).flatten(1).T  # (n, N)
     c, d = stage.shape
     spread = spread.reshape(-1, c, d).permute(1, 0, 2) + error
     z = stage.forward(middle)
@@ -172,7 +186,7 @@ def entering(ground: Ground) -> Bounds:
     if not ground.bounds:
         return Bounds(ground.region.low, ground.region.high)
     stage, bounds = ground.chain.stages[len(ground.bounds) - 1], ground.bounds[-1]
-    return Bounds(stage.activated(bounds.lower), stage.activated(bounds.upper))
+    return Bounds(*stage.activated_between(*bounds))
 
 
 def error_of_next(ground: Ground) -> Tensor:

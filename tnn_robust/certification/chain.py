@@ -1,5 +1,9 @@
-"""Networks as certificates see them: linear stages with max(z, s z) between, in float64."""
+"""Networks as certificates see them: linear stages with max(z, s z) between, in float64.
 
+For training the same of live weights, in their own dtype and with their gradients.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.certification.operators import Faces, HalfSpectrum, Joined, Linear, Mix, Pairs
+from tnn_robust.models.activations import Abs, Activation, MaxMin
 from tnn_robust.models.heads import SQUASHING
 from tnn_robust.models.images import to_tvectors
 from tnn_robust.models.layers import TLayer
@@ -23,14 +28,16 @@ UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 class Stage:
     """z = W h + b and then h' = max(z, s z), entry by entry.
 
-    maps: W, applied in turn; bias: (c, 1, d) or None; slope: s (c, 1, d) in [0, 1], None
-    after the last stage, whose z are the scores; shape: (c, d) of z.
+    maps: W, applied in turn; bias: (c, 1, d) or None; slope: s (c, 1, d) in [-1, 1], None
+    after the last stage, whose z are the scores; shape: (c, d) of z; folds: whether an s may
+    be below 0, so that h' is not monotone in z.
     """
 
     maps: tuple[Linear, ...]
     bias: Tensor | None
     slope: Tensor | None
     shape: tuple[int, int]
+    folds: bool = False
 
     def forward(self, h: Tensor) -> Tensor:
         """z (c, m, d) of h."""
@@ -52,6 +59,15 @@ class Stage:
     def activated(self, z: Tensor) -> Tensor:
         """max(z, s z)."""
         return z if self.slope is None else torch.maximum(z, self.slope * z)
+
+    def activated_between(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest max(z, s z) over low <= z <= high."""
+        ends = self.activated(low), self.activated(high)
+        if self.slope is None or not self.folds:
+            return ends
+        least = torch.minimum(*ends)
+        across = (low < 0) & (high > 0) & (self.slope < 0)
+        return torch.where(across, torch.zeros_like(least), least), torch.maximum(*ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,40 +114,88 @@ class Chain:
 def merged(stage: Stage, width: tuple[int, int]) -> Tensor:
     """W as (c_in, N, d_in): row n is the functional of entry n = k d_out + i of z; no bias.
 
-    width: (c_in, d_in) of h.
+    width: (c_in, d_in) of h. Differentiable in the weights.
     """
     c, d = stage.shape
-    unit = torch.eye(c * d, dtype=torch.float64, device=_device(stage)).reshape(c * d, c, d)
+    match stage.maps:
+        case (Mix(there), *stacks, Mix(back)) if stacks and all(
+            isinstance(one, Faces) for one in stacks
+        ):
+            faces = _product([cast(Faces, one).stack for one in stacks])
+            # Entry (b, a, i, j) is sum_k M_kb M'_ak W_k,ij: one product for all of them.
+            both = (there[:, :, None] * back.T[:, None, :]).flatten(1)
+            return (both.T @ faces.flatten(1)).reshape(width[0], c * d, width[1])
+    like = _held(stage)
+    real = like.real.dtype if like.is_complex() else like.dtype
+    unit = torch.eye(c * d, dtype=real, device=like.device).reshape(c * d, c, d)
     return stage.adjoint(unit.permute(1, 0, 2).contiguous()).reshape(width[0], c * d, width[1])
 
 
-def from_tnn(model: TNN) -> Chain:
-    """A t-NN, its t-layers by their faces or factors. Weights are copied, on their device."""
+def _product(stacks: Sequence[Tensor]) -> Tensor:
+    """The faces (k, d_out, d_in) of factors."""
+    first, *rest = stacks
+    for stack in rest:
+        first = torch.bmm(stack, first)
+    return first
+
+
+def from_tnn(model: TNN, *, live: bool = False) -> Chain:
+    """A t-NN, its t-layers by their faces or factors. Weights are copied, on their device.
+
+    live: the weights themselves, in their dtype, with their gradients: bounds for training,
+    which prove nothing. Raises InputError for stacked networks and for softplus.
+    """
     if model.count != 1:
         raise InputError(f"a certificate is of one network, got {model.count} stacked")
+    if model.activation.name == "softplus":
+        raise InputError(
+            "a certificate goes through relu, leaky-relu, abs and maxmin, got softplus, for which "
+            "there is randomised smoothing alone"
+        )
     dtype, c = model.head.dtype, model.head.shape[-1]
+    hold = (lambda t: t) if live else _wide
     matrix = model.transform_matrix.detach()
     there: tuple[Linear, ...] = ()
     back: tuple[Linear, ...] = ()
     if matrix.is_complex():
         there, back = (HalfSpectrum(c),), (HalfSpectrum(c, inverse=True),)
     elif model.transform_name != "identity":
-        there, back = (Mix(matrix.double()),), (Mix(matrix.double().T),)
+        there, back = (Mix(hold(matrix)),), (Mix(hold(matrix).T),)
     stages, finite = [], True
-    for layer in model.t_layers:
-        stacks = [_wide(stack) for stack in layer.stacks]
+    biases = [hold(bias) for bias in model.biases] or [None] * (len(model.layers) + 1)
+    for layer, bias in zip(model.t_layers, biases, strict=False):
+        stacks = [hold(stack) for stack in layer.stacks]
         maps: tuple[Linear, ...] = (*there, *(Faces(stack) for stack in stacks), *back)
-        slope = stacks[0].abs().new_zeros(c, 1, layer.d_out)
-        stages.append(Stage(maps, None, slope, (c, layer.d_out)))
-        finite &= _stays_finite(layer, dtype)
-    head = _wide(model.head).permute(2, 0, 1).contiguous()
-    stages.append(Stage((Joined(head),), None, None, (1, head.shape[1])))
+        bias = None if bias is None else bias.permute(2, 0, 1)
+        stages.append(Stage(maps, bias, None, (c, layer.d_out)))
+        finite &= live or _stays_finite(layer, dtype)
+    head = hold(model.head).permute(2, 0, 1).contiguous()
+    last = None if biases[-1] is None else biases[-1][None]
+    stages.append(Stage((Joined(head),), last, None, (1, head.shape[1])))
+    for number in range(len(model.layers)):
+        stages[number : number + 2] = _between(model.activation, *stages[number : number + 2])
+    if live:
+        return Chain(tuple(stages), (c, model.architecture.features), 0.0, math.inf, True)
     return make_chain(stages, (c, model.architecture.features), dtype, finite)
 
 
+def _between(activation: Activation, stage: Stage, after: Stage) -> tuple[Stage, Stage]:
+    """Two linear stages with an activation between them."""
+    if activation.slope is None:
+        return maxmin(stage, after)
+    return _sloped(stage, activation.slope), after
+
+
+def _sloped(stage: Stage, slope: float) -> Stage:
+    (c, d), like = stage.shape, _held(stage)
+    real = like.real.dtype if like.is_complex() else like.dtype
+    filled = torch.full((c, 1, d), slope, dtype=real, device=like.device)
+    return replace(stage, slope=filled, folds=slope < 0)
+
+
 def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
-    """Linear, Flatten, ReLU, LeakyReLU and Identity layers, dropout that sleeps left out, and
-    a last sigmoid, tanh or softmax, before which `models.heads` takes the scores.
+    """Linear, Flatten, ReLU, LeakyReLU, Abs, MaxMin and Identity layers, dropout that sleeps
+    left out, and a last sigmoid, tanh or softmax, before which `models.heads` takes the scores.
 
     shape: of an example as the module takes it: (d, c), (channels, h, w) or (features,); its
     t-vectors are those of `models.images`. InputError names the first layer that is none of
@@ -141,6 +205,7 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
     places = torch.arange(entries).reshape(1, *shape)
     tvector = to_tvectors(places) if len(shape) == 3 else places.reshape(1, shape[0], -1)
     stages: list[Stage] = []
+    paired: list[int] = []  # stages that MaxMin follows
     dtypes = {p.dtype for p in model.parameters()}
     _require_unhooked("the whole", model)
     for name, layer in _before_head(_flat(model)):
@@ -160,6 +225,11 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
         elif _is(layer, nn.ReLU, nn.LeakyReLU):
             slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
             stages = _activated(stages, float(slope), name)
+        elif _is(layer, Abs):
+            stages = _activated(stages, -1.0, name)
+        elif _is(layer, MaxMin):
+            stages = _activated(stages, 1.0, name)
+            paired.append(len(stages) - 1)
         elif not _is(layer, *_SILENT):
             raise InputError(
                 "a certificate goes through Linear, Flatten, ReLU and LeakyReLU, "
@@ -168,6 +238,8 @@ def from_sequential(model: nn.Sequential, shape: tuple[int, ...]) -> Chain:
             )
     if not stages or stages[-1].slope is not None or len(dtypes) != 1:
         raise InputError("a certificate needs a network that ends in a Linear layer, of one dtype")
+    for number in paired:
+        stages[number : number + 2] = maxmin(*stages[number : number + 2])
     return make_chain(stages, (tvector.shape[2], tvector.shape[1]), dtypes.pop(), True)
 
 
@@ -189,7 +261,8 @@ def maxmin(stage: Stage, after: Stage) -> tuple[Stage, Stage]:
     c, d = stage.shape
     if d % 2:
         raise InputError(f"MaxMin pairs the features, and needs an even number, got {d}")
-    slope = torch.ones(c, 1, d // 2 * 3, dtype=torch.float64, device=_device(stage))
+    slope = _sloped(replace(stage, shape=(c, d // 2 * 3)), 1.0).slope
+    assert slope is not None
     slope[:, :, : d // 2] = 0.0
     bias = None if stage.bias is None else Pairs().forward(stage.bias)
     first = Stage((*stage.maps, Pairs()), bias, slope, (c, d // 2 * 3))
@@ -206,11 +279,9 @@ def _identity_before(stages: list[Stage]) -> list[Stage]:
 def _activated(stages: list[Stage], slope: float, name: str) -> list[Stage]:
     if not stages or stages[-1].slope is not None:
         raise InputError(f"a certificate needs a Linear layer before each activation, got {name}")
-    if not 0 <= slope <= 1:
+    if not -1 <= slope <= 1:
         raise InputError(f"LeakyReLU needs a slope from 0 to 1, layer {name} has {slope:g}")
-    last, (c, d) = stages[-1], stages[-1].shape
-    filled = torch.full((c, 1, d), slope, dtype=torch.float64, device=_device(last))
-    return [*stages[:-1], replace(last, slope=filled)]
+    return [*stages[:-1], _sloped(stages[-1], slope)]
 
 
 _SILENT = (nn.Flatten, nn.Identity, nn.Dropout)
@@ -253,16 +324,15 @@ def _wide(t: Tensor) -> Tensor:
     return t.detach().to(torch.complex128 if t.is_complex() else torch.float64)
 
 
-def _device(stage: Stage) -> torch.device:
+def _held(stage: Stage) -> Tensor:
+    """The first tensor that a stage's maps hold: of its dtype and on its device."""
     held = (one for one in stage.maps if not isinstance(one, HalfSpectrum | Pairs))
-    return cast(Tensor, next(held)[0]).device  # type: ignore[index]
+    return cast(Tensor, next(held)[0])  # type: ignore[index]
 
 
 def _stays_finite(layer: TLayer, dtype: torch.dtype) -> bool:
     """Whether factors may also be multiplied first, as the forward pass of many examples does."""
-    first, *rest = (_wide(stack).abs() for stack in layer.stacks)
-    for stack in rest:
-        first = torch.bmm(stack, first)
+    first = _product([_wide(stack).abs() for stack in layer.stacks])
     return bool((first < torch.finfo(dtype).max / 4).all())
 
 

@@ -55,6 +55,13 @@ class Claims:
         worst = self.found.new_full((len(self.region),), torch.inf)
         return worst.scatter_reduce(0, self.who, self.found, "amin")
 
+    def learn(self, margins: Tensor, y: Tensor) -> None:
+        """Take lower bounds (n, s) of f_y - f_j, (n, 1) of one score, of claims made by `of`."""
+        if margins.shape[1] > 1:
+            others = torch.arange(margins.shape[1], device=y.device) != y[:, None]
+            margins = margins[others]
+        self.found = torch.maximum(self.found, margins.flatten())
+
     def bound(self, effort: str, until: float = math.inf) -> None:
         """Try all open claims once, with the inner bounds of earlier efforts to begin with.
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from tnn_robust.base.errors import unknown_choice
 from tnn_robust.base.losses import margin
 from tnn_robust.base.precision import FULL, matmul_precision
-from tnn_robust.certification.chain import Chain, from_tnn
+from tnn_robust.certification.chain import Chain, Stage, from_tnn
 from tnn_robust.certification.norms import WIDE, norm_above, svd_error
+from tnn_robust.certification.operators import Pairs
 from tnn_robust.certification.rounding import scores_error
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
@@ -31,7 +32,8 @@ def body_lipschitz(model: TNN) -> Tensor:
     """l2 Lipschitz constant of x -> f_L, 0-dim float64, from above: the layers' norms' product.
 
     Each is exact but for the rounding of its SVD in float64, which is added; power iteration
-    would fall short. A ReLU adds nothing.
+    would fall short. No activation adds anything: all are 1-Lipschitz, and softplus, which no
+    certificate goes through, too.
     """
     return torch.stack(layer_norms(model)).prod() * (1 + 1e-12)
 
@@ -160,7 +162,16 @@ def forward_error(model: TNN, x: Tensor, reach: Tensor) -> Tensor:
 
 def _forward_error(chain: Chain, model: TNN, x: Tensor, reach: Tensor) -> Tensor:
     rows = torch.linalg.vector_norm(model.head.detach().double().flatten(1), dim=1) * (1 + 1e-12)
-    return scores_error(chain, layer_norms(model), rows, x, reach)
+    # MaxMin keeps norms, and the pairs that it is made of here do not, nor do their errors.
+    pairs = [_pairs_norm(stage) for stage in chain.stages]
+    norms = [norm * more for norm, more in zip(layer_norms(model), pairs, strict=False)]
+    return scores_error(chain, norms, rows * pairs[-1], x, reach)
+
+
+def _pairs_norm(stage: Stage) -> Tensor:
+    """0-dim float64: the norm that the pairs of MaxMin add to that of a stage's layer."""
+    norms = [one.norms()[0] for one in stage.maps if isinstance(one, Pairs)]
+    return torch.stack([torch.ones((), dtype=torch.float64), *norms]).prod()
 
 
 def _margins(scores: Tensor, y: Tensor) -> Tensor:

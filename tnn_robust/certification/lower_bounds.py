@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ class Certifier:
 
     def with_scores(self, ground: Ground) -> Ground:
         """The ground with the rounding of the scores too."""
-        return replace(ground, errors=(*ground.errors, error_of_next(ground)))
+        return ground.with_error(error_of_next(ground))
 
     def _backward(
         self, full: Ground, rows: Tensor, who: Tensor, steps: int, until: float

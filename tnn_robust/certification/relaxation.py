@@ -61,7 +61,8 @@ def lines_of(stage: Stage, bounds: Bounds) -> Lines:
     low, high, slope = bounds.lower, bounds.upper, stage.slope
     straight = (slope == 1) & (low == low)
     open_ = bounds.unstable & ~straight
-    chord = (high - slope * low) / (high - low)
+    # Elsewhere the ends may coincide, and 0 / 0 would spoil the gradient of training.
+    chord = (high - slope * low) / torch.where(open_, high - low, 1.0)
     stable = torch.where(low >= 0, 1.0, slope.expand_as(low))
     upper = torch.where(open_, chord, stable)
     # Both ends of the interval, so that rounding leaves the chord above.

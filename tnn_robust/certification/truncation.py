@@ -15,7 +15,8 @@ from tnn_robust.certification.lipschitz import (
     layer_norms,
     product_error,
 )
-from tnn_robust.models.network import TNN
+from tnn_robust.models.activations import activation_of
+from tnn_robust.models.network import TNN, Architecture
 
 
 class TruncationBound(NamedTuple):
@@ -45,7 +46,7 @@ def truncation_bound(original: TNN, compressed: TNN) -> TruncationBound:
 
         ||x|| prod_{j<l} sigma_j(g) ||W_l(f) - W_l(g)|| prod_{j>l} sigma_j(f),
 
-    since a ReLU is 1-Lipschitz and keeps 0. Of a truncation ||W_l(f) - W_l(g)|| is the
+    since an activation is 1-Lipschitz and keeps 0. Of a truncation ||W_l(f) - W_l(g)|| is the
     largest dropped singular value; taken as the norm of the difference it also holds after
     fine-tuning and rounding. A score adds ||w_s||, the largest here; a changed head adds
     max_s ||w_s(f) - w_s(g)|| prod_j sigma_j(g). Norms by SVD in float64, M's own and what
@@ -130,13 +131,24 @@ def _require_orthogonal(model: TNN) -> None:
         )
 
 
+def require_truncatable(network: Architecture) -> None:
+    """InputError for a network whose layers do not keep 0, on which the bound rests."""
+    if network.bias or not activation_of(network.activation).keeps_zero:
+        raise InputError(
+            "a truncation bound multiplies the norms of layers that keep 0, got "
+            f"{', '.join(network.departures)}: compression does not cover it"
+        )
+
+
 def _require_alike(original: TNN, compressed: TNN) -> None:
     f, g = original.architecture, compressed.architecture
-    same = (f.features, f.channels, f.widths, f.scores) == (
+    require_truncatable(f)
+    same = (f.features, f.channels, f.widths, f.scores, f.activation) == (
         g.features,
         g.channels,
         g.widths,
         g.scores,
+        g.activation,
     )
     if not same or not torch.equal(original.transform_matrix, compressed.transform_matrix):
         raise InputError(f"a truncation bound needs networks of one shape, got {f} and {g}")

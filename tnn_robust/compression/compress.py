@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.progress import Steps, Tell, drain
-from tnn_robust.certification.truncation import truncation_bound
+from tnn_robust.certification.truncation import require_truncatable, truncation_bound
 from tnn_robust.compression.layer_svd import LayerSVD, layer_svds
 from tnn_robust.compression.rank_selection import MultiRanks
 from tnn_robust.compression.repair import RepairSettings, repair
@@ -138,8 +138,9 @@ def compress(
     the examples and of the training; batch_size: of what is measured; progress: called with
     every Progress.
 
-    Raises InputError for sizes that are missing, contradict each other, are out of range or
-    cannot be had, and for missing data; TrainingError where training cannot go on.
+    Raises InputError for a network with biases or softplus, for sizes that are missing,
+    contradict each other, are out of range or cannot be had, and for missing data;
+    TrainingError where training cannot go on.
     """
     ranks = (rank,) if isinstance(rank, int) else None if rank is None else tuple(rank)
     rule = make_rule(
@@ -156,6 +157,9 @@ def compress(
         second_order=second_order,
     )
     asked = RepairSettings(finetune, lr, distill, conditioning, lc or LCSchedule(), theta)
+    require_truncatable(model.architecture)
+    if model.architecture.orthogonal:  # what is cut is the faces, which then are free
+        model = densify(model)
     require_trainable(model, rule, asked)
     settings = training or TrainSettings()
     source = ToCompress(model, data, settings, attack, settings.loss, seed)

@@ -69,11 +69,11 @@ def merged_layers_seen(model: TNN, x: Tensor) -> list[Merged]:
     There are at most n components: what no example needs is not kept.
     """
     found, h = [], x.permute(2, 0, 1)
-    for layer in model.t_layers:
+    for i, layer in enumerate(model.t_layers):
         faces = layer.faces().detach()
         out = model.transform.inverse(model.transform.forward(h, dim=0) @ faces.mT, dim=0)
         found.append(_of_outputs(out, faces, model.transform))
-        h = torch.relu(out)
+        h = model.activated(i, out)
     return found
 
 
@@ -114,7 +114,8 @@ def matrix_network(model: TNN, layers: Sequence[Merged], budget: int) -> TNN:
         made.append(LowRankTProductLinear(left[None].contiguous(), right[None].contiguous()))
     transform = make_transform("identity", 1, dtype=model.head.dtype)
     head = model.head.detach().flatten(1)[:, :, None].clone()
-    return TNN(transform, made, head).to(model.head.device)
+    # Rows of vec(f) are features before channels, so that MaxMin meets the same halves.
+    return TNN(transform, made, head, activation=model.activation.name).to(model.head.device)
 
 
 def _shell(layer: Merged, shape: tuple[int, int], c: int) -> LayerSVD:

@@ -35,7 +35,7 @@ def input_covariances(model: TNN, blocks: Iterable[Tensor]) -> tuple[Tensor, ...
             sums[i] = sums[i] + wide.mT @ wide.conj()
             for stack in layer.stacks:
                 a = torch.bmm(a, stack.mT)
-            h = torch.relu(model.transform.inverse(a, dim=0))
+            h = model.activated(i, model.transform.inverse(a, dim=0))
     if n == 0:
         raise InputError("a covariance needs at least 1 example, got none")
     return tuple(total / n for total in sums)  # type: ignore[misc]
@@ -132,14 +132,14 @@ def _slopes(
     inner, seen = [], []
     with torch.enable_grad():
         h = x.detach().permute(2, 0, 1)
-        for one in svds:
+        for i, one in enumerate(svds):
             p = torch.bmm(transform.forward(h, dim=0), one.vh.mT)
             q = p * one.s[:, None, :]
             if not q.requires_grad:
                 q.requires_grad_()
             inner.append(q)
             seen.append(p.detach())
-            h = torch.relu(transform.inverse(torch.bmm(q, one.u.mT), dim=0))
+            h = model.activated(i, transform.inverse(torch.bmm(q, one.u.mT), dim=0))
         scores = torch.einsum("cnd,sdc->ns", h, model.head.detach())
         grads = torch.autograd.grad(loss(scores, y).sum(), inner)
     return [(p.conj() * g).real.double() for p, g in zip(seen, grads, strict=True)]

@@ -13,6 +13,7 @@ from tnn_robust.base import choices
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.progress import Steps
+from tnn_robust.certification.truncation import require_truncatable
 from tnn_robust.compression.compress import (
     Cut,
     compress_steps,
@@ -26,6 +27,7 @@ from tnn_robust.compression.rule_ranks import FileSize, chosen_ranks, metric_svd
 from tnn_robust.compression.rules import BUDGETS, TRAINED, Rule
 from tnn_robust.compression.source import ToCompress, source_of
 from tnn_robust.compression.training_methods import require_trainable
+from tnn_robust.compression.truncate import densify
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import Subject, load_run_data, subject_of
@@ -112,6 +114,9 @@ def read_original(request: CompressRequest, *, retrains: bool = False) -> Origin
     checkpoint = load_checkpoint(request.run, resolve_device(request.device))
     if checkpoint.path.absolute().parent.resolve() == request.out.absolute().resolve():
         raise InputError(f"{request.out} is the run itself: choose another directory", field="out")
+    require_truncatable(checkpoint.model.architecture)
+    if checkpoint.model.architecture.orthogonal:  # what is cut is the faces, which then are free
+        checkpoint = checkpoint._replace(model=densify(checkpoint.model))
     subject, rule = subject_of(checkpoint), request.rule
     attacks = attacks_of(request.choice, subject.trained)
     check_attacks(attacks, subject)

@@ -68,7 +68,8 @@ def settings_of(checkpoint: Checkpoint) -> TrainSettings:
     try:
         names = TrainSettings.__dataclass_fields__
         # What older runs do not name was not there to be set: its default is how it was.
-        told = {name: stored[name] for name in names if name in stored}
+        # Training on is against examples: the cut network has no use for a ramp.
+        told = {name: stored[name] for name in names if name in stored and name != "certified"}
         return TrainSettings(**{**told, **{name: stored[name] for name in _TOLD}})
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error

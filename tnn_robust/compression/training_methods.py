@@ -32,6 +32,8 @@ def require_trainable(model: TNN, rule: Rule, asked: RepairSettings) -> None:
             "method dynamic trains the factors: fine-tuning needs at least 1 epoch, got 0",
             field="finetune",
         )
+    if rule.method == "dynamic":
+        model.architecture.require_papers("method dynamic", "its bases move by the gradient of it")
     if rule.method == "lc" and any(layer.rank is not None for layer in model.t_layers):
         raise InputError("method lc needs a network of dense layers, got factors: densify it first")
 

@@ -40,7 +40,7 @@ def truncated(model: TNN, svds: Sequence[LayerSVD], ranks: Sequence[Tensor]) -> 
         left, right = one.u[:, :, :r] * root[:, None, :], root[:, :, None] * one.vh[:, :r]
         ragged = None if bool((multi == r).all()) else multi
         layers.append(LowRankTProductLinear(left.contiguous(), right.contiguous(), ragged))
-    return TNN(model.transform, layers, model.head.detach().clone())
+    return model.with_layers(layers)
 
 
 @torch.no_grad()
@@ -50,14 +50,14 @@ def smallest_form(model: TNN) -> TNN:
     for layer in model.t_layers:
         dense = len(model.transform_matrix) * layer.d_in * layer.d_out
         layers.append(_copied(layer) if layer.numbers < dense else _dense(layer))
-    return TNN(model.transform, layers, model.head.detach().clone())
+    return model.with_layers(layers)
 
 
 @torch.no_grad()
 def densify(model: TNN) -> TNN:
     """A copy with every layer as faces: the same function, whatever the form."""
     layers: list[TLayer] = [_dense(layer) for layer in model.t_layers]
-    return TNN(model.transform, layers, model.head.detach().clone())
+    return model.with_layers(layers)
 
 
 def _copied(layer: TLayer) -> TLayer:

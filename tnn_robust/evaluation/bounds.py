@@ -113,7 +113,12 @@ def bound_steps(
     if gap:
         measured = yield from _measured_gap(subject, dataset, attacks, facts, n, seed, batch_size)
     premises = (
-        *general_premises(facts, bias=has_bias(model), orthogonal=orthogonality(model.transform)),
+        *general_premises(
+            facts,
+            bias=has_bias(model),
+            orthogonal=orthogonality(model.transform),
+            activation=model.activation.name,
+        ),
         *compression_premises(cut.decay),
         *implicit_premises(facts, taught, measured),
     )

@@ -27,7 +27,8 @@ from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.run import TrainRequest, make_architecture, open_run, train_steps
 
 _DATA = tuple(f.name for f in fields(DataSpec) if f.name not in MACHINE_SPECIFIC)
-_TRAINING = tuple(f.name for f in fields(TrainSettings))
+# Certified training is no axis: its settings make sense together alone.
+_TRAINING = tuple(f.name for f in fields(TrainSettings) if f.name != "certified")
 _NETWORK = ("layers", "width", "rank", "transform")
 _ATTACK = ("attack", "norm", "eps", *OF_PGD, "loss")
 _MOST_BUILT = 100  # networks that are built before the first cell, to see that they can be

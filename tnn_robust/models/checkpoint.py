@@ -119,7 +119,9 @@ def _content(model: TNN, header: Header, storage: str | None) -> dict[str, Any]:
     tensors = stored_tensors(model, storage)
     text = replace(header, architecture=model.architecture).to_json()
     # What the first release can read stays readable for it.
-    version = 1 if is_plain(tensors) else FORMAT_VERSION
+    version = FORMAT_VERSION
+    if model.architecture.is_papers:
+        version = 1 if is_plain(tensors) else 2
     return {"tensors": tensors, "kind": KIND, "header": text, "version": version}
 
 

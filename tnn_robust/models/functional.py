@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.algebra.transforms import Transform
+from tnn_robust.models.activations import Activation, activation_of
 from tnn_robust.models.buffers import BUFFERS, Lent
 from tnn_robust.models.fused import is_fused, mix_mask_mix, mix_relu_mix
 
@@ -20,7 +21,15 @@ Stacks = Sequence[Tensor]
 _BLOCK_BYTES = 2**22  # of the widest activations of a block: measured, docs/performance.md
 
 
-def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: Tensor) -> Tensor:
+def t_network(
+    x: Tensor,
+    transform: Transform,
+    layers: Sequence[Stacks],
+    head: Tensor,
+    *,
+    activation: str = "relu",
+    biases: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Scores (n, s) of a t-NN; ReLU in the original domain (arXiv 2303.00196, Eq. 4 and 5).
 
     Parameters
@@ -30,15 +39,17 @@ def t_network(x: Tensor, transform: Transform, layers: Sequence[Stacks], head: T
         turn, right to left: (k, d_out, d_in) for a dense weight, (k, r, d_in)
         and (k, d_out, r) for a low-tubal-rank one. Complex for the DFT.
     head: (s, d_L, c).
+    activation: another one in the place of ReLU, see `activations`; biases: (1, d_l, c) of each
+        layer, added before it, and (1, s) of the head. Neither is in the paper.
 
     S networks side by side: head (S, s, d_L, c), stacks (k S, ., .) with face j of
-    network i at j S + i, and x (S n, d, c), n rows for each network in turn. The
+    network i at j S + i, biases (S, ., .), and x (S n, d, c), n rows for each network in turn. The
     transforms then are one product for all, the face products one `bmm`.
 
-    Differentiable once in x, in every stack and in head.
+    Differentiable once in x, in every stack, in head and in the biases.
     """
-    if transform.is_complex:
-        return _complex_network(x, transform, layers, head)
+    if transform.is_complex or activation != "relu" or biases is not None:
+        return _any_network(x, transform, layers, head, activation_of(activation), biases)
     matrix = None if transform.name == "identity" else transform.matrix
     lengths = [len(stacks) for stacks in layers]
     flat = [stack for stacks in layers for stack in stacks]
@@ -63,18 +74,34 @@ def _in_cache(x: Tensor, widest: int, weights: Sequence[Tensor]) -> Sequence[Ten
     return x.split(-(-len(x) // count))
 
 
-def _complex_network(
-    x: Tensor, transform: Transform, layers: Sequence[Stacks], head: Tensor
+def _any_network(
+    x: Tensor,
+    transform: Transform,
+    layers: Sequence[Stacks],
+    head: Tensor,
+    activation: Activation,
+    biases: Sequence[Tensor] | None,
 ) -> Tensor:
+    """The same step by step, for what the one node below does not cover."""
     h = x.permute(2, 0, 1)
-    for stacks in layers:
+    for layer, stacks in enumerate(layers):
         faces = transform.forward(h, dim=0)
         for stack in stacks:
             faces = torch.bmm(faces.reshape(len(stack), -1, faces.shape[-1]), stack.mT)
         faces = faces.reshape(transform.n_faces, len(x), -1)
-        h = torch.relu(transform.inverse(faces, dim=0))
+        h = transform.inverse(faces, dim=0)
+        if biases is not None:
+            h = h + _of_rows(biases[layer].permute(2, 0, 1), len(x))
+        h = activation.apply(h)
     out = _rows(h.permute(1, 2, 0).contiguous(), head)
-    return out.matmul(head.flatten(-2).mT).view(len(x), -1)
+    scores = out.matmul(head.flatten(-2).mT).view(len(x), -1)
+    return scores if biases is None else scores + _of_rows(biases[-1], len(x))
+
+
+def _of_rows(bias: Tensor, rows: int) -> Tensor:
+    """(..., S, d) of S networks as (..., S n, d), or (..., 1, d) for one."""
+    count = bias.shape[-2]
+    return bias if count == 1 else bias.repeat_interleave(rows // count, dim=-2)
 
 
 class _Network(torch.autograd.Function):

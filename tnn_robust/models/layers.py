@@ -1,6 +1,7 @@
 """t-product layers: weights held as transform-domain faces."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,77 @@ class LowRankTProductLinear(nn.Module):
 
     def faces(self) -> Tensor:
         return torch.bmm(self.left, self.right)
+
+
+class _Kept(NamedTuple):
+    """Faces, and a copy of the weight that they are of."""
+
+    weight: Tensor
+    faces: Tensor
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether the weight is still what it was; a fused optimiser leaves no other trace."""
+        like = (weight.dtype, weight.device) == (self.weight.dtype, self.weight.device)
+        return like and torch.equal(self.weight, weight)
+
+
+class OrthogonalTProductLinear(TProductLinear):
+    """A t-product weight whose faces are semi-orthogonal: the layer is 1-Lipschitz in l2.
+
+    weight (k, d_out, d_in) is free; the faces are its Cayley transforms (`cayley`), all at
+    once. They are computed again after a weight has changed, and kept while no gradient in
+    the weight is asked for. With d_out <= d_in the rows of a face are orthonormal, else its
+    columns are, and the layer then keeps every norm.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__(weight)
+        self._kept: _Kept | None = None
+
+    @classmethod
+    def random(
+        cls, transform: Transform, d_in: int, d_out: int, generator: torch.Generator
+    ) -> "OrthogonalTProductLinear":
+        """Gaussian entries of variance 1 / max(d_in, d_out): faces far from the identity."""
+        variance = 1.0 / max(d_in, d_out)
+        return cls(_gaussian_faces(transform, d_out, d_in, variance, generator))
+
+    @property
+    def stacks(self) -> tuple[Tensor, ...]:
+        return (self.faces(),)
+
+    def stacks_for(self, n: int) -> tuple[Tensor, ...]:
+        """What n examples are multiplied by."""
+        return (self.faces(),)
+
+    def faces(self) -> Tensor:
+        """The faces of W, (k, d_out, d_in)."""
+        weight = self.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return cayley(weight)
+        if self._kept is None or not self._kept.is_of(weight):
+            held = weight.detach().clone()
+            self._kept = _Kept(held, cayley(held))
+        return self._kept.faces
+
+
+def cayley(weight: Tensor) -> Tensor:
+    """Semi-orthogonal matrices (k, p, q) of any matrices (k, p, q), differentiable.
+
+    Of a tall matrix [U; V], U (q, q): with A = U - U^H + V^H V the matrices
+    [(I - A) (I + A)^-1; -2 V (I + A)^-1] have orthonormal columns (Cayley; Trockman & Kolter
+    2021, Sec. 4). I + A is never singular: the Hermitian part of A has no negative eigenvalue.
+    Of a wide one, the conjugate transpose of that. One batched solve for all faces.
+    """
+    if weight.shape[1] < weight.shape[2]:
+        return cayley(weight.mH).mH.resolve_conj().contiguous()
+    q = weight.shape[2]
+    u, v = weight[:, :q], weight[:, q:]
+    unit = torch.eye(q, dtype=weight.dtype, device=weight.device)
+    a = u - u.mH + v.mH @ v
+    top = torch.cat([unit - a, -2 * v], dim=1)
+    # X (I + A) = top: one system of (I + A)^H a face, which LAPACK solves for all columns.
+    return torch.linalg.solve_ex(unit + a, top, left=False).result.resolve_conj().contiguous()
 
 
 TLayer = TProductLinear | LowRankTProductLinear

@@ -1,7 +1,6 @@
 """The tensor neural network of arXiv 2303.00196, Eq. (4) and (5)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -10,106 +9,44 @@ from torch import Tensor, nn
 from tnn_robust.algebra.transforms import Transform, make_transform, transform_from_matrix
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.reading import Room
+from tnn_robust.models.activations import activation_of
+from tnn_robust.models.architecture import Architecture as Architecture
+from tnn_robust.models.architecture import layer_widths as layer_widths
+from tnn_robust.models.architecture import ranks_of_layers as ranks_of_layers
 from tnn_robust.models.functional import t_network
-from tnn_robust.models.layers import LowRankTProductLinear, TLayer, TProductLinear, layer_flops
-
-MOST_LAYERS = 1000
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a t-NN: all that is needed to allocate one.
-
-    scores: 1 (its sign classifies) or the number of classes; ranks: tubal rank
-    of each layer's factors, None for a dense layer.
-    """
-
-    features: int
-    channels: int
-    widths: tuple[int, ...]
-    ranks: tuple[int | None, ...]
-    scores: int
-    transform: str
-
-    def __post_init__(self) -> None:
-        if not self.widths or len(self.widths) != len(self.ranks):
-            raise InputError(
-                f"a t-NN needs one width and one rank a layer, got {self.widths} and {self.ranks}"
-            )
-        if len(self.widths) > MOST_LAYERS:
-            raise InputError(f"a t-NN takes up to {MOST_LAYERS} layers, got {len(self.widths)}")
-        if min(self.features, self.channels, self.scores, *self.widths) < 1:
-            raise InputError(f"a t-NN needs sizes of at least 1, got {self}")
-
-    @property
-    def numbers(self) -> int:
-        """Entries of the weights in the data's own domain, whatever their dtype."""
-        before = (self.features, *self.widths)
-        each = (
-            a * b if rank is None else rank * (a + b)
-            for a, b, rank in zip(before, self.widths, self.ranks, strict=False)
-        )
-        return self.channels * (sum(each) + self.scores * self.widths[-1] + self.channels)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "widths": list(self.widths), "ranks": list(self.ranks)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Architecture":
-        try:
-            if not isinstance(value["transform"], str):
-                raise TypeError
-            lists = {"widths": tuple(value["widths"]), "ranks": tuple(value["ranks"])}
-            sizes = (value["features"], value["channels"], value["scores"], *lists["widths"])
-            ranks = (rank for rank in lists["ranks"] if rank is not None)
-            if not all(type(size) is int for size in (*sizes, *ranks)):
-                raise TypeError
-            return cls(**{**value, **lists})
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"not an architecture: {value}") from error
-
-
-def _require_layers(layers: int) -> None:
-    if not 1 <= layers <= MOST_LAYERS:
-        raise InputError(f"a t-NN takes 1 to {MOST_LAYERS} layers, got {layers}", field="layers")
-
-
-def layer_widths(widths: Sequence[int], layers: int) -> tuple[int, ...]:
-    """d_1 .. d_L from one width for all layers, or one a layer."""
-    _require_layers(layers)
-    if len(widths) not in (1, layers):
-        needed = f"1 value or {layers}, one a layer"
-        raise InputError(f"width needs {needed}, got {len(widths)}", field="width")
-    return tuple(widths) * layers if len(widths) == 1 else tuple(widths)
-
-
-def ranks_of_layers(ranks: Sequence[int] | None, layers: int) -> tuple[int | None, ...]:
-    """Tubal ranks of L layers from None for dense ones, one for all, or one a layer."""
-    _require_layers(layers)
-    if ranks is None:
-        return (None,) * layers
-    if len(ranks) not in (1, layers):
-        needed = f"1 value or {layers}, one a layer"
-        raise InputError(f"rank needs {needed}, got {len(ranks)}", field="rank")
-    return tuple(ranks) * layers if len(ranks) == 1 else tuple(ranks)
+from tnn_robust.models.layers import (
+    LowRankTProductLinear,
+    OrthogonalTProductLinear,
+    TLayer,
+    TProductLinear,
+    layer_flops,
+)
 
 
 class TNN(nn.Module):
     """f(x) = head vec(f_L), f_l = ReLU(W_l *_M f_{l-1}): no biases, so that
-    f(x; a W) = a^(L+1) f(x; W) for a > 0.
+    f(x; a W) = a^(L+1) f(x; W) for a > 0. With biases or another activation, which are not in
+    the paper, f(x) = head vec(f_L) + b, f_l = phi(W_l *_M f_{l-1} + B_l).
 
     Maps (n, d, c) to scores (n, s): s = 1 for two classes (score > 0 is class
     1), else one score a class. Device and dtype are those of the weights.
 
     head: (s, d_L, c), the weights on vec(f_L), row by row like a flattened example. A head
     (S, s, d_L, c) makes it S networks side by side (see models/stacked.py).
+    activation: of `choices.ACTIVATIONS`; biases: (1, d_l, c) of each layer and (1, s) of the
+    head, of S networks (S, ., .), None for none.
     """
 
-    recordable = True  # reads nothing back to the host: see `graphs`
     transform_matrix: Tensor
 
     def __init__(
-        self, transform: Transform, layers: Sequence[TLayer] = (), head: Tensor | None = None
+        self,
+        transform: Transform,
+        layers: Sequence[TLayer] = (),
+        head: Tensor | None = None,
+        *,
+        activation: str = "relu",
+        biases: Sequence[Tensor] | None = None,
     ):
         if not isinstance(transform, Transform) or head is None:
             raise InputError(
@@ -122,7 +59,12 @@ class TNN(nn.Module):
         self.register_buffer("transform_matrix", transform.matrix)
         self.layers = nn.ModuleList(layers)
         self.head = nn.Parameter(head)
+        self.activation = activation_of(activation)
+        # Whether it reads nothing back to the host: see `graphs`.
+        self.recordable = not any(isinstance(layer, OrthogonalTProductLinear) for layer in layers)
+        self.biases = nn.ParameterList() if biases is None else nn.ParameterList(biases)
         _check_chain(transform, layers, head)
+        _check_biases(layers, head, list(self.biases))
 
     @classmethod
     def random(cls, architecture: Architecture, transform: Transform, seed: int) -> "TNN":
@@ -131,13 +73,19 @@ class TNN(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         layers: list[TLayer] = []
         for d_in, d_out, rank in zip((a.features, *a.widths), a.widths, a.ranks, strict=False):
-            if rank is None:
+            if a.orthogonal:
+                layers.append(OrthogonalTProductLinear.random(transform, d_in, d_out, generator))
+            elif rank is None:
                 layers.append(TProductLinear.random(transform, d_in, d_out, generator))
             else:
                 layers.append(LowRankTProductLinear.random(transform, d_in, d_out, rank, generator))
         shape, fan_in = (a.scores, a.widths[-1], a.channels), a.channels * a.widths[-1]
         head = torch.randn(shape, generator=generator, dtype=transform.multiplicity.dtype)
-        return cls(transform, layers, head / fan_in**0.5)
+        biases = None
+        if a.bias:
+            shapes = (*((1, width, a.channels) for width in a.widths), (1, a.scores))
+            biases = [head.new_zeros(shape) for shape in shapes]
+        return cls(transform, layers, head / fan_in**0.5, activation=a.activation, biases=biases)
 
     @classmethod
     def for_data(
@@ -148,6 +96,9 @@ class TNN(nn.Module):
         width: int | Sequence[int] = 32,
         rank: int | Sequence[int] | None = None,
         transform: str = "dct",
+        activation: str = "relu",
+        bias: bool = False,
+        orthogonal: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> "TNN":
@@ -159,6 +110,8 @@ class TNN(nn.Module):
             a class; the `data` transform is made of its training part.
         layers: L; width, rank: one for all layers, or one a layer; rank None: dense layers.
         transform: a name such as dct, dft, haar, identity, random:SEED, data.
+        activation: relu, leaky-relu (or leaky-relu:SLOPE), maxmin, abs, softplus; bias: of every
+            layer and the head, 0 at first; orthogonal: keep every layer 1-Lipschitz in l2.
         seed: of the weights (see the layers for their scale).
 
         Raises InputError for sizes that do not fit and an unknown transform.
@@ -178,6 +131,9 @@ class TNN(nn.Module):
             ranks=ranks_of_layers(asked, layers),
             scores=1 if data.n_classes == 2 else data.n_classes,
             transform=transform,
+            activation=activation,
+            bias=bias,
+            orthogonal=orthogonal,
         )
         return new_model(architecture, seed, data=data.train.x, dtype=dtype)
 
@@ -186,7 +142,8 @@ class TNN(nn.Module):
         ranks = "dense" if not any(a.ranks) else f"ranks {', '.join(map(str, a.ranks))}"
         return (
             f"({a.features}, {a.channels}) -> {a.scores} scores, "
-            f"widths {', '.join(map(str, a.widths))}, {ranks}, {a.transform}, "
+            f"widths {', '.join(map(str, a.widths))}, {ranks}, "
+            f"{''.join(f'{one}, ' for one in a.departures)}{a.transform}, "
             f"{self.parameter_count} parameters"
         )
 
@@ -214,7 +171,25 @@ class TNN(nn.Module):
             ranks=tuple(layer.rank for layer in layers),
             scores=self.head.shape[-3],
             transform=self.transform_name,
+            activation=self.activation.name,
+            bias=len(self.biases) > 0,
+            orthogonal=all(isinstance(layer, OrthogonalTProductLinear) for layer in layers),
         )
+
+    def with_layers(self, layers: Sequence[TLayer], head: Tensor | None = None) -> "TNN":
+        """The same network with other weights in its layers, and perhaps in its head: copies."""
+        biases = [bias.detach().clone() for bias in self.biases] or None
+        head = self.head.detach().clone() if head is None else head
+        return TNN(self.transform, layers, head, activation=self.activation.name, biases=biases)
+
+    def activated(self, layer: int, z: Tensor) -> Tensor:
+        """What follows the product of a layer, counted from 0: its bias, then the activation.
+
+        z: (c, n, d_l), of one network.
+        """
+        if len(self.biases):
+            z = z + self.biases[layer].permute(2, 0, 1)
+        return self.activation.apply(z)
 
     def forward(self, x: Tensor) -> Tensor:
         c, d = self.head.shape[-1], next(self.t_layers).d_in
@@ -224,13 +199,22 @@ class TNN(nn.Module):
         if n % self.count:
             raise InputError(f"{self.count} stacked networks need as many rows each, got {n}")
         layers = [layer.stacks_for(n // self.count) for layer in self.t_layers]
-        return t_network(x, self.transform, layers, self.head)
+        biases = list(self.biases) or None
+        return t_network(
+            x,
+            self.transform,
+            layers,
+            self.head,
+            activation=self.activation.name,
+            biases=biases,
+        )
 
     @property
     def parameter_count(self) -> int:
         """Real numbers kept, the padding of multi-ranks left out; complex ones count as two."""
         numbers = sum(layer.numbers for layer in self.t_layers)
-        return numbers * (2 if self.transform.is_complex else 1) + self.head.numel()
+        others = self.head.numel() + sum(bias.numel() for bias in self.biases)
+        return numbers * (2 if self.transform.is_complex else 1) + others
 
     @property
     def flops(self) -> int:
@@ -247,14 +231,16 @@ def count_parameters(module: nn.Module) -> int:
 def to_dense(model: TNN) -> nn.Sequential:
     """The same function as plain linear layers: each t-layer merged into one matrix.
 
-    Layer l becomes Linear(d_{l-1} c, d_l c) without bias on vec(x), x (n, d, c)
-    flattened row by row. Certifiers need this form: bounds through the separate
+    Layer l becomes Linear(d_{l-1} c, d_l c) on vec(x), x (n, d, c) flattened row by row, with
+    a bias where the network has some. Certifiers need this form: bounds through the separate
     transforms are far looser. Weights are copies, on the model's device.
     """
     modules: list[nn.Module] = [nn.Flatten()]
-    for layer in model.t_layers:
-        modules += [_linear(_merged(layer.faces().detach(), model.transform)), nn.ReLU()]
-    return nn.Sequential(*modules, _linear(model.head.detach().flatten(1)))
+    biases = [bias.detach().flatten() for bias in model.biases] or [None] * (len(model.layers) + 1)
+    for layer, bias in zip(model.t_layers, biases, strict=False):
+        merged = _merged(layer.faces().detach(), model.transform)
+        modules += [_linear(merged, bias), model.activation.module()]
+    return nn.Sequential(*modules, _linear(model.head.detach().flatten(1), biases[-1]))
 
 
 def _merged(faces: Tensor, transform: Transform) -> Tensor:
@@ -266,9 +252,11 @@ def _merged(faces: Tensor, transform: Transform) -> Tensor:
     return blocks.permute(0, 2, 1, 3).reshape(faces.shape[1] * c, faces.shape[2] * c)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.contiguous())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.clone())
     return linear
 
 
@@ -290,6 +278,15 @@ def _check_chain(transform: Transform, layers: Sequence[TLayer], head: Tensor) -
         raise InputError(f"the head needs {needed}, got {tuple(head.shape)}")
 
 
+def _check_biases(layers: Sequence[TLayer], head: Tensor, biases: Sequence[Tensor]) -> None:
+    if not biases:
+        return
+    count, scores, c = (head.shape[0] if head.ndim == 4 else 1), head.shape[-3], head.shape[-1]
+    needed = [*((count, layer.d_out, c) for layer in layers), (count, scores)]
+    if (came := [tuple(bias.shape) for bias in biases]) != needed:
+        raise InputError(f"the biases need the shapes {needed}, got {came}")
+
+
 def model_tensors(model: TNN) -> dict[str, Tensor]:
     """All that makes a model, by name; `storage` says how a file holds it."""
     return dict(model.state_dict())
@@ -300,19 +297,31 @@ def model_from_tensors(architecture: Architecture, tensors: dict[str, Tensor]) -
     try:
         transform = transform_from_matrix(architecture.transform, tensors["transform_matrix"])
         for name, tensor in tensors.items():
-            needed = transform.real_dtype if name == "head" else transform.matrix.dtype
+            real = name == "head" or name.startswith("biases.")
+            needed = transform.real_dtype if real else transform.matrix.dtype
             needed = torch.int64 if name.endswith(".ranks") else needed
             if tensor.dtype != needed:
                 raise InputError(f"{name} needs {needed}, got {tensor.dtype}")
         layers: list[TLayer] = []
         for i, rank in enumerate(architecture.ranks):
-            if rank is None:
+            if architecture.orthogonal:
+                layers.append(OrthogonalTProductLinear(tensors[f"layers.{i}.weight"]))
+            elif rank is None:
                 layers.append(TProductLinear(tensors[f"layers.{i}.weight"]))
             else:
                 left, right = tensors[f"layers.{i}.left"], tensors[f"layers.{i}.right"]
                 ranks = tensors.get(f"layers.{i}.ranks")
                 layers.append(LowRankTProductLinear(left, right, ranks))
-        model = TNN(transform, layers, tensors["head"])
+        biases = None
+        if architecture.bias:
+            biases = [tensors[f"biases.{i}"] for i in range(len(layers) + 1)]
+        model = TNN(
+            transform,
+            layers,
+            tensors["head"],
+            activation=architecture.activation,
+            biases=biases,
+        )
     except (KeyError, InputError) as error:
         raise CheckpointError(f"the tensors do not make the network: {error}") from error
     if model.architecture != architecture:

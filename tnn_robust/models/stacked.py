@@ -24,7 +24,11 @@ def stack_models(models: Sequence[TNN]) -> TNN:
     first = models[0]
     layers = [_stacked_layer(group) for group in zip(*(m.t_layers for m in models), strict=True)]
     head = torch.stack([model.head.detach() for model in models])
-    return TNN(first.transform, layers, head)
+    groups = zip(*(model.biases for model in models), strict=True)
+    biases = [side_by_side([one.detach() for one in group], head=False) for group in groups]
+    return TNN(
+        first.transform, layers, head, activation=first.activation.name, biases=biases or None
+    )
 
 
 def require_stackable(models: Sequence[TNN]) -> None:
@@ -53,28 +57,33 @@ def unstack_models(stack: TNN) -> list[TNN]:
 def of_network(tensor: Tensor, i: int, count: int, *, head: bool) -> Tensor:
     """Network i's part of a stacked weight or of what is shaped like one: a view.
 
-    tensor: (S, s, d_L, c) for the head, else (k S, ., .); S = count.
+    tensor: (S, s, d_L, c) for the head, else (k S, ., .), k = 1 for biases; S = count.
     """
     return tensor[i] if head else tensor.unflatten(0, (-1, count))[:, i]
 
 
 def side_by_side(tensors: Sequence[Tensor], *, head: bool) -> Tensor:
-    """What `of_network` takes apart: heads (s, d_L, c) or faces (k, ., .) of each network."""
+    """What `of_network` takes apart: heads (s, d_L, c), or faces (k, ., .) or biases of each."""
     return torch.stack(list(tensors)) if head else torch.stack(list(tensors), 1).flatten(0, 1)
 
 
 def _stacked_layer(layers: Sequence[TLayer]) -> TLayer:
-    stacks = [
-        side_by_side([stack.detach() for stack in group], head=False)
-        for group in zip(*(layer.stacks for layer in layers), strict=True)
-    ]
-    return _layer(stacks)
+    groups = zip(*(_weights(layer) for layer in layers), strict=True)
+    return _like(layers[0], [side_by_side(group, head=False) for group in groups])
 
 
-def _layer(stacks: Sequence[Tensor]) -> TLayer:
-    if len(stacks) == 1:
-        return TProductLinear(stacks[0])
-    right, left = stacks
+def _weights(layer: TLayer) -> list[Tensor]:
+    """What a layer holds, not the faces that it may make of it."""
+    if isinstance(layer, TProductLinear):
+        return [layer.weight.detach()]
+    return [layer.right.detach(), layer.left.detach()]
+
+
+def _like(layer: TLayer, weights: Sequence[Tensor]) -> TLayer:
+    """A layer of the same kind that holds these."""
+    if isinstance(layer, TProductLinear):
+        return type(layer)(weights[0])
+    right, left = weights
     return LowRankTProductLinear(left, right)
 
 
@@ -84,5 +93,7 @@ def _unstacked(stack: TNN, i: int) -> TNN:
             return tensor.detach().clone()
         return of_network(tensor.detach(), i, stack.count, head=head).clone()
 
-    layers = [_layer([own(part) for part in layer.stacks]) for layer in stack.t_layers]
-    return TNN(stack.transform, layers, own(stack.head, head=True))
+    layers = [_like(layer, [own(part) for part in _weights(layer)]) for layer in stack.t_layers]
+    biases = [own(bias) for bias in stack.biases] or None
+    head = own(stack.head, head=True)
+    return TNN(stack.transform, layers, head, activation=stack.activation.name, biases=biases)

@@ -79,12 +79,17 @@ def facts_of(report: Report, source: Path) -> list[tuple[str, str]]:
     return found
 
 
+_FAMILY = (("bias", "biases"), ("orthogonal", "orthogonal layers"))
+
+
 def _network(model: dict[str, Any]) -> str:
     shape = model.get("architecture") or {}
     words = [str(model.get("path") or model.get("spec") or "in memory")]
     if "widths" in shape:
         widths = ", ".join(map(str, shape["widths"]))
         words.append(f"t-layers of width {widths}, transform {shape.get('transform')}")
+        words += [f"activation {shape['activation']}"] if "activation" in shape else []
+        words += [said for name, said in _FAMILY if shape.get(name)]
     if "parameters" in model:
         words.append(f"{model['parameters']} parameters")
     return "; ".join(words)

@@ -105,7 +105,7 @@ def orthogonality(transform: Transform) -> tuple[float, bool]:
 
 def has_bias(model: TNN) -> bool:
     """Whether any parameter is a bias: f is then not homogeneous."""
-    return any(name.rpartition(".")[2] == "bias" for name, _ in model.named_parameters())
+    return any("bias" in name for name, _ in model.named_parameters())
 
 
 def largest_singular_values(found: Sequence[Spectrum]) -> tuple[float, ...]:

@@ -14,9 +14,10 @@ IMPLICIT = "Thm 16"
 
 
 def general_premises(
-    facts: BoundFacts, *, bias: bool, orthogonal: tuple[float, bool]
+    facts: BoundFacts, *, bias: bool, orthogonal: tuple[float, bool], activation: str = "relu"
 ) -> tuple[Premise, ...]:
     """Those of every bound. orthogonal: max |M M^H - I| and whether it is rounding."""
+    relu = activation == "relu"
     box = (facts.features * facts.channels) ** 0.5
     many = facts.scores > 1
     confined = f" {facts.confined}" if facts.confined else ""
@@ -42,6 +43,7 @@ def general_premises(
             f"{facts.eps_value * facts.constant:.4g}",
         ),
         Premise("no bias", not bias, "f is not homogeneous" if bias else "f is homogeneous"),
+        *(() if relu else (Premise("ReLU", False, f"activation {activation}"),)),
         Premise("M orthogonal", orthogonal[1], f"max |M M^H - I| = {orthogonal[0]:.2g}"),
         Premise(
             "F fixed in advance",

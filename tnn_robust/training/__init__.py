@@ -13,6 +13,7 @@ _FACE = {
     "train": "in_memory",
     "Training": "in_memory",
     "TrainSettings": "loop",
+    "CertifiedSettings": "certified_settings",
     "project_norms": "constraints",
     "norm_penalty": "constraints",
     "nuclear_penalty": "constraints",
@@ -21,6 +22,7 @@ _FACE = {
 __all__ = list(_FACE)
 
 if TYPE_CHECKING:
+    from tnn_robust.training.certified_settings import CertifiedSettings
     from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
     from tnn_robust.training.in_memory import Training
     from tnn_robust.training.loop import TrainSettings

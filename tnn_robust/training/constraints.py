@@ -7,8 +7,19 @@ each network gets its own gradient.
 import torch
 from torch import Tensor
 
+from tnn_robust.base.errors import InputError
 from tnn_robust.models.layers import LowRankTProductLinear
-from tnn_robust.models.network import TNN, layer_norms
+from tnn_robust.models.network import TNN, Architecture, layer_norms
+
+
+def require_free(network: Architecture, norm_bound: float | None) -> None:
+    """InputError where norms are to be held that orthogonal layers hold themselves."""
+    if network.orthogonal and norm_bound is not None:
+        raise InputError(
+            f"norm_bound scales weights, and orthogonal layers have norms of their own, got "
+            f"{norm_bound:g}",
+            field="norm_bound",
+        )
 
 
 @torch.no_grad()

@@ -72,6 +72,7 @@ def _opened(
     settings, dataset = request.settings, load_dataset(request.data)
     assert isinstance(settings, FlowSettings)
     architecture = make_architecture(request, dataset)
+    architecture.require_papers("gradient flow", "Lemma 13 is of homogeneous networks")
     run = TrainRun(
         model=new_model(architecture, request.seed, data=dataset.train.x, dtype=torch.float64),
         dataset=dataset,

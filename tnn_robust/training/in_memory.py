@@ -14,9 +14,18 @@ from tnn_robust.base.progress import Tell, drain
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.network import TNN
+from tnn_robust.training.certified_settings import CertifiedSettings
+from tnn_robust.training.constraints import require_free
 from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.results import EpochRecord
-from tnn_robust.training.run import STATE, TrainRun, identity_of, resumed, train_steps
+from tnn_robust.training.run import (
+    STATE,
+    TrainRun,
+    identity_of,
+    require_bounds,
+    resumed,
+    train_steps,
+)
 
 _STEPS = 10  # of PGD in training
 
@@ -47,6 +56,7 @@ def train(
     norm_bound: float | None = None,
     norm_penalty: float = 0.0,
     nuclear: float = 0.0,
+    certified: CertifiedSettings | None = None,
     seed: int = 0,
     progress: Tell | None = None,
     out: str | Path | None = None,
@@ -63,6 +73,8 @@ def train(
     epochs, batch_size, lr, optimizer (adam, sgd), momentum, weight_decay, loss: as usual.
     norm_bound: of each ||W_l||_F and ||w|| (paper, Eq. 6), held by projection after each
         step, or softly with the weight norm_penalty; nuclear: weight of the tubal nuclear norm.
+    certified: train by a loss of bounds, see `training.CertifiedSettings`; attack then is what
+        is watched, and for sabr and mtl-ibp trained on too.
     seed: of data order and noise, which belong to epoch and example.
     progress: called with every `Progress`, whose `found` is the record of an epoch just done.
     out: a run directory, as of tnn-train, from which `resume` goes on bit for bit.
@@ -81,8 +93,11 @@ def train(
         norm_bound=norm_bound,
         norm_penalty=norm_penalty,
         nuclear=nuclear,
+        certified=certified,
     )
     _require_fit(model, data, attack)
+    require_free(model.architecture, norm_bound)
+    require_bounds(model, settings, attack)
     place = None if out is None else Path(out)
     if place is None and resume:
         raise InputError("resuming needs the directory of the run, got no out")

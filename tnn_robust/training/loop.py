@@ -14,9 +14,11 @@ from tnn_robust.base.graphs import Recorded
 from tnn_robust.base.losses import LOSSES, margin
 from tnn_robust.base.precision import matmul_precision, require_precision
 from tnn_robust.base.progress import Progress, Steps
-from tnn_robust.base.randomness import Streams, seed_tensor
+from tnn_robust.base.randomness import Streams, normal, seed_tensor
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.models.network import TNN, layer_norms
+from tnn_robust.training.certified import certified_losses, require_certifiable
+from tnn_robust.training.certified_settings import CertifiedSettings
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
 from tnn_robust.training.optimizers import OPTIMIZERS, retire, while_recording
 from tnn_robust.training.penalties import Extra
@@ -50,7 +52,8 @@ class TrainSettings:
     norm_bound: bound on each ||W_l||_F and on ||w||, held by projection after
     each step, or by norm_penalty x excess^2 where that is above 0; nuclear:
     weight of the tubal nuclear norm. matmul_precision: of the products of a training
-    step, see `precision`; what is measured is measured in full float32.
+    step, see `precision`; what is measured is measured in full float32. certified: train by
+    the loss of bounds in place of that of examples.
     """
 
     epochs: int = 20
@@ -64,6 +67,7 @@ class TrainSettings:
     norm_penalty: float = 0.0
     nuclear: float = 0.0
     matmul_precision: str = "highest"
+    certified: CertifiedSettings | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -77,6 +81,8 @@ class TrainSettings:
         self._require("a number of at least 0", lambda v: v >= 0, *not_negative)
         if self.norm_penalty and self.norm_bound is None:
             raise InputError("norm_penalty needs a norm_bound to hold")
+        if self.certified is not None:
+            self.certified.require_epochs(self.epochs)
 
     def _require(self, what: str, fits: Callable[[float], bool], *names: str) -> None:
         for name in names:
@@ -193,6 +199,8 @@ def fit_stacked(
     """
     if len(seeds) != model.count or len(set(seeds)) != len(seeds):
         raise InputError(f"{model.count} networks need as many different seeds, got {seeds}")
+    if settings.certified is not None:
+        require_certifiable(model, settings.certified, attacked=perturb is not None)
     running, done = _Running(model, optimizer, seeds), list[StackedEpoch]()
     step = _recorded_step(model, train, settings, perturb, optimizer, extra, team)
     for epoch in range(first_epoch, settings.epochs + 1):
@@ -250,7 +258,8 @@ def _train_epoch(
     splits = orders.to(device).split(settings.batch_size, 1)
     noise = seed_tensor([seed + epoch * 1_000_003 for seed in running.seeds], device)
     for batch, whole in enumerate(splits, start=1):
-        (losses,) = step(whole, noise)
+        at = torch.tensor(epoch - 1 + (batch - 1) / len(splits))
+        (losses,) = step(whole, noise, at)
         total += losses * whole.shape[1]
         if watch is not None:
             watch((epoch - 1) * len(splits) + batch)
@@ -274,24 +283,26 @@ def _recorded_step(
     extra: Extra | None,
     team: Team,
 ) -> Recorded:
-    """(places (S, b) of a batch, seeds (S,) of its noise) -> (losses (S,),): a training step.
+    """(places (S, b) of a batch, seeds (S,) of its noise, epochs done) -> (losses (S,),): a step.
 
     On a GPU it becomes a graph, unless something in it talks to the host: singular values,
     another process, an attack that is not known not to, or torch's Adam of complex weights.
     """
 
-    def step(whole: Tensor, noise: Tensor) -> tuple[Tensor]:
+    def step(whole: Tensor, noise: Tensor, at: Tensor) -> tuple[Tensor]:
         places, weight = team.share(whole)
         x, y = train.take(places)
         with matmul_precision(settings.matmul_precision), while_recording(optimizer):
             losses = train_step(
                 model, x, y, Streams.of(noise, places), settings, perturb, optimizer, extra, team,
-                weight,
+                weight, at,
             )  # fmt: skip
         return (losses,)
 
     quiet = extra is None and not settings.nuclear and team is ALONE
     quiet = quiet and (perturb is None or getattr(perturb, "recordable", False))
+    # An orthogonal layer's solver may look at the host, and a ramp is read there.
+    quiet = quiet and not model.architecture.orthogonal and settings.certified is None
     return Recorded(step, recordable=quiet and not model.transform.is_complex)
 
 
@@ -306,16 +317,14 @@ def train_step(
     extra: Extra | None = None,
     team: Team = ALONE,
     weight: float = 1.0,
+    at: Tensor | None = None,
 ) -> Tensor:
     """One step of every network; their losses (S,) before it.
 
-    x (S b, d, c): this process's part of the batch, which weighs `weight` in the team's.
+    x (S b, d, c): this process's part of the batch, which weighs `weight` in the team's; at:
+    epochs done, 0-dim on the CPU, for what changes in the course of a training.
     """
-    if perturb is not None:
-        x = perturb(model, x, y, streams).x
-    scores = model(x)
-    losses = LOSSES[settings.loss](scores, y).view(model.count, -1).mean(1)
-    objective = losses.sum()
+    objective, losses, x, scores = _objective(model, x, y, streams, settings, perturb, at)
     if extra is not None:
         objective = objective + extra(model, x, scores)
     if settings.norm_penalty and settings.norm_bound is not None:
@@ -330,6 +339,39 @@ def train_step(
     if settings.norm_bound is not None and not settings.norm_penalty:
         project_norms(model, settings.norm_bound)
     return losses
+
+
+def _objective(
+    model: TNN,
+    x: Tensor,
+    y: Tensor,
+    streams: Streams,
+    settings: TrainSettings,
+    perturb: Perturb | None,
+    at: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is minimised, the losses (S,), and the examples and scores that they are of."""
+
+    def attacked() -> Tensor:
+        return x if perturb is None else perturb(model, x, y, streams).x
+
+    if settings.certified is not None and at is not None:
+        each, more = certified_losses(
+            model,
+            x,
+            y,
+            settings=settings.certified,
+            loss=settings.loss,
+            at=float(at),
+            adversarial=attacked,
+            noise=lambda: normal(streams, x[0].numel(), 0, x.dtype).view_as(x),
+        )
+        losses = each.mean()[None]
+        return losses.sum() + more, losses, x, each
+    seen = attacked()
+    scores = model(seen)
+    losses = LOSSES[settings.loss](scores, y).view(model.count, -1).mean(1)
+    return losses.sum(), losses, seen, scores
 
 
 def data_order(n: int, seed: int, epoch: int) -> Tensor:

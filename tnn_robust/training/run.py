@@ -41,6 +41,8 @@ from tnn_robust.models.network import (
     new_model,
     ranks_of_layers,
 )
+from tnn_robust.training.certified import initialise, require_certifiable
+from tnn_robust.training.constraints import require_free
 from tnn_robust.training.gradient_flow import FlowSettings
 from tnn_robust.training.loop import TrainSettings, fit
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
@@ -50,7 +52,13 @@ from tnn_robust.training.trajectory import Recorder, make_recorder, tracked_exam
 METRICS = "metrics.jsonl"
 STATE = "training.safetensors"
 STATE_KIND = "training-state"
-_SINCE = {"matmul_precision": "highest"}  # what runs of before an option was there had
+_SINCE = {  # what runs of before an option was there had
+    "matmul_precision": "highest",
+    "activation": "relu",
+    "bias": False,
+    "orthogonal": False,
+    "certified": None,
+}
 MONITOR = 512  # test examples watched during training; nothing is chosen by them
 
 
@@ -59,8 +67,8 @@ class TrainRequest:
     """All that `tnn-train` was asked: data, network, training, where to.
 
     widths: d_1 .. d_L; ranks: None for dense layers, one tubal rank for all, or
-    one a layer; attack: None trains on clean examples; eps_unit: of its eps, "raw" for the
-    data's own; track: steps from one record of
+    one a layer; activation, bias, orthogonal: of `Architecture`; attack: None trains on clean
+    examples; eps_unit: of its eps, "raw" for the data's own; track: steps from one record of
     trajectory.jsonl to the next, None for no records.
     """
 
@@ -77,6 +85,9 @@ class TrainRequest:
     resume: bool = False
     track: int | None = None
     eps_unit: str = "range"
+    activation: str = "relu"
+    bias: bool = False
+    orthogonal: bool = False
 
     def __post_init__(self) -> None:
         if self.eps_unit not in EPS_UNITS:
@@ -91,8 +102,13 @@ class TrainRequest:
             "widths": list(self.widths),
             "ranks": None if self.ranks is None else list(self.ranks),
             "transform": self.transform,
+            **_of_family(self.activation, self.bias, self.orthogonal),
             **_of_training(self.settings, self.attack, self.seed),
         }
+
+
+def _of_family(activation: str, bias: bool, orthogonal: bool) -> dict[str, Any]:
+    return {"activation": activation, "bias": bias, "orthogonal": orthogonal}
 
 
 def _of_training(
@@ -208,6 +224,7 @@ def identity_of(
         "widths": list(a.widths),
         "ranks": list(a.ranks),
         "transform": a.transform,
+        **_of_family(a.activation, a.bias, a.orthogonal),
         **_of_training(settings, attack, seed),
     }
 
@@ -266,8 +283,11 @@ def run_of(
         request = replace(
             request, attack=request.attack.of_raw(scaling.low, scaling.high), eps_unit="range"
         )
+    require_free(architecture, getattr(request.settings, "norm_bound", None))
+    model = new_model(architecture, request.seed, data=dataset.train.x)
+    require_bounds(model, request.settings, request.attack)
     return TrainRun(
-        model=new_model(architecture, request.seed, data=dataset.train.x),
+        model=model,
         dataset=dataset,
         settings=request.settings,
         attack=request.attack,
@@ -278,6 +298,14 @@ def run_of(
         writes=team.first,
         track=request.track,
     )
+
+
+def require_bounds(
+    model: TNN, settings: TrainSettings | FlowSettings, attack: Attack | None
+) -> None:
+    """InputError where certified training is asked of what has no such bounds."""
+    if isinstance(settings, TrainSettings) and settings.certified is not None:
+        require_certifiable(model, settings.certified, attacked=attack is not None)
 
 
 def resumed(run: TrainRun) -> TrainRun:
@@ -316,6 +344,8 @@ def _train(run: TrainRun, team: Team) -> Steps[tuple[EpochRecord, ...]]:
         raise InputError("training in batches needs TrainSettings: gradient flow has its own way")
     with team.agreeing():
         run.model.to(run.device)
+        if settings.certified is not None and run.done == 0:
+            initialise(run.model, settings.certified)
         optimizer = make_optimizer(run.model, settings)
         where = "memory" if run.out is None else run.out / STATE
         with reading(where, "a training state", CheckpointError):
@@ -358,6 +388,9 @@ def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:
         ranks=ranks_of_layers(request.ranks, len(request.widths)),
         scores=1 if dataset.n_classes == 2 else dataset.n_classes,
         transform=request.transform,
+        activation=request.activation,
+        bias=request.bias,
+        orthogonal=request.orthogonal,
     )
 
 

@@ -43,6 +43,8 @@ def open_seeds(request: TrainRequest, seeds: Sequence[int], team: Team = ALONE) 
     """The run of each seed in `request.out`/seed-I; a seed without a directory starts anew."""
     if not isinstance(request.settings, TrainSettings):
         raise InputError("networks are trained side by side in batches, not by gradient flow")
+    if request.settings.certified is not None:
+        raise InputError("certified training is of one network at a time, got several seeds")
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"training needs at least one seed, each once, got {list(seeds)}")
     with team.agreeing():

@@ -60,6 +60,7 @@ def make_recorder(
 
     n: training examples to track, drawn by seed. Raises InputError as `Tracker` does.
     """
+    model.architecture.require_papers("a trajectory", "it follows Lemma 13 and Theorem 16")
     examples, _ = subset(dataset.train, n, seed, model.head.device, model.head.dtype)
     path = out / TRAJECTORY
     keep_lines(path, "step", done)
