@@ -133,13 +133,14 @@ def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None
     """A report whose logs grow with `scale`; None stands for what is not finite."""
     facts = BoundFacts(
         1000 * width, 2038, 1, 28, 28, (width, width), "linf", "20/255", 0.0784314,
-        None if covered else "channels 10:28", 28.0, 14.543, 4.87, 0.9444, (38.51, 39.02),
-        10 * scale, 13 * scale, 12 * scale, "cross-entropy", 0.0, 13 * scale, 3.689, 4.382,
+        None if covered else "channels 10:28", 28.0, 14.543, False, 0 if covered else 3, 4.87,
+        0.9444, (38.51, 39.02), (3.1, 2.9), 10 * scale, 13 * scale, 12 * scale, "cross-entropy",
+        0.0, 13 * scale, 5 * scale, 5 * scale, 4 * scale, 3.689, 4.382,
         (28, 28), (784, 784), (165.31, 175.2),
     )  # fmt: skip
-    paper = BoundForm(16 * scale, 3 * scale, 15 * scale, None, 12 * scale)
-    explicit = BoundForm(-2 * scale, -scale, -3 * scale, -4 * scale, None)
-    both = {"paper": paper, "explicit": explicit, "covered": covered}
+    paper = BoundForm(16 * scale, 3 * scale, 15 * scale, None, 12 * scale, covered)
+    explicit = BoundForm(-2 * scale, -scale, -3 * scale, -4 * scale, None, covered)
+    both = {"paper": paper, "explicit": explicit}
     rows = (
         BoundRow("Lemma 7", "(9)", "dense", False, dimension=None, **both),
         BoundRow("Theorem 9", "(10)", "dense", False, dimension=width**3, **both),

@@ -15,7 +15,7 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.progress import Steps, Tell, drain
 from tnn_robust.base.threat import Threat
-from tnn_robust.certification.lipschitz import worst_scores
+from tnn_robust.certification.lipschitz import layer_norms, worst_scores
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.attack_part import Target
 from tnn_robust.evaluation.intervals import resample
@@ -35,8 +35,7 @@ from tnn_robust.theory.network import Spectrum, has_bias, hypothesis_class, orth
 from tnn_robust.theory.premises import compression_premises, general_premises, implicit_premises
 from tnn_robust.theory.results import BoundFacts, BoundReport, MeasuredGap, finite
 
-# Where the user names neither an attack nor its steps or examples.
-STEPS, EXAMPLES = 20, 1000
+EXAMPLES = 1000  # where the user says nothing
 
 
 def bound(
@@ -50,6 +49,7 @@ def bound(
     energy: float = 0.99,
     teacher: tuple[int, ...] = (2, 2),
     teacher_norm: float = 1.0,
+    input_norm: float | None = None,
     gap: bool = True,
     n: int = EXAMPLES,
     seed: int = 0,
@@ -59,11 +59,13 @@ def bound(
 
     Parameters
     ----------
-    attack: that measures the gap; by default PGD of 20 steps in `threat`, which is l_inf 8/255
+    attack: that measures the gap; by default PGD of 40 steps in `threat`, which is l_inf 8/255
         unless it is given.
     loss: of the risks, cross-entropy by default.
     energy: the share of each layer's squared F-norm that Theorems 19 and 21 keep.
     teacher: J and m_J of Theorem 16; teacher_norm: its B, at least 1.
+    input_norm: B_x of Assumption 5; None for the largest ||x||_F of the training examples, which
+        a new one may exceed. sqrt(d c) is what the box [0, 1] allows.
     gap: measure it, on at most n examples of each part, drawn by seed.
 
     Raises InputError for a layer of norm zero, inputs that are all zero, and a network that
@@ -71,7 +73,7 @@ def bound(
     """
     if not isinstance(model, TNN):
         raise InputError(f"the bounds are of a TNN, got a {type(model).__name__}")
-    chosen = attack or PGD(threat or Threat(), steps=STEPS)
+    chosen = attack or PGD(threat or Threat())
     steps = bound_steps(
         live_subject(model, data, loss),
         data,
@@ -96,6 +98,7 @@ def bound_steps(
     energy: float = 0.99,
     teacher: tuple[int, ...] = (2, 2),
     teacher_norm: float = 1.0,
+    input_norm: float | None = None,
     gap: bool = True,
     n: int = EXAMPLES,
     seed: int = 0,
@@ -107,7 +110,9 @@ def bound_steps(
     dataset.require_training_part("a generalization bound needs")
     check_attacks(attacks, subject)
     net, spectrum = hypothesis_class(model), spectra(model)
-    facts = measured_facts(model, subject.loss, dataset, attacks[0], net, spectrum, confidence)
+    facts = measured_facts(
+        model, subject.loss, dataset, attacks[0], net, spectrum, confidence, input_norm
+    )
     cut = cut_network(facts, net, spectrum, energy)
     measured = None
     if gap:
@@ -147,7 +152,7 @@ def _teacher(teacher: tuple[int, ...], norm: float) -> Teacher:
 def attacks_for_bounds(choice: AttackChoice, trained: Attack | None) -> tuple[Attack, ...]:
     """The attacks of the gap, of one threat model: the bounds are of one."""
     if not choice.names:
-        choice = replace(choice, names=("pgd",), steps=choice.steps or STEPS)
+        choice = replace(choice, names=("pgd",))
     attacks = attacks_of(choice, trained)
     if len({(one.threat.norm, one.threat.eps) for one in attacks}) != 1:
         came = ", ".join(f"{one.name} {one.threat.norm} {one.threat.text}" for one in attacks)
@@ -163,19 +168,27 @@ def measured_facts(
     net: HypothesisClass,
     spectrum: tuple[Spectrum, ...],
     confidence: float,
+    input_norm: float | None = None,
 ) -> BoundFacts:
-    """The constants of a network and its data for the ball of this attack."""
+    """The constants of a network and its data for the ball of this attack.
+
+    input_norm: B_x, None for the training sample's; InputError unless above 0 and finite.
+    """
+    if input_norm is not None and not 0 < input_norm < math.inf:
+        raise InputError(f"B_x needs a finite norm above 0, got {input_norm}", field="input_norm")
     a = model.architecture
     train, test = (
         torch.linalg.vector_norm(part.x.double(), dim=(1, 2))
         for part in (dataset.train, dataset.test)
     )
-    largest = float(torch.cat([train, test]).max())
+    largest = float(train.max()) if input_norm is None else input_norm
     constant = _constant(model, attack)
     t = confidence_t(confidence)
     clean = Sample(len(train), largest, loss, t)
     attacked = replace(clean, reach=largest + attack.threat.eps * constant)
     constants = attacked.constants(net)
+    spectral = tuple(float(norm) for norm in layer_norms(model))
+    proved = replace(net, layer_norms=spectral)
     confined = {"channels": attack.threat.channels, "faces": attack.threat.faces}
     return BoundFacts(
         n=len(train),
@@ -190,15 +203,21 @@ def measured_facts(
         confined=next((f"{k} {v}" for k, v in confined.items() if v is not None), None),
         constant=constant,
         input_norm=largest,
+        input_given=input_norm is not None,
+        beyond=int((torch.cat([train, test]) > largest).sum()),
         least_norm=float(train.min()),
         head_norm=net.head_norm,
         layer_norms=net.layer_norms,
+        spectral_norms=spectral,
         log_product=net.log_product,
         log_bf=attacked.log_bf(net),
         log_bf_clean=clean.log_bf(net),
         loss=loss,
         log_lipschitz=finite(constants.log_lipschitz),
         log_range=finite(constants.log_range),
+        log_reached=attacked.log_bf(proved),
+        log_proved=finite(attacked.constants(proved).log_range),
+        log_proved_clean=finite(clean.constants(proved).log_range),
         t=t,
         t4=confidence_t(confidence, failures=4),
         ranks=tuple(max(one.ranks) for one in spectrum),

@@ -39,14 +39,20 @@ def _fact_table(report: BoundReport) -> Table:
     where = f", {f.confined}" if f.confined else ""
     rows = [
         ("N, training examples", f"{f.n}"),
-        ("B_x, largest ||x||_F", f"{f.input_norm:.4g}"),
+        (
+            "B_x, as given" if f.input_given else "B_x, largest ||x||_F of these",
+            f"{f.input_norm:.4g}",
+        ),
         (f"C of {f.norm}{where}", f"{f.constant:.4g}"),
         (f"B_x + eps C, eps {f.eps}", f"{f.input_norm + f.eps_value * f.constant:.4g}"),
         ("B_w, ||head||", f"{f.head_norm:.4g}"),
         ("B_W = B_w prod B_l", magnitude(f.log_product)),
         ("B_f = (B_x + eps C) B_W", magnitude(f.log_bf)),
         (f"L_loss, {f.loss}", magnitude(f.log_lipschitz)),
-        ("B, range of the loss", magnitude(f.log_range)),
+        ("B, range of the loss in F", magnitude(f.log_range)),
+        ("largest |f|, exact norms", magnitude(f.log_reached)),
+        ("R, provable range of the loss", magnitude(f.log_proved)),
+        ("  without an adversary", magnitude(f.log_proved_clean)),
         (f"t at {100 * report.confidence:.6g} % (1 - 2e^-t)", f"{f.t:.4g}"),
         ("t where 1 - 4e^-t is needed", f"{f.t4:.4g}"),
     ]
@@ -90,14 +96,14 @@ def _bound_table(report: BoundReport) -> Table:
             row.version,
             "-" if row.dimension is None else f"{row.dimension}",
             magnitude(row.paper.log_value),
-            _verdict(row, row.paper),
+            _verdict(row.paper),
             magnitude(row.explicit.log_value),
-            _verdict(row, row.explicit),
+            _verdict(row.explicit),
         )
         for row in report.rows
     ]
     columns = ("bound", "rank", "P", "paper shape", "", "explicit", "")
-    return Table("Bounds of the gap; vacuous: not below B", columns, rows)
+    return Table("Bounds of the gap; vacuous: not below R", columns, rows)
 
 
 def _name(row: BoundRow) -> str:
@@ -105,10 +111,10 @@ def _name(row: BoundRow) -> str:
     return f"{row.name.replace('Theorem', 'Thm').replace('Corollary', 'Cor.')} {row.equation}{kind}"
 
 
-def _verdict(row: BoundRow, form: BoundForm) -> str:
-    if not row.covered:
+def _verdict(form: BoundForm) -> str:
+    if not form.covered:
         return "not covered"
-    return "vacuous" if form.vacuous else "below B"
+    return "vacuous" if form.vacuous else "below R"
 
 
 def _gap_table(report: BoundReport) -> Table:
@@ -122,7 +128,7 @@ def _gap_table(report: BoundReport) -> Table:
         for row in report.rows
     ]
     columns = ("bound", "gap", "95 % CI", "certified", "N paper", "N explicit")
-    return Table("Beside the measured gap; N: examples to fall below B", columns, rows)
+    return Table("Beside the measured gap; N: examples to fall below R", columns, rows)
 
 
 def _measured(report: BoundReport, row: BoundRow) -> tuple[str, str, str]:
@@ -189,8 +195,9 @@ def bound_notes(report: BoundReport) -> list[str]:
     one, gap = report.implicit, report.gap
     notes = [
         "Paper shape: unnamed constants are 1, so it shows the scaling and proves nothing. "
-        "Explicit: all constants. std: no adversary, with its own B_f and B. FAILS: known to "
-        "be untrue; open: cannot be told from the network.",
+        "Explicit: all constants. std: no adversary, with its own B_f, B and R. R is the range "
+        "of the loss that this network's exact norms allow: no gap exceeds it. FAILS: known "
+        "to be untrue; open: cannot be told from the network.",
         f"Theorem 16 is for an assumed teacher of J = {one.teacher_layers}, "
         f"m_J = {one.teacher_width}, B = {one.teacher_norm:.4g}.",
     ]
@@ -203,7 +210,7 @@ def bound_notes(report: BoundReport) -> list[str]:
             "finds risks from below. Certified risks bound them from above, so for certain the "
             f"adversarial gap of these examples is between {low:.4g} and {high:.4g}."
         )
-    if not all(row.covered for row in report.rows):
+    if not all(form.covered for row in report.rows for form in (row.paper, row.explicit)):
         notes.append(
             "WARNING: rows marked not covered have a premise that fails: the number is what the "
             "formula gives, not a bound of this network."
