@@ -9,7 +9,7 @@ from tnn_robust_cli import _results
 
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES
-from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
+from tnn_robust.experiments.plan import EXPERIMENTS, MATCHES, NORM_BOUND, SCALES, Plan
 
 if TYPE_CHECKING:
     from tnn_robust.experiments.reproduce import ReproduceRequest
@@ -33,8 +33,10 @@ ENGINES = ("processes", "dask")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many.  [default: by scale]")
 @click.option("--ranks", type=shared.WHOLE_NUMBERS, help="Of a1; 0 for unfactorised layers.")
 @click.option("--sizes", type=shared.WHOLE_NUMBERS, help="Of a1: numbers of examples N.")
-@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2 and a3: D.")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: by scale]")
+@click.option("--match", default="epochs", help=f"Of a1, for each N equal: {', '.join(MATCHES)}.")
+@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2, a3 and flow: D.")
+@click.option("--layers", type=shared.WHOLE_NUMBERS, help="Of flow: numbers of t-layers.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Of flow: steps.  [default: by scale]")
 @click.option("--lr", type=float, help="[default: that of the paper]")
 @click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
 @click.option("--engine", default="processes", help="processes, dask.")
@@ -49,7 +51,7 @@ ENGINES = ("processes", "dask")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
 def main(out: Path, **given: Any) -> None:
     """Rerun an experiment of arXiv 2303.00196: a1 gap against rank and N, a2 implicit bias,
-    a3 the explicit regulariser.
+    a3 the explicit regulariser; flow is a2 by gradient flow, beside a control.
 
     Writes records.jsonl (a line a cell), table.md, table.csv, figures and verdicts.json,
     and ends with a verdict per claim of the paper, computed from the records.
@@ -58,8 +60,9 @@ def main(out: Path, **given: Any) -> None:
 
     from tnn_robust_cli import _render
 
+    from tnn_robust.experiments.gap_verdicts import ratios
     from tnn_robust.experiments.reproduce import RECORDS, reproduce_run
-    from tnn_robust.experiments.verdicts import ratios, verdicts
+    from tnn_robust.experiments.verdicts import verdicts
     from tnn_robust.reporting.reproduction import (
         deliver,
         result_table,

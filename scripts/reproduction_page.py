@@ -9,9 +9,10 @@ verdicts and figures anew, and replaces what stands between the page's markers.
 import math
 from pathlib import Path
 
+from tnn_robust.experiments.gap_verdicts import ratios
 from tnn_robust.experiments.reproduce import read_records
 from tnn_robust.experiments.results import CellRecord, Verdict
-from tnn_robust.experiments.verdicts import ratios, verdicts
+from tnn_robust.experiments.verdicts import verdicts
 from tnn_robust.reporting.reproduction import deliver, verdict_lines
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.progress import Steps, Tell, drain
 from tnn_robust.base.threat import Threat
-from tnn_robust.certification.lipschitz import layer_norms, worst_scores
+from tnn_robust.certification.lipschitz import worst_scores
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.attack_part import Target
 from tnn_robust.evaluation.intervals import resample
@@ -31,7 +31,14 @@ from tnn_robust.theory.adversary import largest_f_norm
 from tnn_robust.theory.bounds import HypothesisClass, Sample, confidence_t
 from tnn_robust.theory.evaluate import bound_rows, cut_network, implicit_bias
 from tnn_robust.theory.implicit_bias import Teacher
-from tnn_robust.theory.network import Spectrum, has_bias, hypothesis_class, orthogonality, spectra
+from tnn_robust.theory.network import (
+    Spectrum,
+    has_bias,
+    hypothesis_class,
+    orthogonality,
+    spectra,
+    spectral_class,
+)
 from tnn_robust.theory.premises import compression_premises, general_premises, implicit_premises
 from tnn_robust.theory.results import BoundFacts, BoundReport, MeasuredGap, finite
 
@@ -187,8 +194,7 @@ def measured_facts(
     clean = Sample(len(train), largest, loss, t)
     attacked = replace(clean, reach=largest + attack.threat.eps * constant)
     constants = attacked.constants(net)
-    spectral = tuple(float(norm) for norm in layer_norms(model))
-    proved = replace(net, layer_norms=spectral)
+    proved = spectral_class(model, net)
     confined = {"channels": attack.threat.channels, "faces": attack.threat.faces}
     return BoundFacts(
         n=len(train),
@@ -208,7 +214,7 @@ def measured_facts(
         least_norm=float(train.min()),
         head_norm=net.head_norm,
         layer_norms=net.layer_norms,
-        spectral_norms=spectral,
+        spectral_norms=proved.layer_norms,
         log_product=net.log_product,
         log_bf=attacked.log_bf(net),
         log_bf_clean=clean.log_bf(net),

@@ -19,6 +19,7 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.experiments.cells import architecture_of, cell_run, relative_costs
 from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
+from tnn_robust.experiments.flow_cell import flow_cell_run
 from tnn_robust.experiments.plan import Cell, Plan
 from tnn_robust.experiments.results import CellRecord
 from tnn_robust.models.network import require_room
@@ -186,4 +187,6 @@ def _loaded(spec: DataSpec) -> Dataset:
 
 def _cell_work(task: CellTask) -> Steps[CellRecord]:
     """A cell, a Progress an epoch."""
+    if task.cell.optimizer == "flow":
+        return flow_cell_run(task.cell, _loaded(task.data), device=task.device)
     return cell_run(task.cell, _loaded(task.data), state=task.state, device=task.device)

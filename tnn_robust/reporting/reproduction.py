@@ -186,8 +186,9 @@ def _number(value: float | None, scale: float, form: str) -> str:
 def _verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> str:
     text = ""
     for verdict in verdicts:
-        rows = [(f.what, *_value(f), f.verdict) for f in verdict.findings]
-        table = Table(f"Rule: {verdict.rule}", ("finding", "value", "95 %", "verdict"), rows)
+        rows = [(f.what, *_value(f), f.verdict, f.needed) for f in verdict.findings]
+        heads = ("finding", "value", "95 %", "verdict", "what would decide it")
+        table = Table(f"Rule: {verdict.rule}", heads, rows)
         text += f"## Claim {verdict.claim}: {verdict.text}: **{verdict.verdict}**\n\n"
         text += markdown(table) + "\n"
     if ratios:
@@ -222,7 +223,8 @@ def verdict_lines(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> lis
 
 def _phrase(finding: Finding) -> str:
     value, found = _value(finding)
-    return f"{finding.what} = {value}" + ("" if found == "-" else f" ({found})")
+    needed = f" ({finding.needed} would decide it)" if finding.needed else ""
+    return f"{finding.what} = {value}" + ("" if found == "-" else f" ({found})") + needed
 
 
 def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -> None:
