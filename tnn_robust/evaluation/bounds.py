@@ -13,7 +13,7 @@ from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.attacks.structured import parse_range
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
-from tnn_robust.base.progress import Steps, Tell, drain
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.lipschitz import worst_scores
 from tnn_robust.data.dataset import Dataset, describe_data
@@ -24,6 +24,7 @@ from tnn_robust.evaluation.report import (
     evaluate_steps,
     targets_of,
 )
+from tnn_robust.evaluation.risk_bounds import Asked, Held, initial_weights, risk_bounds
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.network import TNN
@@ -43,6 +44,7 @@ from tnn_robust.theory.premises import compression_premises, general_premises, i
 from tnn_robust.theory.results import BoundFacts, BoundReport, MeasuredGap, finite
 
 EXAMPLES = 1000  # where the user says nothing
+_FROM_DATA = ("data", "file")  # transforms that may have been chosen by the training part
 
 
 def bound(
@@ -121,9 +123,18 @@ def bound_steps(
         model, subject.loss, dataset, attacks[0], net, spectrum, confidence, input_norm
     )
     cut = cut_network(facts, net, spectrum, energy)
-    measured = None
+    measured, held = None, None
     if gap:
-        measured = yield from _measured_gap(subject, dataset, attacks, facts, n, seed, batch_size)
+        measured, held = yield from _measured_gap(
+            subject, dataset, attacks, facts, n, seed, batch_size
+        )
+    yield Progress("bounds of the error", 0, 1)
+    whole = targets_of(subject, dataset, None, seed)
+    radius = facts.eps_value * facts.constant
+    train, test = (whole[part].examples for part in PARTS)
+    asked = Asked(model, train, test, radius, 1 - confidence)
+    began = initial_weights(model, subject.info.get("training"), dataset.train.x)
+    fixed = model.architecture.transform.partition(":")[0] not in _FROM_DATA
     premises = (
         *general_premises(facts, bias=has_bias(model), orthogonal=orthogonality(model.transform)),
         *compression_premises(cut.decay),
@@ -140,6 +151,7 @@ def bound_steps(
         cut=cut.record,
         implicit=implicit_bias(facts, net, taught, premises),
         gap=measured,
+        risks=risk_bounds(asked, held, began, fixed=fixed),
     )
 
 
@@ -254,11 +266,17 @@ def _measured_gap(
     n: int,
     seed: int,
     block: int,
-) -> Steps[MeasuredGap]:
-    """Gaps under the attacks' worst case, and the certain bracket around the adversarial one."""
+) -> Steps[tuple[MeasuredGap, Held | None]]:
+    """Gaps under the attacks' worst case, the certain bracket around the adversarial one, and
+    the certificates of test examples, by CROWN where that is cheap."""
     found = yield from evaluate_steps(
-        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False
+        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False, certify=None
     )
+    certified_test = found.report.certified
+    held = None
+    if certified_test is not None:
+        part = certified_test.test
+        held = Held(part.n, part.n - part.certified, certified_test.method)
     train, test, agp = found.report.worst_case.both
     targets = targets_of(subject, dataset, n, seed)
     clean = [_losses(subject, targets[part], 0.0, block) for part in PARTS]
@@ -268,7 +286,7 @@ def _measured_gap(
     }
     # The parts are drawn apart, as for the adversarial risks.
     resampled = [resample(one.numpy()[None], (seed, k)) for k, one in enumerate(clean)]
-    return MeasuredGap(
+    measured = MeasuredGap(
         attack=", ".join(one.name for one in attacks),
         n_train=train.n,
         n_test=test.n,
@@ -279,6 +297,7 @@ def _measured_gap(
         adversarial_ci=agp.risk_ci,
         bracket=(test.risk - certified["train"], certified["test"] - train.risk),
     )
+    return measured, held
 
 
 def _losses(subject: Subject, target: Target, radius: float, block: int) -> Tensor:

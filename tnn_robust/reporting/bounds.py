@@ -3,7 +3,13 @@
 import math
 
 from tnn_robust.reporting.tables import Table, interval_text
-from tnn_robust.theory.results import BoundForm, BoundReport, BoundRow, ImplicitRecord
+from tnn_robust.theory.results import (
+    BoundForm,
+    BoundReport,
+    BoundRow,
+    ImplicitRecord,
+    RiskBound,
+)
 
 
 def magnitude(log_value: float | None) -> str:
@@ -31,6 +37,7 @@ def bound_tables(report: BoundReport) -> list[Table]:
         _gap_table(report),
         _part_table(report),
         _implicit_table(report),
+        _risk_table(report),
     ]
 
 
@@ -185,6 +192,49 @@ def _implicit_table(report: BoundReport) -> Table:
     return Table("Implicit low rank (Thm 16) and decay", ("", "value"), rows)
 
 
+def _risk_table(report: BoundReport) -> Table:
+    rows = [
+        (
+            f"{one.name}, {'robust' if one.robust else 'clean'}",
+            f"{one.n}",
+            f"{one.wrong:.4g}",
+            f"{one.nats:.4g}",
+            f"{100 * one.value:.4g}",
+            _premise(one),
+        )
+        for one in report.risks
+    ]
+    title = (
+        f"Bounds of the error (%) on new examples, together at {100 * report.confidence:.6g} %; "
+        "robust: not certified"
+    )
+    return Table(title, ("bound", "n", "wrong", "nats", "error <=", ""), rows)
+
+
+def _premise(one: RiskBound) -> str:
+    return {True: "holds", False: "FAILS", None: "open"}[one.holds]
+
+
+def _smallest(report: BoundReport) -> list[str]:
+    """The premises of these bounds, and the smallest number that stands."""
+    lines = []
+    said = dict.fromkeys((one.name, one.of, one.premise) for one in report.risks)
+    lines += [f"{name}: of {of}; premise: {premise}." for name, of, premise in said]
+    for robust in (False, True):
+        one = report.smallest(robust=robust)
+        f = report.facts
+        what = f"robust error in {f.norm} {f.eps}" if robust else "error on clean examples"
+        if one is None:
+            lines.append(f"No bound of the {what} beats guessing.")
+            continue
+        by = f", certified by {one.method}" if one.method else ""
+        lines.append(
+            f"Smallest valid bound of the {what}: {100 * one.value:.4g} % ({one.name}, of "
+            f"{one.of}, {one.wrong:.4g} wrong of {one.n}{by})."
+        )
+    return lines
+
+
 def _said(one: ImplicitRecord) -> str:
     said = "vacuous" if one.vacuous else "says something"
     return said if one.covered else f"not covered, {said}"
@@ -215,4 +265,4 @@ def bound_notes(report: BoundReport) -> list[str]:
             "WARNING: rows marked not covered have a premise that fails: the number is what the "
             "formula gives, not a bound of this network."
         )
-    return notes
+    return [*notes, *_smallest(report)] if report.risks else notes

@@ -77,7 +77,7 @@ def deliver(
     """Write table.md, table.csv, verdicts.json and the figures, each whole or not at all."""
     rows = summaries(records)
     text = _heading(records) + markdown(result_table(records)) + "\n"
-    text += _verdict_markdown(verdicts, ratios)
+    text += verdict_markdown(verdicts, ratios)
     write_bytes(out / TABLE, text.encode())
     write_bytes(out / CSV, _csv(rows).encode())
     found = {
@@ -183,7 +183,7 @@ def _number(value: float | None, scale: float, form: str) -> str:
     return "-" if value is None else f"{scale * value:{form}}"
 
 
-def _verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> str:
+def verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> str:
     text = ""
     for verdict in verdicts:
         rows = [(f.what, *_value(f), f.verdict, f.needed) for f in verdict.findings]

@@ -209,8 +209,36 @@ class MeasuredGap(Record):
 
 
 @dataclass(frozen=True)
+class RiskBound(Record):
+    """An upper bound of a probability of error on new examples, whatever the losses and norms.
+
+    of: whose error: this network's, or that of one near it; robust: wrong is what is not
+    certified, by `method`; else what is misclassified. n: examples it rests on, of which `wrong`
+    (a mean where the network is random); nats: what the choice of the network costs; holds: its
+    premise, True, False, or None where nobody can tell.
+    """
+
+    name: str
+    of: str
+    robust: bool
+    method: str
+    n: int
+    wrong: float
+    nats: float
+    value: float
+    holds: bool | None
+    premise: str
+
+    def __post_init__(self) -> None:
+        require_at_least(1, n=self.n)
+        require_at_least(0, nats=self.nats, wrong=self.wrong)
+        require(0 <= self.value <= 1, "a probability from 0 to 1", self.value)
+
+
+@dataclass(frozen=True)
 class BoundReport(Record):
-    """All that tnn-bound prints. gap: None where it was not asked for."""
+    """All that tnn-bound prints. gap: None where it was not asked for; risks: bounds of the
+    error itself, which hold together with the confidence of the report."""
 
     SCHEMA = "tnn-robust/bound-report/2"
     KIND = "bound-report"
@@ -225,6 +253,18 @@ class BoundReport(Record):
     cut: CutRecord
     implicit: ImplicitRecord
     gap: MeasuredGap | None = None
+    risks: tuple[RiskBound, ...] = ()
+
+    def smallest(self, *, robust: bool) -> RiskBound | None:
+        """The smallest bound of this network's own error, or of one near it, whose premise is not
+        known to fail and that beats guessing; None where there is none."""
+        guessing = 1 - 1 / max(2, self.facts.scores)
+        found = [
+            one
+            for one in self.risks
+            if one.robust == robust and one.holds is not False and one.value < guessing
+        ]
+        return min(found, key=lambda one: one.value, default=None)
 
     def __post_init__(self) -> None:
         require(0 < self.confidence < 1, "a confidence between 0 and 1", self.confidence)
