@@ -35,6 +35,7 @@ from tnn_robust.theory.results import (
     ImplicitRecord,
     MeasuredGap,
     Premise,
+    RiskBound,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -164,7 +165,16 @@ def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None
     )
     cut = CutRecord(0.99, (22, 22), 3.409, (599, 593), 3.885, 8.37, 0.68, (28, 28))
     implicit = ImplicitRecord(13.24, 72.27 if covered else None, 28.0, 2, 2, 1.0, covered)
-    return BoundReport({}, {}, 0, 0.95, facts, premises, rows, cut, implicit, measured)
+    risks = (
+        RiskBound("held-out, Clopper-Pearson", "this network", False, "", 2038, 41.0, 0.0, 0.0312,
+                  None, "no choice looked at the test part"),
+        RiskBound("held-out, Clopper-Pearson", "this network", True, "crown", 1000, 987.0, 0.0,
+                  0.99123, None, "no choice looked at the test part"),
+        RiskBound("PAC-Bayes, kl", "the network with Gaussian noise of 0.003 on every weight, "
+                  "drawn anew each time", False, "", 2000, 2000.0, 1.234e7, 1.0, covered,
+                  "prior around its initial weights, fixed before the training part was drawn"),
+    )  # fmt: skip
+    return BoundReport({}, {}, 0, 0.95, facts, premises, rows, cut, implicit, measured, risks)
 
 
 MEASURED = MeasuredGap(

@@ -153,11 +153,11 @@ def test_the_controller_is_that_of_lyu_and_li():
     assert found[-1].log_risk < found[0].log_risk
 
 
-@pytest.mark.parametrize("lr", (1e-3, 1e200))
+@pytest.mark.parametrize("lr", (1e-3, 1e6))
 def test_a_stage_that_leaves_the_flow_is_rejected_and_the_step_shortened(lr):
     """In version 0.1.0 such a stage ended the run, and a smaller lr did not help."""
-    for seed in range(4):
-        found = run(network(seed=seed), *separable(), lr=lr, ode="dopri5", steps=12)
+    for seed in range(2):
+        found = run(network(seed=seed), *separable(), lr=lr, ode="dopri5", steps=6)
         assert found[-1].ended == "steps" and found[-1].log_risk < found[0].log_risk
         assert found[-1].time > 0
 
@@ -214,7 +214,7 @@ def test_a_run_says_whether_it_is_a_flow_and_a_held_one_is():
     for hold in (None, 0.02):
         model = network()
         before, size = conserved(model)
-        last = run(model, x, y, "l2-fgm", steps=400, lr=0.3, hold_drift=hold)[-1]
+        last = run(model, x, y, "l2-fgm", steps=250, lr=0.3, hold_drift=hold)[-1]
         after, grown = conserved(model)
         drift = max(abs(a - b) for a, b in zip(before, after, strict=True))
         assert last.drift == pytest.approx(drift) and last.growth == pytest.approx(grown - size)

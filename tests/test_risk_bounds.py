@@ -40,7 +40,8 @@ def test_the_inverse_of_kl_is_the_largest_of_a_scan(q, budget):
     fits = [p for p in grid if binary_kl(q, float(p)) <= budget]
     assert found >= max(fits, default=q) - 1e-12
     assert found == 1 or binary_kl(q, min(found + 1e-6, 1.0)) > budget
-    assert found <= q + math.sqrt(budget / 2) + 1e-12, "Pinsker"
+    # kl is flat at q: of a budget of 0 some digits are left.
+    assert found <= q + math.sqrt(budget / 2) + 1e-7, "Pinsker"
 
 
 @pytest.mark.parametrize("n", (5, 40))
@@ -144,8 +145,8 @@ def test_a_grid_holds_its_ends_and_nothing_far():
 def parts(model: TNN, n: int, seed: int) -> Part:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, 6, 4, generator=generator, dtype=torch.float64)
-    y = (model(x).detach()[:, 0] > model(x).detach().median()).long()
-    return Part(x, y)
+    flipped = torch.rand(n, generator=generator) < 0.2
+    return Part(x, ((model(x).detach()[:, 0] > 0) ^ flipped).long())
 
 
 def test_the_bounds_cover_the_truth_over_many_samples():

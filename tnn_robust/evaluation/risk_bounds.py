@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.losses import margin
 from tnn_robust.certification.lipschitz import worst_margins
 from tnn_robust.data.parts import Part
 from tnn_robust.models.network import TNN, new_model
@@ -58,7 +59,7 @@ def risk_bounds(
     """
     each = asked._replace(delta=asked.delta / 6)
     makers: tuple[Callable[..., RiskBound], ...] = (_held_out, _occam, _pac_bayes)
-    given: tuple[Any, ...] = (held, fixed, (prior, fixed))
+    given: tuple[Any, ...] = (held, (_candidates(asked), fixed), (prior, fixed))
     return tuple(
         make(each, more, robust=robust)
         for make, more in zip(makers, given, strict=True)
@@ -70,11 +71,14 @@ def risk_bounds(
 def wrong(model: TNN, part: Part, radius: float) -> Tensor:
     """(n,) bool: examples that are met wrongly, or that no margin certifies in l2 up to radius.
 
-    A tie is wrong, as is what is not finite.
+    A tie is wrong, as is what is not finite. Without a radius by the network's own scores.
     """
     blocks = zip(part.x.split(_BLOCK), part.y.split(_BLOCK), strict=True)
     found = []
     for x, y in blocks:
+        if radius == 0:
+            found.append(~(margin(model(x), y) > 0))
+            continue
         reach = torch.full((len(y),), radius, dtype=torch.float64, device=x.device)
         found.append(~(worst_margins(model, x, y, reach) > 0).all(1))
     return torch.cat(found)
@@ -104,22 +108,37 @@ def _held_out(asked: Asked, held: Held | None, *, robust: bool) -> RiskBound:
     )
 
 
-def _occam(asked: Asked, fixed: bool, *, robust: bool) -> RiskBound:
-    n, best = len(asked.train.y), None
+class _Written(NamedTuple):
+    """A network near the one asked for, and the bits of its code; None where these are so many
+    that the bound is hopeless however well it does."""
+
+    bits: float
+    model: TNN | None
+    words: str
+
+
+def _candidates(asked: Asked) -> list[_Written]:
     choices = [(energy, width) for energy in _ENERGIES for width in _WIDTHS]
+    found = []
     for energy, width in choices:
         made = quantised(asked.model, energy, width)
         bits = made.bits + math.log2(len(choices))
-        # Hopeless however well it does: it need not be run.
-        hopeless = bits * math.log(2) / n > _HOPELESS
-        bad = n if hopeless else _wrong(asked, made.model, asked.train, robust=robust)
-        found = (occam(bad, n, bits, asked.delta), bits, bad, energy, width)
-        best = found if best is None or found < best else best
-    assert best is not None
-    value, bits, bad, energy, width = best
+        hopeless = bits * math.log(2) / len(asked.train.y) > _HOPELESS
+        words = f"its truncation to {100 * energy:g} % of the energy in {width} bits an entry"
+        found.append(_Written(bits, None if hopeless else made.model, words))
+    return found
+
+
+def _occam(asked: Asked, given: tuple[list[_Written], bool], *, robust: bool) -> RiskBound:
+    candidates, fixed = given
+    n, found = len(asked.train.y), []
+    for bits, model, words in candidates:
+        bad = n if model is None else _wrong(asked, model, asked.train, robust=robust)
+        found.append((occam(bad, n, bits, asked.delta), bits, bad, words))
+    value, bits, bad, words = min(found)
     return RiskBound(
         name="Occam, kl",
-        of=f"its truncation to {100 * energy:g} % of the energy in {width} bits an entry",
+        of=words,
         robust=robust,
         method=LIPSCHITZ if robust else "",
         n=n,

@@ -37,7 +37,7 @@ def bound_tables(report: BoundReport) -> list[Table]:
         _gap_table(report),
         _part_table(report),
         _implicit_table(report),
-        _risk_table(report),
+        *([_risk_table(report)] if report.risks else []),
     ]
 
 
@@ -204,11 +204,8 @@ def _risk_table(report: BoundReport) -> Table:
         )
         for one in report.risks
     ]
-    title = (
-        f"Bounds of the error (%) on new examples, together at {100 * report.confidence:.6g} %; "
-        "robust: not certified"
-    )
-    return Table(title, ("bound", "n", "wrong", "nats", "error <=", ""), rows)
+    title = f"Bounds of the error on new examples, together at {100 * report.confidence:.6g} %"
+    return Table(title, ("bound", "n", "wrong", "nats", "error <= (%)", "premise"), rows)
 
 
 def _premise(one: RiskBound) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.files import write_bytes
+from tnn_robust.experiments.plan import LAYERS
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, markdown
@@ -27,6 +28,7 @@ def summaries(records: Sequence[CellRecord]) -> list[Summary]:
         for point in record.points:
             columns = point.columns
             cell = {name: record.cell[name] for name in ("arm", "rank", "width", "n", "nuclear")}
+            cell["layers"] = record.cell.get("layers", LAYERS)
             row: Summary = {**cell, "seeds": len(record.seeds), "epoch": point.epoch}
             for name, column in columns.items():
                 if name in ("train_n", "test_n"):
@@ -228,15 +230,16 @@ def _phrase(finding: Finding) -> str:
 
 
 def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -> None:
-    """agp.png of A.1, trajectory.png of A.2 and A.3."""
+    """agp.png of A.1, trajectory.png of A.2, A.3 and the flow, mean.png of the flow."""
     if not records:
         return
     if records[0].cell["experiment"] == "a1":
         save_figure(out / "agp.png", (9.0, 3.8), lambda figure: _draw_gaps(figure, rows), dpi=100)
-    else:
-        save_figure(
-            out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90
-        )
+        return
+    save_figure(out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90)
+    if records[0].cell["experiment"] == "flow":
+        wide = 3.4 * len({row["layers"] for row in rows}) + 1.0
+        save_figure(out / "mean.png", (wide, 3.8), lambda figure: _draw_mean(figure, rows), dpi=100)
 
 
 def _draw_gaps(figure: Any, rows: Sequence[Summary]) -> None:
@@ -284,6 +287,34 @@ def _draw_run(figure: Any, rows: Sequence[Summary]) -> None:
         axes.legend(fontsize=8)
     for axes in panels[3:]:
         axes.set_xlabel("epoch")
+
+
+def _draw_mean(figure: Any, rows: Sequence[Summary]) -> None:
+    """The left side of (16) along the flow, between 1 and its teacher-free bound."""
+    depths = sorted({row["layers"] for row in rows})
+    panels = figure.subplots(1, len(depths), sharey=True, squeeze=False)[0]
+    for axes, layers in zip(panels, depths, strict=True):
+        arms = [row["arm"] for row in rows if row["layers"] == layers]
+        for i, arm in enumerate(dict.fromkeys(arms)):
+            own = [row for row in rows if row["arm"] == arm]
+            x = [row["epoch"] for row in own]
+            label = "no adversary" if "no adversary" in arm else "FGSM"
+            _line(axes, x, own, "harmonic_mean", label, i)
+            bound = [row["harmonic_mean_bound"] for row in own]
+            axes.plot(x, bound, "--", color=_COLOURS[i], label=f"{label}: bound")
+        axes.axhline(1.0, color="#777777", linewidth=1.0)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_yscale("log")
+        axes.set_title(f"L = {layers}", fontsize=10)
+        axes.set_xlabel("step")
+    panels[0].set_ylabel("harmonic mean of sqrt(stable rank)")
+    panels[-1].legend(fontsize=8)
+    figure.suptitle(
+        "Theorem 16, teacher-free: the mean between 1 and its bound; bands: 95 % over seeds",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
 
 
 def _line(
