@@ -44,6 +44,9 @@ ENGINES = ("processes", "dask")
 @click.option("--layers", type=shared.WHOLE_NUMBERS, help="Of flow: numbers of t-layers.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Of flow: steps.  [default: by scale]")
 @click.option("--lr", type=float, help="[default: that of the paper]")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="[default: a1 50, a2 and a3 80; flow: all]"
+)
 @click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
 @click.option("--engine", default="processes", help="processes, dask.")
 @click.option(

@@ -11,7 +11,9 @@ import math
 import sys
 from pathlib import Path
 
+from tnn_robust.experiments.fits import interval
 from tnn_robust.experiments.gap_verdicts import ratios
+from tnn_robust.experiments.judging import gaps, paired
 from tnn_robust.experiments.reproduce import read_records
 from tnn_robust.experiments.results import CellRecord, Verdict
 from tnn_robust.experiments.studies import read_study
@@ -23,12 +25,13 @@ from tnn_robust.reporting.studies import FIGURE, deliver_study
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reproduction"
 BEGIN, END = "<!-- results: scripts/reproduction_page.py -->\n", "<!-- end of results -->\n"
-FIGURES = {"a1": "agp.png", "a2": "trajectory.png", "a3": "trajectory.png", "flow": "mean.png"}
+FIGURES = {"a1": "agp.png", "a2": "trajectory.png", "a3": "trajectory.png", "flow": "trajectory.png"}
 
 
 def main(pages: Path = PAGES) -> None:
     details, claims = [], []
-    for folder in sorted(path.parent for path in pages.glob("*/records.jsonl")):
+    found = {path.parent for path in pages.glob("*/records.jsonl")}
+    for folder in sorted(one for one in found if one.name not in {"a1-base", *_APART}):
         text, rows = study(folder) if is_study(folder) else experiment(folder)
         details.append(text)
         claims += rows
@@ -36,7 +39,39 @@ def main(pages: Path = PAGES) -> None:
     page = pages / "README.md"
     if not page.is_file():
         page.write_text(f"# Results\n\n{BEGIN}{END}")
-    replace(page, head + "".join(sorted(claims)) + "\n" + "\n".join(details))
+    text = head + "".join(sorted(claims)) + "\n" + "\n".join(details)
+    replace(page, text + "\n" + apart(pages))
+
+
+# What differs from `a1-base` in one thing alone, and in what.
+_APART = {
+    "a1-unbounded": "norm bound 1e5, which never binds, for 10",
+    "a1-batch-30": "batches of 30 for 50",
+    "a1-batch-100": "batches of 100 for 50",
+    "a1-fan-in": "initial weights with a fan-in of d c for d",
+}
+
+
+def apart(pages: Path) -> str:
+    """What each difference from an independent implementation does to A.1's gap."""
+    if not (pages / "a1-base" / "records.jsonl").is_file():
+        return ""
+    base = gaps(read_records(pages / "a1-base"))
+    rows = []
+    for name, words in _APART.items():
+        if not (pages / name / "records.jsonl").is_file():
+            continue
+        for arm, sizes in gaps(read_records(pages / name)).items():
+            values = paired(base[arm], sizes)
+            mean = math.fsum(values) / len(values)
+            low, high = interval(values) or (mean, mean)
+            level = [v for by_seed in base[arm].values() for v in by_seed.values()]
+            share = mean / (math.fsum(level) / len(level))
+            rows.append(
+                f"| {words} | {arm} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) | {share:+.0%} |\n"
+            )
+    head = "| difference | arm | change of the AGP in nats | of it |\n" + "| --- " * 4 + "|\n"
+    return f"### What moves A.1's gap\n\n{head}{''.join(rows)}\n" if rows else ""
 
 
 def is_study(folder: Path) -> bool:

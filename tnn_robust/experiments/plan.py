@@ -95,6 +95,7 @@ class Plan:
     widths: tuple[int, ...] | None = None
     layers: tuple[int, ...] | None = None
     match: str = "epochs"
+    batch_size: int | None = None
     epochs: int | None = None
     lr: float | None = None
     norm_bound: float = NORM_BOUND
@@ -111,7 +112,7 @@ class Plan:
             object.__setattr__(self, "departures", tuple(DEPARTURES))
         if self.departures and (self.experiment == "flow" or self.match != "epochs"):
             raise InputError("departures of the demo are of a1, a2 and a3 at equal epochs")
-        for name in ("seeds", "epochs", "lr", "norm_bound"):
+        for name in ("seeds", "epochs", "lr", "norm_bound", "batch_size"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} needs more than 0, got {value}")
@@ -218,7 +219,7 @@ class Plan:
             n=None,
             seeds=tuple(range(self.seeds or _SEEDS[self.scale][0 if a1 else 1])),
             points=(epochs,) if a1 else looked_at(epochs),
-            batch_size=50 if a1 else 80,
+            batch_size=self.batch_size or (50 if a1 else 80),
             optimizer="adam" if a1 else "sgd",
             lr=self.lr or (1e-3 if a1 else 1e-4),
             eps="20/255" if a1 else "16/255",

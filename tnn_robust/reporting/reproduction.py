@@ -237,7 +237,7 @@ def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -
         save_figure(out / "agp.png", (9.0, 3.8), lambda figure: _draw_gaps(figure, rows), dpi=100)
         return
     save_figure(out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90)
-    if records[0].cell["experiment"] == "flow":
+    if "harmonic_mean_bound" in rows[0]:
         wide = 3.4 * len({row["layers"] for row in rows}) + 1.0
         save_figure(out / "mean.png", (wide, 3.8), lambda figure: _draw_mean(figure, rows), dpi=100)
 
