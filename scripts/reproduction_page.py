@@ -25,7 +25,7 @@ from tnn_robust.reporting.studies import FIGURE, deliver_study
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reproduction"
 BEGIN, END = "<!-- results: scripts/reproduction_page.py -->\n", "<!-- end of results -->\n"
-FIGURES = {"a1": "agp.png", "a2": "trajectory.png", "a3": "trajectory.png", "flow": "trajectory.png"}
+FIGURES = {"a1": "agp.png"}  # of others the trajectory, and the means of the flow
 
 
 def main(pages: Path = PAGES) -> None:
@@ -142,9 +142,12 @@ def claim(how: str, name: str, verdict: Verdict, seconds: float) -> str:
 
 
 def detail(name: str, records: list[CellRecord], lines: list[str]) -> str:
-    figure = FIGURES[records[0].cell["experiment"]]
+    figures = [FIGURES.get(records[0].cell["experiment"], "trajectory.png")]
+    if "harmonic_mean_bound" in records[0].last:
+        figures.append("mean.png")
     text = f"### {name}\n\n{scale(records)}. Every number: [{name}/table.md]({name}/table.md).\n\n"
-    return text + f"![{name}]({name}/{figure})\n\n" + "".join(f"- {line}\n" for line in lines)
+    text += "".join(f"![{name}]({name}/{figure})\n\n" for figure in figures)
+    return text + "".join(f"- {line}\n" for line in lines)
 
 
 def replace(document: Path, text: str) -> None:

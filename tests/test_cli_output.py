@@ -164,7 +164,7 @@ def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None
         Premise("a teacher g fits", None, "with B = 1 on the divided data, assumed", "Thm 16"),
     )
     cut = CutRecord(0.99, (22, 22), 3.409, (599, 593), 3.885, 8.37, 0.68, (28, 28))
-    implicit = ImplicitRecord(13.24, 72.27 if covered else None, 28.0, 2, 2, 1.0, covered)
+    implicit = ImplicitRecord(13.24, 72.27 if covered else None, 28.0, 2, 2, 1.0, covered, 1.956)
     risks = (
         RiskBound("held-out, Clopper-Pearson", "this network", False, "", 2038, 41.0, 0.0, 0.0312,
                   None, "no choice looked at the test part"),

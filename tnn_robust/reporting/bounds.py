@@ -182,6 +182,7 @@ def _implicit_table(report: BoundReport) -> Table:
     rows = [
         ("harmonic mean of sqrt(r_stb)", f"{one.harmonic_mean:.4g}"),
         ("right side of (16)", "inf" if one.rhs is None else f"{one.rhs:.4g}"),
+        ("  without its slack", "-" if one.sharper is None else f"{one.sharper:.4g}"),
         ("largest possible left side", f"{one.largest:.4g}"),
         ("Theorem 16 here", _said(one)),
         ("V_0 of Assumption 20", f"{cut.v0:.4g}"),

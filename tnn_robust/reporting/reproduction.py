@@ -13,6 +13,7 @@ from tnn_robust.experiments.plan import LAYERS
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, markdown
+from tnn_robust.theory.implicit_bias import LEAST_TEACHER, sharper_16
 
 TABLE, CSV, VERDICTS = "table.md", "table.csv", "verdicts.json"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -29,6 +30,7 @@ def summaries(records: Sequence[CellRecord]) -> list[Summary]:
             columns = point.columns
             cell = {name: record.cell[name] for name in ("arm", "rank", "width", "n", "nuclear")}
             cell["layers"] = record.cell.get("layers", LAYERS)
+            cell["channels"] = record.cell["channels"]
             row: Summary = {**cell, "seeds": len(record.seeds), "epoch": point.epoch}
             for name, column in columns.items():
                 if name in ("train_n", "test_n"):
@@ -303,6 +305,12 @@ def _draw_mean(figure: Any, rows: Sequence[Summary]) -> None:
             bound = [row["harmonic_mean_bound"] for row in own]
             axes.plot(x, bound, "--", color=_COLOURS[i], label=f"{label}: bound")
         axes.axhline(1.0, color="#777777", linewidth=1.0)
+        channels = next(row["channels"] for row in rows)
+        taught = sharper_16(layers=layers, channels=channels, teacher=LEAST_TEACHER)
+        if taught is not None:
+            axes.axhline(
+                taught, color="#000000", linestyle=":", linewidth=1.0, label="J = m = 2, B = 1"
+            )
         axes.set_xscale("symlog", linthresh=1)
         axes.set_yscale("log")
         axes.set_title(f"L = {layers}", fontsize=10)

@@ -31,6 +31,7 @@ from tnn_robust.theory.implicit_bias import (
     harmonic_mean_of_roots,
     largest_harmonic_mean,
     rhs_16,
+    sharper_16,
 )
 from tnn_robust.theory.logs import log_sum
 from tnn_robust.theory.network import Spectrum, largest_singular_values, own_ranks
@@ -250,4 +251,5 @@ def implicit_bias(
         teacher_width=teacher.width,
         teacher_norm=teacher.norm,
         covered=covered(premises, EVERY, IMPLICIT),
+        sharper=sharper_16(layers=net.layers, channels=net.channels, teacher=teacher),
     )

@@ -161,7 +161,8 @@ class CutRecord(Record):
 
 @dataclass(frozen=True)
 class ImplicitRecord(Record):
-    """Theorem 16 at these weights: harmonic mean of sqrt(r_stb) <= rhs (None: infinite).
+    """Theorem 16 at these weights: harmonic mean of sqrt(r_stb) <= rhs (None: infinite), and
+    <= sharper, the same without its slack (None: fewer layers than the teacher).
 
     largest: what no weights of these shapes can exceed; teacher_*: J, m_J and B;
     covered: no premise of the theorem is known to fail.
@@ -176,6 +177,7 @@ class ImplicitRecord(Record):
     teacher_width: int
     teacher_norm: float
     covered: bool
+    sharper: float | None = None
 
     @property
     def vacuous(self) -> bool:
