@@ -111,14 +111,14 @@ def _study(out: Path, given: dict[str, Any]) -> None:
     from tnn_robust.experiments.studies import RECORDS, StudyRequest, study_run
     from tnn_robust.experiments.study_verdicts import study_verdicts
     from tnn_robust.reporting.reproduction import verdict_lines
-    from tnn_robust.reporting.studies import deliver_study, study_table
+    from tnn_robust.reporting.studies import deliver_study, study_tables
 
     request = StudyRequest(plan, out, Engine(*engine), **place)
     with shared.going_on(out, "cells that are finished"):
         records = _render.follow(study_run(request))
     found = study_verdicts(records)
     deliver_study(out, records, found)
-    _render.show_tables([study_table(records)])
+    _render.show_tables(study_tables(records))
     _render.show_lines([*verdict_lines(found, ()), _results.saved(out, RECORDS)])
 
 

@@ -140,7 +140,7 @@ def test_a_study_runs_resumes_and_says_its_rule(tmp_path):
     assert "Claim 7, low tubal rank helps certified robustness" in printed
     records = read_study(out)
     arms = {row.arm for record in records for row in record.rows}
-    assert arms == {UNFACTORISED, "compressed to rank 4", NARROW, "rank 4"}
+    assert arms == {UNFACTORISED, "cut to rank 4", NARROW, "rank 4"}
     for found in records:
         for row in found.rows:
             assert row.n == 20 and row.certified <= row.attacked <= row.clean

@@ -162,7 +162,7 @@ def _arms(cell: StudyCell, model: TNN) -> Iterator[tuple[str, TNN]]:
     """The network that was trained and those truncated from it."""
     yield cell.arm, model
     for rank in cell.compressed:
-        yield f"compressed to rank {rank}", compress(model, rank=rank).model
+        yield f"cut to rank {rank}", compress(model, rank=rank).model
 
 
 def _row(cell: StudyCell, model: TNN, arm: str, data: Dataset, seed: int) -> StudyRow:

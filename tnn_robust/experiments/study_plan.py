@@ -11,8 +11,9 @@ from tnn_robust.data.spec import DataSpec
 from tnn_robust.experiments.plan import LAYERS, SCALES
 
 STUDIES = ("rank", "transform", "twin")
-UNFACTORISED, NARROW = "unfactorised", "narrower, as many parameters as rank 4"
-SAME_PARAMETERS, SAME_OPERATIONS = "dense, equal parameters", "dense, equal operations"
+# A narrower network has as many parameters as rank 4.
+UNFACTORISED, NARROW = "unfactorised", "narrower, as rank 4"
+SAME_PARAMETERS, SAME_OPERATIONS = "dense, parameters", "dense, operations"
 PRIMARY_RANK = 4
 _RANKS = {"full": (2, 4, 8), "tenth": (2, 4), "smoke": (4,)}
 _TRANSFORMS = ("dct", "dft", "haar", "random:0", "data")

@@ -51,6 +51,25 @@ def study_table(records: Sequence[StudyRecord]) -> Table:
     return Table(title, (*heads, "parameters", "operations"), rows)
 
 
+def study_tables(records: Sequence[StudyRecord]) -> list[Table]:
+    """The same for a terminal: a table a data set, and less of each."""
+    found: dict[tuple[str, bool], list[tuple[str, ...]]] = {}
+    for (dataset, adversary, arm), by_seed in networks(records).items():
+        of = list(by_seed.values())
+        row = (
+            arm,
+            *(_percent([one.share(name) for one in of]) for name, _ in _KINDS),
+            _plain([one.agp for one in of]),
+            f"{math.fsum(one.lipschitz for one in of) / len(of):.3g}",
+        )
+        found.setdefault((dataset, adversary), []).append(row)
+    heads = ("arm", "clean", "attacked", "certified", "AGP", "Lipschitz")
+    return [
+        Table(f"{dataset}, trained {'with' if adversary else 'without'} adversary (%)", heads, rows)
+        for (dataset, adversary), rows in found.items()
+    ]
+
+
 def _percent(values: Sequence[float]) -> str:
     mean, reach = mean_and_reach(values)
     assert mean is not None
@@ -94,8 +113,9 @@ def _draw(figure: Any, records: Sequence[StudyRecord]) -> None:
         arms = {arm: found for (name, _, arm), found in rows.items() if name == dataset}
         for shift, (kind, colour) in enumerate(_KINDS):
             _bars(axes, arms, kind, colour, 0.25 * (shift - 1))
-        axes.set_xticks(range(len(arms)), list(arms), rotation=60, ha="right", fontsize=7.5)
+        axes.set_xticks(range(len(arms)), list(arms), rotation=40, ha="right", fontsize=7.5)
         axes.set_title(dataset, fontsize=10)
+        axes.set_ylim(0, 100)
     panels[0].set_ylabel("accuracy (%)")
     panels[-1].legend(fontsize=8, loc="lower right")
     figure.suptitle(
