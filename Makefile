@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 DEMO := runs/demo
 TEN_CLASSES := --dataset mnist --n-train 10000 --attack pgd --steps 7 --epochs 6 --batch-size 100
 
-.PHONY: help setup demo sweep-demo test test-slow lint docs bench bench-peers bench-compression validate-suite check clean
+.PHONY: help setup demo sweep-demo test test-slow lint docs bench bench-peers bench-compression science validate-suite check clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -54,6 +54,18 @@ bench: $(STAMP) ## Every speed target with reached or missed, half an hour (GPU:
 	$(BIN)/python scripts/bench_gpu.py
 	$(BIN)/python scripts/bench_a1.py
 	$(BIN)/python scripts/bench_peers.py
+
+SCIENCE := runs/science
+science: $(STAMP) ## The paper's claims and three questions it leaves, the quick version (under 20 minutes)
+	$(BIN)/tnn-reproduce a1 --match risk --ranks 4,0 --sizes 300,600,1200 --seeds 3 --jobs 2 --overwrite --out $(SCIENCE)/a1-risk
+	$(BIN)/tnn-reproduce flow --scale tenth --jobs 2 --overwrite --out $(SCIENCE)/flow
+	$(BIN)/tnn-reproduce flow --scale tenth --layers 3,5,8 --seeds 2 --jobs 2 --overwrite --out $(SCIENCE)/flow-depth
+	$(BIN)/tnn-reproduce a2 --widths 16 --epochs 10 --lr 1e-1 --seeds 2 --jobs 2 --overwrite --out $(SCIENCE)/a2
+	$(BIN)/tnn-reproduce a3 --widths 16 --epochs 10 --lr 1e-1 --seeds 2 --jobs 2 --overwrite --out $(SCIENCE)/a3
+	for study in rank transform twin; do \
+		$(BIN)/tnn-reproduce $$study --scale tenth --dataset mnist --seeds 3 --jobs 2 --overwrite --out $(SCIENCE)/$$study || exit 1; \
+	done
+	$(BIN)/python scripts/reproduction_page.py $(SCIENCE)
 
 bench-peers: $(STAMP) ## Install the peers and time an attack against theirs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt eagerpy GitPython requests six

@@ -20,6 +20,11 @@ from tnn_robust.base.errors import InputError
     "--teacher", type=shared.WHOLE_NUMBERS, default="2,2", help="J,m_J of the net g of Thm 16."
 )
 @click.option("--teacher-norm", type=float, default=1.0, help="Its B, at least 1.")
+@click.option(
+    "--input-norm",
+    type=float,
+    help="B_x of Assumption 5.  [default: the largest of the training examples]",
+)
 @shared.attacking
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
@@ -38,7 +43,7 @@ def main(
     Prints constants, premises, every bound in two forms ("paper shape" with its
     unnamed constants 1, "explicit" with all of them), vacuous or not, the
     examples that would make it useful, and the measured gap beside it. The
-    attack is PGD of 20 steps on 1000 examples of each part unless you say more.
+    attack is PGD of 40 steps on 1000 examples of each part unless you say more.
     """
     choice = shared.attack_choice(given)
     if figure is not None and (not trajectory or figure.suffix not in FIGURES):

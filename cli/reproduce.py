@@ -9,16 +9,18 @@ from tnn_robust_cli import _results
 
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.experiments.departures import DEPARTURES
-from tnn_robust.experiments.plan import EXPERIMENTS, NORM_BOUND, SCALES, Plan
+from tnn_robust.experiments.plan import EXPERIMENTS, MATCHES, NORM_BOUND, SCALES, Plan
+from tnn_robust.experiments.study_plan import STUDIES, StudyPlan
 
 if TYPE_CHECKING:
+    from tnn_robust.experiments.cluster import Cluster
     from tnn_robust.experiments.reproduce import ReproduceRequest
 
 ENGINES = ("processes", "dask")
 
 
 @shared.command("tnn-reproduce")
-@click.argument("experiment", metavar="|".join(EXPERIMENTS))
+@click.argument("experiment", metavar="|".join((*EXPERIMENTS, *STUDIES)))
 @click.option("--corrected", is_flag=True, help="The paper's text done right; the default.")
 @click.option("--as-published", "published", is_flag=True, help="All departures of the demo.")
 @click.option(
@@ -29,13 +31,22 @@ ENGINES = ("processes", "dask")
     help=f"One of them alone, repeatable: {', '.join(DEPARTURES)}.",
 )
 @click.option("--scale", default="full", help=f"{', '.join(SCALES)}.")
-@click.option("--dataset", default="mnist", help="mnist or digits, classes 3 and 7.")
+@click.option(
+    "--dataset",
+    help="mnist or digits, classes 3 and 7; of rank, transform and twin several, by commas.  "
+    "[default: mnist; by scale]",
+)
 @click.option("--seeds", type=click.IntRange(min=1), help="How many.  [default: by scale]")
-@click.option("--ranks", type=shared.WHOLE_NUMBERS, help="Of a1; 0 for unfactorised layers.")
+@click.option("--ranks", type=shared.WHOLE_NUMBERS, help="Of a1, rank; 0: unfactorised layers.")
 @click.option("--sizes", type=shared.WHOLE_NUMBERS, help="Of a1: numbers of examples N.")
-@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2 and a3: D.")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: by scale]")
+@click.option("--match", default="epochs", help=f"Of a1, for each N equal: {', '.join(MATCHES)}.")
+@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2, a3 and flow: D.")
+@click.option("--layers", type=shared.WHOLE_NUMBERS, help="Of flow: numbers of t-layers.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Of flow: steps.  [default: by scale]")
 @click.option("--lr", type=float, help="[default: that of the paper]")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="[default: a1 50, a2 and a3 80; flow: all]"
+)
 @click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
 @click.option("--engine", default="processes", help="processes, dask.")
 @click.option(
@@ -49,17 +60,24 @@ ENGINES = ("processes", "dask")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
 def main(out: Path, **given: Any) -> None:
     """Rerun an experiment of arXiv 2303.00196: a1 gap against rank and N, a2 implicit bias,
-    a3 the explicit regulariser.
+    a3 the explicit regulariser; flow is a2 by gradient flow, beside a control. Three more put
+    questions that it leaves: does low tubal rank help certified robustness (rank), does the
+    transform matter (transform), does the t-product beat a dense network (twin)?
 
     Writes records.jsonl (a line a cell), table.md, table.csv, figures and verdicts.json,
     and ends with a verdict per claim of the paper, computed from the records.
     """
+    if given["experiment"] in STUDIES:
+        _study(out, given)
+        return
+    given["dataset"] = given["dataset"] or "mnist"
     request = _request(out, given)
 
     from tnn_robust_cli import _render
 
+    from tnn_robust.experiments.gap_verdicts import ratios
     from tnn_robust.experiments.reproduce import RECORDS, reproduce_run
-    from tnn_robust.experiments.verdicts import ratios, verdicts
+    from tnn_robust.experiments.verdicts import verdicts
     from tnn_robust.reporting.reproduction import (
         deliver,
         result_table,
@@ -74,23 +92,62 @@ def main(out: Path, **given: Any) -> None:
     _render.show_lines([*verdict_lines(found, compared), _results.saved(out, RECORDS)])
 
 
-def _request(out: Path, given: dict[str, Any]) -> "ReproduceRequest":
-    corrected, published = given.pop("corrected"), given["published"]
-    if corrected and (published or given["departures"]):
-        raise InputError("--corrected excludes --as-published and --with")
+def _study(out: Path, given: dict[str, Any]) -> None:
+    engine = _engine(given)
+    names = ("scale", "seeds", "epochs", "ranks", "experiment", "dataset")
+    scale, seeds, epochs, ranks, study, dataset = (given.pop(name) for name in names)
+    place = {name: given.pop(name) for name in ("data_dir", "download", "overwrite", "resume")}
+    context = click.get_current_context()
+    named = click.core.ParameterSource.COMMANDLINE
+    if others := [name for name in given if context.get_parameter_source(name) is named]:
+        options = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise InputError(f"{study} takes no {options}")
+    sets = None if dataset is None else tuple(dataset.split(","))
+    plan = StudyPlan(study, scale, sets, seeds, epochs, ranks)
+
+    from tnn_robust_cli import _render
+
+    from tnn_robust.experiments.cell_engine import Engine
+    from tnn_robust.experiments.studies import RECORDS, StudyRequest, study_run
+    from tnn_robust.experiments.study_verdicts import study_verdicts
+    from tnn_robust.reporting.reproduction import verdict_lines
+    from tnn_robust.reporting.studies import deliver_study, study_tables
+
+    request = StudyRequest(plan, out, Engine(*engine), **place)
+    with shared.going_on(out, "cells that are finished"):
+        records = _render.follow(study_run(request))
+    found = study_verdicts(records)
+    deliver_study(out, records, found)
+    _render.show_tables(study_tables(records))
+    _render.show_lines([*verdict_lines(found, ()), _results.saved(out, RECORDS)])
+
+
+def _engine(given: dict[str, Any]) -> "tuple[int, Cluster | None]":
+    """Processes, or a Dask cluster in place of them."""
     engine, jobs, scheduler = (given.pop(name) for name in ("engine", "jobs", "scheduler"))
     tls, insecure = given.pop("tls"), given.pop("insecure_cluster")
     if engine not in ENGINES:
         raise unknown_choice("engine", engine, ENGINES)
     if scheduler is not None and engine != "dask":
         raise InputError("--scheduler is of --engine dask")
-    plan = Plan(**{name: given.pop(name) for name in Plan.__dataclass_fields__})
+    if engine != "dask":
+        return jobs or 1, None
 
     from tnn_robust.experiments.cluster import Cluster
+
+    return jobs or 1, Cluster(scheduler, jobs, tls=tls, insecure=insecure)
+
+
+def _request(out: Path, given: dict[str, Any]) -> "ReproduceRequest":
+    corrected, published = given.pop("corrected"), given["published"]
+    if corrected and (published or given["departures"]):
+        raise InputError("--corrected excludes --as-published and --with")
+    jobs, cluster = _engine(given)
+    plan = Plan(**{name: given.pop(name) for name in Plan.__dataclass_fields__})
+
     from tnn_robust.experiments.reproduce import ReproduceRequest
 
-    cluster = Cluster(scheduler, jobs, tls=tls, insecure=insecure) if engine == "dask" else None
-    return ReproduceRequest(plan=plan, out=out, jobs=jobs or 1, cluster=cluster, **given)
+    return ReproduceRequest(plan=plan, out=out, jobs=jobs, cluster=cluster, **given)
 
 
 if __name__ == "__main__":

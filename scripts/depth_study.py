@@ -34,7 +34,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.network import TNN, Architecture, layer_norms, new_model, weight_norm
 from tnn_robust.reporting.figures import save_figure
-from tnn_robust.theory.implicit_bias import Teacher, rhs_16
+from tnn_robust.theory.implicit_bias import Teacher, rhs_16, sharper_16, teacher_free_16
 from tnn_robust.training.full_batch import perturbed_sample, weighted_gradient
 from tnn_robust.training.loop import Perturb
 from tnn_robust.training.tracker import Tracker
@@ -172,6 +172,23 @@ def right_side(study: Study, row: dict, norm: float | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def sharper(study: Study, row: dict, norm: float | None) -> float | None:
+    """The same without its slack."""
+    if norm is None:
+        return None
+    channels = len(row["last"]["face_stable_ranks"][0])
+    return sharper_16(
+        layers=row["layers"], channels=channels, teacher=Teacher(2, study.teacher, norm)
+    )
+
+
+def teacher_free(row: dict, reach: float) -> float | None:
+    """What the mean cannot exceed at these weights, by the example of least margin, whose norm is
+    at most `reach`; None where it is not separated."""
+    last = row["last"]
+    return teacher_free_16(last["layer_norms"], last["head_norm"], [reach], [last["q_min"]])
+
+
 def _verdict(row: dict, right: float | None) -> str:
     last = row["last"]
     if not last["separable"]:
@@ -191,6 +208,8 @@ HEAD = (
     "mean at the end",
     "least, greatest sqrt(r_stb)",
     "right side of (16)",
+    "without its slack",
+    "teacher-free, at most",
     "largest possible",
     "premises that fail",
     "1 - cos(W, -grad L)",
@@ -199,7 +218,9 @@ HEAD = (
 )
 
 
-def table(study: Study, found: list[dict], norm: float | None) -> list[tuple[str, ...]]:
+def table(
+    study: Study, found: list[dict], norm: float | None, reach: float
+) -> list[tuple[str, ...]]:
     rows = []
     for row in found:
         first, last = row["first"], row["last"]
@@ -217,6 +238,8 @@ def table(study: Study, found: list[dict], norm: float | None) -> list[tuple[str
                 f"{last['harmonic_mean']:.2f}",
                 f"{min(roots):.2f}, {max(roots):.2f}",
                 "infinite" if right is None else f"{right:.4g}",
+                _number(sharper(study, row, norm)),
+                _number(teacher_free(row, reach)),
                 f"{last['largest_harmonic_mean']:.2f}",
                 ", ".join(failed) or "none",
                 f"{last['kkt']['alignment']:.2f}",
@@ -227,7 +250,11 @@ def table(study: Study, found: list[dict], norm: float | None) -> list[tuple[str
     return rows
 
 
-def draw(figure, study: Study, found: list[dict], norm: float | None) -> None:
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def draw(figure, study: Study, found: list[dict], norm: float | None, reach: float) -> None:
     axes, depths = figure.subplots(), [r["layers"] for r in found]
     for name, style, colour, label in (
         ("first", ":", GREY, "at the initial weights"),
@@ -247,6 +274,10 @@ def draw(figure, study: Study, found: list[dict], norm: float | None) -> None:
     label = f"right side of (16){', above the largest for other L' * (len(known) < len(rights))}"
     if known:
         axes.plot(*zip(*known, strict=True), "^-.", color=GREEN, label=label)
+    free = [(r["layers"], teacher_free(r, reach)) for r in found]
+    free = [(layers, value) for layers, value in free if value is not None]
+    axes.plot(*zip(*free, strict=True), "v--", color=ORANGE, label="teacher-free bound, at most")
+    axes.axhline(1.0, color=GREY, linewidth=0.8)
     axes.axhline(most, color=GREY, linewidth=1.0, label="largest possible")
     axes.set_ylim(0, 1.5 * most)
     axes.set_xscale("log")
@@ -257,9 +288,9 @@ def draw(figure, study: Study, found: list[dict], norm: float | None) -> None:
     axes.legend()
 
 
-def page(study: Study, found: list[dict], norm: float | None) -> str:
+def page(study: Study, found: list[dict], norm: float | None, reach: float) -> str:
     """The Markdown page: the command, the scale, the table and the figure."""
-    rows = [HEAD, ("---",) * len(HEAD), *table(study, found, norm)]
+    rows = [HEAD, ("---",) * len(HEAD), *table(study, found, norm, reach)]
     failed = [str(r["layers"]) for r in found if not r["last"]["separable"]]
     fate = f"Depths that failed to separate: {', '.join(failed)}." if failed else (
         "Every depth separated all perturbed examples (Assumption 14 is met)."
@@ -299,6 +330,10 @@ fails" where one that can be checked does: L >> J and d_l >> m_J are read as ten
 check that weights are a global optimum of (15). How far they are from a KKT point of it is in
 the last two numbers: the angle to the gradient of the risk, and the distance of W from the cone
 of the gradients of the margins; both are 0 at one.
+
+"Without its slack" is [B^(J+1) (c m_J)^((L-J)/2)]^(1/L), which the same premises give;
+"teacher-free" is (||x + delta|| ||w|| prod ||W_l||_F / q)^(1/L) at the example of least margin,
+which holds at any weights ([theory-notes.md](../theory-notes.md)).
 """
 
 
@@ -321,10 +356,12 @@ def main(folder: Path, study: Study = Study()) -> None:  # noqa: B008
             write_json(kept, held)
     found, norm = sorted(held["depths"], key=lambda row: row["layers"]), held["teacher"]
     text = io.StringIO()
-    csv.writer(text).writerows([HEAD, *table(study, found, norm)])
+    # l2-FGM moves a point by eps at most.
+    reach = float(x.flatten(1).norm(dim=1).max()) + study.eps
+    csv.writer(text).writerows([HEAD, *table(study, found, norm, reach)])
     write_bytes(folder / "table.csv", text.getvalue().encode())
-    save_figure(folder / "depth.png", (7.0, 4.4), lambda one: draw(one, study, found, norm))
-    write_bytes(folder.with_suffix(".md"), page(study, found, norm).encode())
+    save_figure(folder / "depth.png", (7.0, 4.4), lambda one: draw(one, study, found, norm, reach))
+    write_bytes(folder.with_suffix(".md"), page(study, found, norm, reach).encode())
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def test_uneven_multi_rank(name, c):
 
 def test_rank_tolerance_ignores_rounding_noise_of_the_dtype():
     faces = torch.from_numpy(ref.normal(3, 20, 2) @ ref.normal(3, 2, 30))
-    assert rank_tolerance(faces) == pytest.approx(30 * 2**-52 * float(spectral_norm(faces)))
+    # numpy's rule for the whole block-diagonal matrix, whose size is c times a face's.
+    assert rank_tolerance(faces) == pytest.approx(3 * 30 * 2**-52 * float(spectral_norm(faces)))
     assert tubal_rank(faces) == tubal_rank(faces.float()) == 2
     assert tubal_rank(faces.to(torch.complex64)) == 2
     # The noise of float32 is signal once it is held in float64.
@@ -168,6 +169,22 @@ def test_subgradients_at_zero_are_finite(norm):
     faces = torch.zeros(2, 3, 3, requires_grad=True)
     value(norm, faces).backward()
     assert torch.isfinite(faces.grad).all()
+
+
+def test_the_entropy_rank_has_a_gradient_at_rank_deficiency():
+    """NaN in version 0.1.0: the slope of -p log p at 0 times the slope of a zero value."""
+    for seed in range(3):
+        left, right = (torch.from_numpy(ref.normal(2, m, seed=seed)) for m in (5, 6))
+        faces = (left[:, :, None] * right[:, None, :]).requires_grad_()
+        value = entropy_rank(faces)
+        (slope,) = torch.autograd.grad(value, faces)
+        assert torch.isfinite(slope).all() and bool(slope.any())
+        assert 1 <= float(value.detach()) <= 2 + 1e-9
+        # Along the faces themselves nothing changes, and a step is what the slope says.
+        assert float((slope * faces.detach()).sum()) == pytest.approx(0, abs=1e-9)
+        step = 1e-6 * torch.stack([faces.detach()[0], torch.zeros_like(faces.detach()[0])])
+        moved = float(entropy_rank(faces.detach() + step) - entropy_rank(faces.detach() - step)) / 2
+        assert moved == pytest.approx(float((slope * step).sum()), rel=1e-4)
 
 
 def test_by_hand():

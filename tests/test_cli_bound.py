@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tnn_robust.theory.network import hypothesis_class
 from tnn_robust.theory.results import BoundReport
 
 FEW = ("--n", 60, "--steps", 3)
+FORMS = ("paper", "explicit")
 
 
 def bound(run, out, *options) -> tuple[dict, str]:
@@ -61,6 +63,8 @@ def test_a_row_for_every_theorem_and_each_is_the_pure_function(found, binary_run
         ("Theorem 9", "dense"),
         ("Theorem 11", "tubal"),
         ("Theorem 11", "multi"),
+        ("Theorem 9", "spectral"),
+        ("Theorem 11", "spectral"),
         ("Theorem 19", "tubal"),
         ("Theorem 19", "multi"),
         ("Theorem 21", "tubal"),
@@ -76,9 +80,11 @@ def test_a_row_for_every_theorem_and_each_is_the_pure_function(found, binary_run
         for form in ("paper", "explicit"):
             expected = theorem_9(net, sample, explicit=form == "explicit")
             assert row[form]["log_value"] == pytest.approx(expected.log_value)
-            assert row[form]["vacuous"] == expected.vacuous
+            proved = facts["log_proved" if adversarial else "log_proved_clean"]
+            assert row[form]["vacuous"] == (expected.log_value >= proved)
             assert row[form]["log_needed"] > 0
-        assert row["covered"] and row["dimension"] == net.dimension
+        assert row["paper"]["covered"] == (facts["beyond"] == 0)
+        assert row["dimension"] == net.dimension
 
 
 def test_the_gap_is_inside_its_certain_bracket(found):
@@ -104,18 +110,97 @@ def test_json_both_ways_and_the_same_tables(found):
 
 def test_premises_of_a_good_network_hold(found):
     report = found[0]
-    for name in ("Assumption 5", "Assumption 6", "two classes", "no bias", "M orthogonal"):
+    for name in ("Assumption 6", "two classes", "no bias", "M orthogonal"):
         assert premise(report, name)["holds"] is True
     assert premise(report, "F fixed in advance")["holds"] is None
     assert premise(report, "L >> J")["holds"] is False
     assert report["implicit"]["covered"] is False and "Theorem 16 here" in found[1]
 
 
+def test_a_bound_is_below_r_only_where_it_is_below_what_the_weights_prove(found, binary_run):
+    """Version 0.1.0 compared with the B of the class, a hundred times what |f| can reach."""
+    report, printed = found
+    model, facts = load_checkpoint(binary_run).model, report["facts"]
+    with torch.no_grad():
+        top = math.prod(float(torch.linalg.svdvals(f.double()).max()) for f in
+                        (layer.faces() for layer in model.t_layers))  # fmt: skip
+    reach = facts["input_norm"] + facts["eps_value"] * facts["constant"]
+    proved = reach * facts["head_norm"] * top
+    # From above, by what M lacks of being orthogonal in float32.
+    for name in ("log_reached", "log_proved"):
+        assert math.exp(facts[name]) == pytest.approx(proved, rel=1e-6)
+    assert facts["log_proved"] < facts["log_range"]
+    for row in report["rows"]:
+        least = facts["log_proved" if row["adversarial"] else "log_proved_clean"]
+        for form in FORMS:
+            assert row[form]["vacuous"] == (row[form]["log_value"] >= least)
+    assert "below B" not in printed and "exact norms" in printed
+
+
+def test_a_spectral_cover_is_the_class_of_the_exact_norms(found, binary_run):
+    facts, table = found[0]["facts"], rows(found[0])
+    net = replace(
+        hypothesis_class(load_checkpoint(binary_run).model),
+        layer_norms=tuple(facts["spectral_norms"]),
+    )
+    reach = facts["input_norm"] + facts["eps_value"] * facts["constant"]
+    sample = Sample(facts["n"], reach, "logistic", facts["t"])
+    row = table[("Theorem 9", "spectral", True)]
+    assert row["explicit"]["log_value"] == pytest.approx(
+        theorem_9(net, sample, explicit=True).log_value
+    )
+    for name in ("Theorem 9", "Theorem 11"):
+        spectral = table[(name, "spectral", True)]["explicit"]["log_value"]
+        dense = table[(name, "dense" if name == "Theorem 9" else "multi", True)]
+        assert spectral < dense["explicit"]["log_value"]
+
+
+def test_assumption_5_rests_on_the_training_sample_alone(found, binary_run, tmp_path):
+    subject, dataset = load_subject(binary_run)
+    norms = [part.x.double().flatten(1).norm(dim=1) for part in (dataset.train, dataset.test)]
+    facts, said = found[0]["facts"], premise(found[0], "Assumption 5")
+    assert facts["input_norm"] == pytest.approx(float(norms[0].max()))
+    assert facts["beyond"] == int((norms[1] > norms[0].max()).sum())
+    assert said["holds"] is (None if facts["beyond"] == 0 else False)
+    for given, holds in ((8.0, True), (3.0, False)):
+        report, _ = bound(binary_run, tmp_path / f"{given}.json", "--no-gap", "--input-norm", given)
+        assert premise(report, "Assumption 5")["holds"] is holds
+        assert report["facts"]["input_given"] and report["facts"]["input_norm"] == given
+        assert {row["explicit"]["covered"] for row in report["rows"]} == {holds}
+
+
+def test_a_slow_decay_leaves_the_explicit_forms(binary_run):
+    """alpha <= 1/2 is a premise of the paper's constants, not of the envelope."""
+    from tnn_robust.evaluation.bounds import bound as library_bound
+
+    subject, dataset = load_subject(binary_run)
+    with torch.no_grad():
+        for layer in subject.model.t_layers:
+            u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
+            j = torch.arange(1, s.shape[1] + 1)
+            layer.weight.copy_(u * j**-0.3 @ v)
+    report = library_bound(subject.model, dataset, gap=False, input_norm=8.0)
+    assert report.cut.alpha == pytest.approx(0.3, abs=1e-3)
+    of = [row for row in report.rows if row.equation in ("(19)", "(20)")]
+    assert len(of) == 3
+    for row in of:
+        assert row.explicit.covered and not row.paper.covered
+
+
+def test_the_attack_is_the_one_that_the_help_names(binary_run):
+    from tnn_robust.evaluation.bounds import attacks_for_bounds
+
+    subject, _ = load_subject(binary_run)
+    (attack,) = attacks_for_bounds(AttackChoice(), subject.trained)
+    printed = " ".join(succeeded(run_cli("bound", "--help")).split())
+    assert f"PGD of {attack.steps} steps" in printed and attack.steps == 40
+
+
 def test_ten_classes_are_not_covered(digits_run, tmp_path):
     report, printed = bound(digits_run, tmp_path / "b.json", "--no-gap")
     assert premise(report, "Assumption 6")["holds"] is False
     assert premise(report, "two classes")["holds"] is False
-    assert not any(row["covered"] for row in report["rows"])
+    assert not any(row[form]["covered"] for row in report["rows"] for form in FORMS)
     assert "not covered" in printed and "WARNING" in printed
     (table,) = (t for t in bound_tables(BoundReport.from_json(report)) if "vacuous" in t.title)
     assert {row[4] for row in table.rows} == {row[6] for row in table.rows} == {"not covered"}
@@ -129,17 +214,19 @@ def test_a_network_with_a_bias_and_another_transform_is_not_covered(binary_run, 
     attacks = module.attacks_for_bounds(AttackChoice(), subject.trained)
 
     def run():
-        return drain(module.bound_steps(subject, dataset, attacks, gap=False))
+        return drain(module.bound_steps(subject, dataset, attacks, gap=False, input_norm=8.0))
 
     whole = run()
-    assert all(row.covered for row in whole.rows)
+    assert all(row.paper.covered for row in whole.rows)
     for name, value in (("has_bias", True), ("orthogonality", (0.5, False))):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, lambda _, value=value: value)
             report = run()
-        assert not any(row.covered for row in report.rows)
+        assert not any(row.paper.covered or row.explicit.covered for row in report.rows)
         # The number is still there, only not called a bound.
-        assert [row.paper for row in report.rows] == [row.paper for row in whole.rows]
+        assert [replace(row.paper, covered=True) for row in report.rows] == [
+            row.paper for row in whole.rows
+        ]
 
 
 def test_at_eps_zero_the_adversarial_bounds_are_the_standard_ones(binary_run, tmp_path):
@@ -246,6 +333,8 @@ def test_one_training_example(tmp_path):
         (("--eps", "0.1,0.2"), ("one norm and one eps",)),
         (("--attack", "fgsm", "--attack", "fgm", "--eps", "0.1"), ("one norm and one eps",)),
         (("--teacher", "2"), ("J,m_J",)),
+        (("--input-norm", "0"), ("--input-norm", "above 0, got 0")),
+        (("--input-norm", "nan"), ("finite norm",)),
         (("--teacher", "1,2"), ("J >= 2",)),
         (("--teacher-norm", "0.5"), ("at least 1",)),
         (("--norm", "l3"), ("unknown norm",)),

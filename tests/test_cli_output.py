@@ -35,6 +35,7 @@ from tnn_robust.theory.results import (
     ImplicitRecord,
     MeasuredGap,
     Premise,
+    RiskBound,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,13 +134,14 @@ def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None
     """A report whose logs grow with `scale`; None stands for what is not finite."""
     facts = BoundFacts(
         1000 * width, 2038, 1, 28, 28, (width, width), "linf", "20/255", 0.0784314,
-        None if covered else "channels 10:28", 28.0, 14.543, 4.87, 0.9444, (38.51, 39.02),
-        10 * scale, 13 * scale, 12 * scale, "cross-entropy", 0.0, 13 * scale, 3.689, 4.382,
+        None if covered else "channels 10:28", 28.0, 14.543, False, 0 if covered else 3, 4.87,
+        0.9444, (38.51, 39.02), (3.1, 2.9), 10 * scale, 13 * scale, 12 * scale, "cross-entropy",
+        0.0, 13 * scale, 5 * scale, 5 * scale, 4 * scale, 3.689, 4.382,
         (28, 28), (784, 784), (165.31, 175.2),
     )  # fmt: skip
-    paper = BoundForm(16 * scale, 3 * scale, 15 * scale, None, 12 * scale)
-    explicit = BoundForm(-2 * scale, -scale, -3 * scale, -4 * scale, None)
-    both = {"paper": paper, "explicit": explicit, "covered": covered}
+    paper = BoundForm(16 * scale, 3 * scale, 15 * scale, None, 12 * scale, covered)
+    explicit = BoundForm(-2 * scale, -scale, -3 * scale, -4 * scale, None, covered)
+    both = {"paper": paper, "explicit": explicit}
     rows = (
         BoundRow("Lemma 7", "(9)", "dense", False, dimension=None, **both),
         BoundRow("Theorem 9", "(10)", "dense", False, dimension=width**3, **both),
@@ -162,8 +164,17 @@ def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None
         Premise("a teacher g fits", None, "with B = 1 on the divided data, assumed", "Thm 16"),
     )
     cut = CutRecord(0.99, (22, 22), 3.409, (599, 593), 3.885, 8.37, 0.68, (28, 28))
-    implicit = ImplicitRecord(13.24, 72.27 if covered else None, 28.0, 2, 2, 1.0, covered)
-    return BoundReport({}, {}, 0, 0.95, facts, premises, rows, cut, implicit, measured)
+    implicit = ImplicitRecord(13.24, 72.27 if covered else None, 28.0, 2, 2, 1.0, covered, 1.956)
+    risks = (
+        RiskBound("held-out, Clopper-Pearson", "this network", False, "", 2038, 41.0, 0.0, 0.0312,
+                  None, "no choice looked at the test part"),
+        RiskBound("held-out, Clopper-Pearson", "this network", True, "crown", 1000, 987.0, 0.0,
+                  0.99123, None, "no choice looked at the test part"),
+        RiskBound("PAC-Bayes, kl", "the network with Gaussian noise of 0.003 on every weight, "
+                  "drawn anew each time", False, "", 2000, 2000.0, 1.234e7, 1.0, covered,
+                  "prior around its initial weights, fixed before the training part was drawn"),
+    )  # fmt: skip
+    return BoundReport({}, {}, 0, 0.95, facts, premises, rows, cut, implicit, measured, risks)
 
 
 MEASURED = MeasuredGap(

@@ -153,14 +153,89 @@ def test_the_controller_is_that_of_lyu_and_li():
     assert found[-1].log_risk < found[0].log_risk
 
 
-def test_a_diverging_ode_is_a_clear_error():
-    for seed in range(4):  # some die on the way, which is no fault of theirs
-        with pytest.raises(TrainingError, match="the ODE diverged at time"):
-            run(network(seed=seed), *separable(), lr=1e200, ode="dopri5")
+@pytest.mark.parametrize("lr", (1e-3, 1e6))
+def test_a_stage_that_leaves_the_flow_is_rejected_and_the_step_shortened(lr):
+    """In version 0.1.0 such a stage ended the run, and a smaller lr did not help."""
+    for seed in range(2):
+        found = run(network(seed=seed), *separable(), lr=lr, ode="dopri5", steps=6)
+        assert found[-1].ended == "steps" and found[-1].log_risk < found[0].log_risk
+        assert found[-1].time > 0
+
+
+def test_a_rejected_stage_leaves_the_step_as_it_was(monkeypatch):
+    from tnn_robust.training.steppers import Dopri5, _LeftTheFlow
+
+    whole, velocity, calls = Dopri5._velocity, [], []
+
+    def failing(self, time, flat):
+        calls.append(self._moving)
+        if len(calls) in (5, 9):
+            raise _LeftTheFlow("every score is 0")
+        velocity.append(time)
+        return whole(self, time, flat)
+
+    clean = run(network(), *separable(), ode="dopri5", steps=3)
+    monkeypatch.setattr(Dopri5, "_velocity", failing)
+    again = run(network(), *separable(), ode="dopri5", steps=5)
+    # The same flow: shorter steps reach the same risk at the same time.
+    assert again[0].time == pytest.approx(clean[0].time * 0.04)
+    assert [r.log_risk for r in again] == sorted((r.log_risk for r in again), reverse=True)
+
+
+def test_an_ode_that_no_step_solves_is_a_clear_error(monkeypatch):
+    from tnn_robust.training.steppers import Dopri5, _LeftTheFlow
+
+    whole = Dopri5._velocity
+
+    def failing(self, time, flat):
+        if self._moving:
+            raise _LeftTheFlow("log-risk is nan")
+        return whole(self, time, flat)
+
+    monkeypatch.setattr(Dopri5, "_velocity", failing)
+    with pytest.raises(TrainingError, match="diverged at time 0: after the shortest step .* nan"):
+        run(network(), *separable(), ode="dopri5")
+    monkeypatch.setattr(Dopri5, "_velocity", whole)
     model = network()
     model.layers[0].weight.data.zero_()
     with pytest.raises(TrainingError, match="the network died"):
         run(model, *separable(), ode="dopri5")
+
+
+def conserved(model):
+    squares = [float(p.detach().square().sum()) for p in model.parameters()]
+    return [a - b for a, b in zip(squares, squares[1:], strict=False)], sum(squares)
+
+
+def test_a_run_says_whether_it_is_a_flow_and_a_held_one_is():
+    """The controller alone lengthens its steps until the conserved quantities drift away."""
+    x, y = separable()
+    ends = {}
+    for hold in (None, 0.02):
+        model = network()
+        before, size = conserved(model)
+        last = run(model, x, y, "l2-fgm", steps=250, lr=0.3, hold_drift=hold)[-1]
+        after, grown = conserved(model)
+        drift = max(abs(a - b) for a, b in zip(before, after, strict=True))
+        assert last.drift == pytest.approx(drift) and last.growth == pytest.approx(grown - size)
+        assert last.is_flow == (last.drift <= 0.05 * last.growth)
+        ends[hold] = last
+    assert not ends[None].is_flow
+    assert ends[0.02].is_flow and ends[0.02].drift <= 0.03 * ends[0.02].growth
+    assert ends[0.02].log_risk < 0 and ends[0.02].correct == len(y)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"hold_drift": 0.0}, "between 0 and 1, got 0"),
+        ({"hold_drift": math.nan}, "between 0 and 1"),
+        ({"hold_drift": 0.1, "ode": "dopri5"}, "takes no ode"),
+    ],
+)
+def test_a_drift_that_cannot_be_held_is_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        FlowSettings(**settings)
 
 
 def test_dead_networks_and_wrong_ones_are_refused():

@@ -21,6 +21,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.experiments.cells import cell_run, new_stack, rows_of
 from tnn_robust.experiments.departures import DEPARTURES, chosen
+from tnn_robust.experiments.flow_cell import flow_cell_run
 from tnn_robust.experiments.measure import LinfAscent, bounds, risks_under, spectra
 from tnn_robust.experiments.plan import Cell, Plan, looked_at
 from tnn_robust.experiments.published import (
@@ -258,19 +259,22 @@ def test_points_to_look_at_run_from_0_to_the_end() -> None:
         assert list(points) == sorted(set(points)) and len(points) <= 41
 
 
-@pytest.mark.parametrize("arguments", [("a1",), ("a2",), ("a3",), ("a1", "--as-published")])
+@pytest.mark.parametrize(
+    "arguments", [("a1",), ("a2",), ("a3",), ("flow",), ("a1", "--as-published")]
+)
 def test_the_command_writes_records_tables_figures_and_verdicts(tmp_path: Path, arguments) -> None:
     out = tmp_path / "out"
     common = ("--scale", "smoke", "--dataset", "digits", "--out", out)
     printed = succeeded(run_cli("reproduce", *arguments, *common))
     files = content(out)
     figure = "agp.png" if arguments[0] == "a1" else "trajectory.png"
+    means = ["mean.png"] if arguments[0] == "flow" else []
     assert sorted(files) == sorted(
-        [figure, "records.jsonl", "table.csv", "table.md", "verdicts.json"]
+        [figure, *means, "records.jsonl", "table.csv", "table.md", "verdicts.json"]
     )
     assert len(files[figure]) < 100_000
     found = json.loads(files["verdicts.json"])
-    claims = {"a1": [1, 2, 6], "a2": [3, 4], "a3": [5]}[arguments[0]]
+    claims = {"a1": [1, 2, 6], "a2": [3, 4], "flow": [3, 4], "a3": [5]}[arguments[0]]
     assert [verdict["claim"] for verdict in found["verdicts"]] == claims
     assert found["departures"] == (list(DEPARTURES) if len(arguments) > 1 else [])
     flat = " ".join(printed.split())
@@ -295,8 +299,59 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
     refused(tried("a1", "--ranks", "4,4"), "--ranks")
     refused(tried("a1", "--norm-bound", "-1"), "--norm-bound")
     refused(tried("a1", "--scale", "smoke", "--resume"), "nothing to resume")
+    refused(tried("a1", "--match", "loss"), "loss", "risk")
+    refused(tried("flow", "--with", "head-bias"), "departures of the demo")
     assert not out.exists()
     assert chosen(["head-bias", "attached-graph"]) == ("head-bias", "attached-graph")
+
+
+def test_networks_of_different_n_are_matched_as_asked() -> None:
+    for match in ("epochs", "steps", "risk"):
+        plan = Plan("a1", dataset="digits", match=match, sizes=(50, 100, 200), ranks=(4, 0))
+        cells = plan.cells(8, 8, 271)
+        steps = [cell.epochs * math.ceil(cell.n / cell.batch_size) for cell in cells]
+        assert {cell.until_risk for cell in cells} == {0.1 if match == "risk" else None}
+        assert len(set(steps)) == (1 if match == "steps" else 3)
+        assert {cell.epochs for cell in cells} >= {20} or match == "risk"
+    batches = {cell.batch_size for cell in Plan("a1", batch_size=30).cells(28, 28, 5000)}
+    assert batches == {30}
+
+
+def test_a_network_stops_at_the_risk_it_is_matched_at() -> None:
+    cell = a_cell("a1", until_risk=0.5, points=(25,), n=60, rank=None, width=8, seeds=(0, 1, 2))
+    found = run(cell)
+    stopped = found.last["stopped_at"]
+    assert len(stopped) == 3 and min(stopped) < 25
+    for i, seed in enumerate(cell.seeds):
+        # The same network alone, for as many epochs.
+        alone = run(replace(cell, until_risk=None, points=(stopped[i],), seeds=(seed,)))
+        mine, its = (one.last["train_fgsm_risk"] for one in (found, alone))
+        assert mine[i] == pytest.approx(its[0], rel=1e-3)
+    assert found.last["moving_train_risk"][0] <= 0.5 or stopped[0] == 25
+
+
+def test_a_flow_and_its_control_are_tracked_between_their_bounds() -> None:
+    plan = Plan("flow", "smoke", dataset="digits", layers=(2, 3), epochs=4)
+    cells = plan.cells(DIGITS.d, DIGITS.c, N_TRAIN)
+    assert [(cell.layers, cell.adversary) for cell in cells] == [
+        (2, True), (2, False), (3, True), (3, False)
+    ]  # fmt: skip
+    found = [drain(flow_cell_run(cell, DIGITS)) for cell in cells]
+    for record in found:
+        assert record.seeds == (0, 1) and not record.failures
+        for point in record.points:
+            columns = point.columns
+            for mean, bound in zip(
+                columns["harmonic_mean"], columns["harmonic_mean_bound"], strict=True
+            ):
+                assert 1 <= mean <= bound
+            assert len(columns["norms"][0]) == record.cell["layers"] + 1
+    # The same start, and both are measured under the same attack.
+    given, control = found[0], found[1]
+    first = [record.points[0].columns for record in (given, control)]
+    assert first[0]["stable_ranks"] == first[1]["stable_ranks"]
+    assert first[0]["train_fgsm_risk"] == first[1]["train_fgsm_risk"]
+    assert given.last["norms"] != control.last["norms"]
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from tnn_robust.theory.implicit_bias import (
     harmonic_mean_of_roots,
     largest_harmonic_mean,
     rhs_16,
+    sharper_16,
+    teacher_free_16,
 )
 from tnn_robust.theory.network import (
     DataFacts,
@@ -200,14 +202,14 @@ def test_no_point_of_the_ball_has_more_than_the_certified_loss(scores, loss):
 
 
 def test_one_call_gives_both_bounds_of_a_network():
-    model, data = network(ranks=(2, 3)), DataFacts(500, 1.5)
+    model, data = network(ranks=(1, 1)), DataFacts(500, 1.5)
     net = hypothesis_class(model)
     given = {"layer_norms": net.layer_norms, "head_norm": net.head_norm, "loss": "logistic"}
     t = math.log(2 / 0.05)
     reach = 1.5 + 0.1 * math.sqrt(D * C)
     for multi in (False, True):
         found = low_rank_bounds(model, data, "linf", 0.1, multi=multi)
-        count = slow.low_rank_parameters(net.shapes, [(2,) * C, (3,) * C], C)
+        count = slow.low_rank_parameters(net.shapes, [(1,) * C, (1,) * C], C)
         for bound, size in zip(found, (1.5, reach), strict=True):
             by_hand = slow.theorem_9_or_11(
                 n=500, reach=size, t=t, parameters=count, base=9, **given
@@ -276,3 +278,66 @@ def test_the_left_side_of_16_is_a_harmonic_mean_of_roots():
     assert harmonic_mean_of_roots([5.0] * 7) == pytest.approx(math.sqrt(5))
     with pytest.raises(InputError, match="positive stable ranks"):
         harmonic_mean_of_roots([4.0, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("transform", ("dct", "dft", "random:3"))
+def test_the_teacher_free_form_holds_at_any_weights(transform, seed):
+    """HM <= GM of sqrt(r_stb), and a margin is at most what the spectral norms let through."""
+    model = network(transform, ranks=(None, 2) if seed % 2 else (None, None), seed=seed)
+    x = points(model, 400, 1.0, seed) * torch.linspace(0.1, 3, 400)[:, None, None]
+    q = model(x).flatten().detach().abs()  # labels that it gets right
+    q[::3] *= -1
+    net, found = hypothesis_class(model), spectra(model)
+    mean = harmonic_mean_of_roots([one.stable_rank for one in found])
+    norms = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    bound = teacher_free_16(net.layer_norms, net.head_norm, norms.tolist(), q.tolist())
+    assert 1 <= mean <= bound * (1 + 1e-12)
+    # By hand, and the same of weights and inputs of any scale.
+    by_hand = min(
+        (float(n) * net.head_norm * math.prod(net.layer_norms) / float(v)) ** 0.5
+        for n, v in zip(norms, q, strict=True)
+        if v > 0
+    )
+    assert bound == pytest.approx(by_hand)
+    scaled = teacher_free_16(
+        [1e90 * n for n in net.layer_norms],
+        1e90 * net.head_norm,
+        norms.tolist(),
+        (q * 1e270).tolist(),
+    )
+    assert scaled == pytest.approx(bound)
+    assert teacher_free_16(net.layer_norms, net.head_norm, norms.tolist(), [-1.0] * 400) is None
+
+
+def test_the_teacher_free_form_is_met_with_equality():
+    """One channel, rank one, aligned: nothing is lost on the way, and every mean is 1."""
+    made = make_transform("identity", 1, dtype=torch.float64)
+    ones = torch.ones(1, 4, 4, dtype=torch.float64)
+    model = TNN(made, [TProductLinear(ones), TProductLinear(ones)], torch.ones(1, 4, 1).double())
+    x = torch.full((1, 4, 1), 0.5, dtype=torch.float64)
+    net = hypothesis_class(model.requires_grad_(False))
+    bound = teacher_free_16(net.layer_norms, net.head_norm, [1.0], model(x).flatten().tolist())
+    assert bound == pytest.approx(1.0)
+
+
+def test_the_sharper_teacher_form_is_below_16_and_what_the_proof_gives():
+    assert sharper_16(layers=3, channels=28, teacher=Teacher(2, 2, 1.0)) == pytest.approx(
+        1.956, abs=1e-3
+    )
+    assert sharper_16(layers=1, channels=28, teacher=Teacher(2, 2, 1.0)) is None
+    for layers in (2, 3, 5, 8, 30, 1000):
+        for b in (1.0, 1.5, 10.0):
+            for j, m in ((2, 2), (2, 5), (4, 3)):
+                if layers < j:
+                    continue
+                teacher = Teacher(j, m, b)
+                sharp = sharper_16(layers=layers, channels=7, teacher=teacher)
+                norms = [b] * (j + 1) + [math.sqrt(7 * m)] * (layers - j)
+                log_product = sum(map(math.log, norms))
+                assert sharp == pytest.approx(math.exp(log_product / layers))
+                assert sharp <= rhs_16(layers=layers, channels=7, teacher=teacher) * (1 + 1e-9)
+    far = sharper_16(layers=10**8, channels=28, teacher=Teacher(2, 3, 2.0))
+    assert far == pytest.approx(math.sqrt(28 * 3), rel=1e-4)
+    with pytest.raises(InputError):
+        sharper_16(layers=3, channels=28, teacher=Teacher(1, 2, 1.0))

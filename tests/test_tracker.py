@@ -105,6 +105,8 @@ def test_a_record_is_what_a_loop_over_examples_finds(case):
             assert found == pytest.approx((values[k] ** 2).sum() / values[k][0] ** 2)
     roots = [math.sqrt(rank) for rank in record.stable_ranks]
     assert record.harmonic_mean == pytest.approx(2 / (1 / roots[0] + 1 / roots[1]))
+    assert 1 <= record.harmonic_mean <= record.teacher_free
+    assert record.sharper_16 <= record.rhs_16
     assert record.rhs_16 == pytest.approx(rhs_16(layers=2, channels=4, teacher=TEACHER))
     assert TrajectoryRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 

@@ -27,9 +27,11 @@ def singular_values(faces: Tensor) -> Tensor:
 
 
 def rank_tolerance(faces: Tensor) -> float:
-    """max(p, q) * eps * the largest singular value over all faces, eps that of their dtype.
+    """c * max(p, q) * eps * the largest singular value over all faces, eps that of their dtype.
 
-    The rule of numpy's matrix_rank for the block-diagonal matrix, with the size of a face.
+    The rule of numpy's matrix_rank for the block-diagonal matrix, whose size is c max(p, q): a
+    face is a sum over c channels, and carries their rounding. c is the number of faces
+    given, of a dft about half of the channels.
     """
     return _tolerance(faces, singular_values(faces))
 
@@ -118,7 +120,11 @@ def entropy_rank_of(s: Tensor, counts: Tensor) -> Tensor:
     """`entropy_rank` from singular values (k, m) and how many faces each row stands for (k,)."""
     scaled = s / _largest("entropy rank", s)
     shares = scaled / (counts @ scaled).sum()
-    return (counts @ torch.special.entr(shares)).sum().exp()
+    # The slope of -p log p is infinite at p = 0: there is no descent into a rank that is not
+    # there, and values of rounding size count as such.
+    there = scaled > torch.finfo(s.dtype).eps
+    entropies = torch.special.entr(shares.masked_fill(~there, 1.0))
+    return (counts @ entropies).sum().exp()
 
 
 def condition_number(faces: Tensor, *, rank: int | None = None) -> Tensor:
@@ -142,7 +148,7 @@ def _svdvals(what: str, faces: Tensor) -> Tensor:
 
 def _tolerance(faces: Tensor, s: Tensor) -> float:
     largest = float(s.detach().max()) if s.numel() else 0.0
-    return max(faces.shape[1:]) * torch.finfo(faces.dtype).eps * largest
+    return len(faces) * max(faces.shape[1:]) * torch.finfo(faces.dtype).eps * largest
 
 
 def _largest(what: str, s: Tensor) -> Tensor:

@@ -131,18 +131,23 @@ def budget_ranks(
 
 
 def penalty_ranks(svds: Sequence[LayerSVD], costs: Costs, price: float) -> MultiRanks:
-    """The multi-ranks of least price x cost + what is lost: a component stays if its gain is
-    above price x its cost, for the sum separates (Idelbayev & Carreira-Perpinan 2020).
+    """The multi-ranks of least price x cost + what is lost, the cost being `costs`'s own: the
+    lesser of factors and dense faces (Idelbayev & Carreira-Perpinan 2020).
 
-    price: 2 alpha / mu where gains are squared singular values and the loss is
-    alpha cost + mu / 2 ||W - V||_F^2. A layer keeps its largest component.
+    The sum separates into layers. As factors a component stays if its gain is above price x
+    its cost; dense all stay, and lose nothing; the cheaper of the two is taken. price: 2 alpha
+    / mu where gains are squared singular values and the loss is alpha cost + mu / 2
+    ||W - V||_F^2. A layer keeps its largest component.
     """
     found = []
-    for one, cost in zip(svds, costs.layers, strict=True):
+    for one, cost, full in zip(svds, costs.layers, full_ranks(svds), strict=True):
         kept = (one.gains > price * cost.component).sum(1)
         if not bool(kept.any()):
             kept[one.gains[:, 0].argmax()] = 1
-        found.append(kept)
+        columns = torch.arange(one.gains.shape[1], device=kept.device)
+        lost = float(one.gains[columns >= kept[:, None]].sum())
+        factors = lost + price * cost.component * int(kept.sum())
+        found.append(kept if factors < price * cost.dense else full)
     return tuple(found)
 
 

@@ -27,7 +27,7 @@ from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN
 from tnn_robust.models.singular import kept_ranks, layer_singular_values, significant
 from tnn_robust.theory.bounds import Bound
-from tnn_robust.theory.network import DataFacts, dense_bounds, low_rank_bounds
+from tnn_robust.theory.network import DataFacts, dense_bounds, low_rank_bounds, proved_range
 from tnn_robust.theory.results import BoundForm, finite
 
 
@@ -125,8 +125,12 @@ class Judge:
         if alike:
             facts = DataFacts(len(data.train.y), largest_norm(data))
             loss = one.subject.loss
+            proved = proved_range(one.model, facts, norm, eps, loss)
             forms = [
-                _form(bounds(one.model, facts, norm, eps, loss=loss, explicit=True).adversarial)
+                _form(
+                    bounds(one.model, facts, norm, eps, loss=loss, explicit=True).adversarial,
+                    proved,
+                )
                 for bounds in (dense_bounds, low_rank_bounds)
             ]
         conditions = torch.cat([conditions_kept(layer) for layer in one.model.t_layers])
@@ -149,9 +153,9 @@ class Judge:
         )
 
 
-def _form(bound: Bound) -> BoundForm:
-    value, share = finite(bound.log_value), finite(bound.log_share)
-    return BoundForm(value, share, log_main=value, log_bias=None, log_needed=None)
+def _form(bound: Bound, log_range: float) -> BoundForm:
+    value, share = finite(bound.log_value), finite(bound.log_share_of(log_range))
+    return BoundForm(value, share, log_main=value, log_bias=None, log_needed=None, covered=True)
 
 
 def conditions_kept(layer: TLayer) -> Tensor:

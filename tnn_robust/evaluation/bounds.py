@@ -13,7 +13,7 @@ from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.attacks.structured import parse_range
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES
-from tnn_robust.base.progress import Steps, Tell, drain
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.lipschitz import worst_scores
 from tnn_robust.data.dataset import Dataset, describe_data
@@ -24,6 +24,7 @@ from tnn_robust.evaluation.report import (
     evaluate_steps,
     targets_of,
 )
+from tnn_robust.evaluation.risk_bounds import Asked, Held, initial_weights, risk_bounds
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.network import TNN
@@ -31,12 +32,19 @@ from tnn_robust.theory.adversary import largest_f_norm
 from tnn_robust.theory.bounds import HypothesisClass, Sample, confidence_t
 from tnn_robust.theory.evaluate import bound_rows, cut_network, implicit_bias
 from tnn_robust.theory.implicit_bias import Teacher
-from tnn_robust.theory.network import Spectrum, has_bias, hypothesis_class, orthogonality, spectra
+from tnn_robust.theory.network import (
+    Spectrum,
+    has_bias,
+    hypothesis_class,
+    orthogonality,
+    spectra,
+    spectral_class,
+)
 from tnn_robust.theory.premises import compression_premises, general_premises, implicit_premises
 from tnn_robust.theory.results import BoundFacts, BoundReport, MeasuredGap, finite
 
-# Where the user names neither an attack nor its steps or examples.
-STEPS, EXAMPLES = 20, 1000
+EXAMPLES = 1000  # where the user says nothing
+_FROM_DATA = ("data", "file")  # transforms that may have been chosen by the training part
 
 
 def bound(
@@ -50,6 +58,7 @@ def bound(
     energy: float = 0.99,
     teacher: tuple[int, ...] = (2, 2),
     teacher_norm: float = 1.0,
+    input_norm: float | None = None,
     gap: bool = True,
     n: int = EXAMPLES,
     seed: int = 0,
@@ -59,11 +68,13 @@ def bound(
 
     Parameters
     ----------
-    attack: that measures the gap; by default PGD of 20 steps in `threat`, which is l_inf 8/255
+    attack: that measures the gap; by default PGD of 40 steps in `threat`, which is l_inf 8/255
         unless it is given.
     loss: of the risks, cross-entropy by default.
     energy: the share of each layer's squared F-norm that Theorems 19 and 21 keep.
     teacher: J and m_J of Theorem 16; teacher_norm: its B, at least 1.
+    input_norm: B_x of Assumption 5; None for the largest ||x||_F of the training examples, which
+        a new one may exceed. sqrt(d c) is what the box [0, 1] allows.
     gap: measure it, on at most n examples of each part, drawn by seed.
 
     Raises InputError for a layer of norm zero, inputs that are all zero, and a network that
@@ -71,7 +82,7 @@ def bound(
     """
     if not isinstance(model, TNN):
         raise InputError(f"the bounds are of a TNN, got a {type(model).__name__}")
-    chosen = attack or PGD(threat or Threat(), steps=STEPS)
+    chosen = attack or PGD(threat or Threat())
     steps = bound_steps(
         live_subject(model, data, loss),
         data,
@@ -96,6 +107,7 @@ def bound_steps(
     energy: float = 0.99,
     teacher: tuple[int, ...] = (2, 2),
     teacher_norm: float = 1.0,
+    input_norm: float | None = None,
     gap: bool = True,
     n: int = EXAMPLES,
     seed: int = 0,
@@ -107,11 +119,22 @@ def bound_steps(
     dataset.require_training_part("a generalization bound needs")
     check_attacks(attacks, subject)
     net, spectrum = hypothesis_class(model), spectra(model)
-    facts = measured_facts(model, subject.loss, dataset, attacks[0], net, spectrum, confidence)
+    facts = measured_facts(
+        model, subject.loss, dataset, attacks[0], net, spectrum, confidence, input_norm
+    )
     cut = cut_network(facts, net, spectrum, energy)
-    measured = None
+    measured, held = None, None
     if gap:
-        measured = yield from _measured_gap(subject, dataset, attacks, facts, n, seed, batch_size)
+        measured, held = yield from _measured_gap(
+            subject, dataset, attacks, facts, n, seed, batch_size
+        )
+    yield Progress("bounds of the error", 0, 1)
+    whole = targets_of(subject, dataset, None, seed)
+    radius = facts.eps_value * facts.constant
+    train, test = (whole[part].examples for part in PARTS)
+    asked = Asked(model, train, test, radius, 1 - confidence)
+    began = initial_weights(model, subject.info.get("training"), dataset.train.x)
+    fixed = model.architecture.transform.partition(":")[0] not in _FROM_DATA
     premises = (
         *general_premises(
             facts,
@@ -133,6 +156,7 @@ def bound_steps(
         cut=cut.record,
         implicit=implicit_bias(facts, net, taught, premises),
         gap=measured,
+        risks=risk_bounds(asked, held, began, fixed=fixed),
     )
 
 
@@ -152,7 +176,7 @@ def _teacher(teacher: tuple[int, ...], norm: float) -> Teacher:
 def attacks_for_bounds(choice: AttackChoice, trained: Attack | None) -> tuple[Attack, ...]:
     """The attacks of the gap, of one threat model: the bounds are of one."""
     if not choice.names:
-        choice = replace(choice, names=("pgd",), steps=choice.steps or STEPS)
+        choice = replace(choice, names=("pgd",))
     attacks = attacks_of(choice, trained)
     if len({(one.threat.norm, one.threat.eps) for one in attacks}) != 1:
         came = ", ".join(f"{one.name} {one.threat.norm} {one.threat.text}" for one in attacks)
@@ -168,19 +192,26 @@ def measured_facts(
     net: HypothesisClass,
     spectrum: tuple[Spectrum, ...],
     confidence: float,
+    input_norm: float | None = None,
 ) -> BoundFacts:
-    """The constants of a network and its data for the ball of this attack."""
+    """The constants of a network and its data for the ball of this attack.
+
+    input_norm: B_x, None for the training sample's; InputError unless above 0 and finite.
+    """
+    if input_norm is not None and not 0 < input_norm < math.inf:
+        raise InputError(f"B_x needs a finite norm above 0, got {input_norm}", field="input_norm")
     a = model.architecture
     train, test = (
         torch.linalg.vector_norm(part.x.double(), dim=(1, 2))
         for part in (dataset.train, dataset.test)
     )
-    largest = float(torch.cat([train, test]).max())
+    largest = float(train.max()) if input_norm is None else input_norm
     constant = _constant(model, attack)
     t = confidence_t(confidence)
     clean = Sample(len(train), largest, loss, t)
     attacked = replace(clean, reach=largest + attack.threat.eps * constant)
     constants = attacked.constants(net)
+    proved = spectral_class(model, net)
     confined = {"channels": attack.threat.channels, "faces": attack.threat.faces}
     return BoundFacts(
         n=len(train),
@@ -195,15 +226,21 @@ def measured_facts(
         confined=next((f"{k} {v}" for k, v in confined.items() if v is not None), None),
         constant=constant,
         input_norm=largest,
+        input_given=input_norm is not None,
+        beyond=int((torch.cat([train, test]) > largest).sum()),
         least_norm=float(train.min()),
         head_norm=net.head_norm,
         layer_norms=net.layer_norms,
+        spectral_norms=proved.layer_norms,
         log_product=net.log_product,
         log_bf=attacked.log_bf(net),
         log_bf_clean=clean.log_bf(net),
         loss=loss,
         log_lipschitz=finite(constants.log_lipschitz),
         log_range=finite(constants.log_range),
+        log_reached=attacked.log_bf(proved),
+        log_proved=finite(attacked.constants(proved).log_range),
+        log_proved_clean=finite(clean.constants(proved).log_range),
         t=t,
         t4=confidence_t(confidence, failures=4),
         ranks=tuple(max(one.ranks) for one in spectrum),
@@ -234,11 +271,17 @@ def _measured_gap(
     n: int,
     seed: int,
     block: int,
-) -> Steps[MeasuredGap]:
-    """Gaps under the attacks' worst case, and the certain bracket around the adversarial one."""
+) -> Steps[tuple[MeasuredGap, Held | None]]:
+    """Gaps under the attacks' worst case, the certain bracket around the adversarial one, and
+    the certificates of test examples, by CROWN where that is cheap."""
     found = yield from evaluate_steps(
-        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False
+        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False, certify=None
     )
+    certified_test = found.report.certified
+    held = None
+    if certified_test is not None:
+        part = certified_test.test
+        held = Held(part.n, part.n - part.certified, certified_test.method)
     train, test, agp = found.report.worst_case.both
     targets = targets_of(subject, dataset, n, seed)
     clean = [_losses(subject, targets[part], 0.0, block) for part in PARTS]
@@ -248,7 +291,7 @@ def _measured_gap(
     }
     # The parts are drawn apart, as for the adversarial risks.
     resampled = [resample(one.numpy()[None], (seed, k)) for k, one in enumerate(clean)]
-    return MeasuredGap(
+    measured = MeasuredGap(
         attack=", ".join(one.name for one in attacks),
         n_train=train.n,
         n_test=test.n,
@@ -259,6 +302,7 @@ def _measured_gap(
         adversarial_ci=agp.risk_ci,
         bracket=(test.risk - certified["train"], certified["test"] - train.risk),
     )
+    return measured, held
 
 
 def _losses(subject: Subject, target: Target, radius: float, block: int) -> Tensor:

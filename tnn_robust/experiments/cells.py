@@ -1,8 +1,9 @@
 """Training and measuring one cell: networks of one arm and size, one a seed, side by side."""
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.parts import Part
 from tnn_robust.experiments.departures import IN_TRAINING
 from tnn_robust.experiments.measure import LinfAscent, bounds, risks_under, rounded, spectra
-from tnn_robust.experiments.plan import LAYERS, Cell
+from tnn_robust.experiments.plan import Cell
 from tnn_robust.experiments.published import PublishedTNN, loss_of, publish_epoch
 from tnn_robust.experiments.results import CellRecord, PointRecord
 from tnn_robust.models.network import TNN, Architecture, new_model
-from tnn_robust.models.stacked import stack_models
+from tnn_robust.models.stacked import stack_models, unstack_models
 from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 
@@ -68,6 +69,7 @@ class _Work:
     failures: dict[int, str]
     losses: list[float]
     epoch: int = 0
+    held: dict[int, tuple[int, TNN]] = field(default_factory=dict)
 
     @classmethod
     def fresh(cls, cell: Cell, dataset: Dataset, device: torch.device) -> "_Work":
@@ -97,12 +99,13 @@ class _Work:
         monitor = Examples(self.test_part.x[:_MONITOR], self.test_part.y[:_MONITOR])
         eps = parse_eps(self.cell.eps)[0]
         fgsm = named_attack("fgsm", eps, loss="margin")
+        perturb = make_perturb(fgsm, transform=self.model.transform, keep_best=False)
         records = fit_stacked(
             self.model,
             self.train_part,
             monitor=monitor,
             settings=_settings(self.cell, until),
-            perturb=make_perturb(fgsm, transform=self.model.transform, keep_best=False),
+            perturb=perturb if self.cell.adversary else None,
             optimizer=self.optimizer,
             seeds=self.cell.seeds,
             first_epoch=first,
@@ -114,7 +117,28 @@ class _Work:
                 self.losses = [
                     found[seed].loss if seed in found else 0.0 for seed in self.cell.seeds
                 ]
+                if self._all_stopped(round(progress.done), until):
+                    return
             yield progress.done
+
+    def _all_stopped(self, epoch: int, until: int) -> bool:
+        """Hold the networks that have reached `until_risk` as they are; whether all are held.
+
+        At the end, reached or not, the networks are those held and the others as they are.
+        """
+        level = self.cell.until_risk
+        if level is None:
+            return False
+        assert isinstance(self.model, TNN)
+        current = unstack_models(self.model)
+        for i, risk in enumerate(self.losses):
+            if i not in self.held and (risk <= level or epoch == until):
+                self.held[i] = (epoch, copy.deepcopy(current[i]))
+        if len(self.held) < len(self.losses):
+            return False
+        held = stack_models([self.held[i][1] for i in range(len(self.losses))])
+        self.model.load_state_dict(held.state_dict())
+        return True
 
     def _publish(self, first: int, until: int) -> Iterator[float]:
         assert isinstance(self.model, PublishedTNN)
@@ -182,6 +206,8 @@ class _Work:
             batches = -(-len(self.train_part) // cell.batch_size)
             scale = batches / len(self.train_part) if batch else 1.0
             columns["moving_train_risk"] = rounded(moving * scale)
+        if self.held:
+            columns["stopped_at"] = [self.held[i][0] for i in range(len(cell.seeds))]
         leave = self.model.leave if isinstance(self.model, PublishedTNN) else None
         columns |= spectra(self.model, leave)
         return columns | self._bounds(columns["norms"], eps)
@@ -189,7 +215,7 @@ class _Work:
     def _bounds(self, norms: list[list[float]], eps: float) -> dict[str, Any]:
         x = self.train_part.x
         d, c, width = x.shape[1], x.shape[2], self.cell.width
-        shapes = [(width, d), *[(width, width)] * (LAYERS - 1)]
+        shapes = [(width, d), *[(width, width)] * (self.cell.layers - 1)]
         largest = float(torch.linalg.vector_norm(x.double(), dim=(1, 2)).max())
         return bounds(norms, shapes, c, self.cell.rank, len(self.train_part), largest, eps)
 
@@ -239,8 +265,8 @@ def architecture_of(cell: Cell, dataset: Dataset) -> Architecture:
     return Architecture(
         features=dataset.d,
         channels=dataset.c,
-        widths=(cell.width,) * LAYERS,
-        ranks=(cell.rank,) * LAYERS,
+        widths=(cell.width,) * cell.layers,
+        ranks=(cell.rank,) * cell.layers,
         scores=1,
         transform="dct",
     )

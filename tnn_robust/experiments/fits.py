@@ -7,6 +7,9 @@ import numpy as np
 
 from tnn_robust.base.codec import Interval
 
+_POWERS = np.linspace(-1.0, 2.0, 301)
+_MOST_SEEDS = 2**20
+
 Sizes = dict[int, dict[int, float]]  # N -> seed -> AGP
 
 
@@ -36,18 +39,54 @@ def fit_root_n(sizes: Sizes) -> tuple[list[float], list[float], float]:
 
 
 def fit_power(sizes: Sizes) -> list[float]:
-    """Per seed the p between -1 and 2 of the least-squares AGP = b N^-p."""
+    """Per seed the p between -1 and 2 of the least-squares AGP = b N^-p, the global optimum.
+
+    b is linear and solved for. What is left of p has several minima where gaps are noisy: p
+    is scanned, and the best cell refined.
+    """
     from scipy.optimize import minimize_scalar
 
     ns = np.array(sorted(sizes), float)
     seeds = sorted(set.intersection(*(set(sizes[int(n)]) for n in ns)))
+    step = _POWERS[1] - _POWERS[0]
 
     def rest(p: float, gaps: np.ndarray) -> float:
         shape = (ns / ns[0]) ** -p
         return float(((gaps - shape * (shape @ gaps) / (shape @ shape)) ** 2).sum())
 
-    table = [np.array([sizes[int(n)][seed] for n in ns]) for seed in seeds]
-    return [minimize_scalar(rest, bounds=(-1, 2), args=(row,), method="bounded").x for row in table]
+    found = []
+    for gaps in (np.array([sizes[int(n)][seed] for n in ns]) for seed in seeds):
+        best = float(_POWERS[int(np.argmin([rest(p, gaps) for p in _POWERS]))])
+        near = max(best - step, _POWERS[0]), min(best + step, _POWERS[-1])
+        refined = minimize_scalar(rest, bounds=near, args=(gaps,), method="bounded")
+        found.append(min((best, float(refined.x)), key=lambda p: rest(p, gaps)))
+    return found
+
+
+def seeds_needed(values: Sequence[float], level: float = 0.0) -> int | None:
+    """How many seeds would part the mean of values from a level, at their mean and spread.
+
+    The least n with t(0.975, n - 1) s / sqrt(n) < |mean - level|; None where fewer than two
+    values have no spread, the mean is at the level, or a million are too few.
+    """
+    if len(values) < 2 or (distance := abs(float(np.mean(values)) - level)) == 0:
+        return None
+    from scipy import stats
+
+    spread = float(np.std(values, ddof=1))
+
+    def decides(n: int) -> bool:
+        return float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) < distance
+
+    low, high = 1, 2
+    while not decides(high):
+        low, high = high, 2 * high
+        if high > _MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle, high)
+    return high
 
 
 def jackknife_ratio(sums: np.ndarray) -> tuple[float, Interval | None] | None:

@@ -2,20 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.experiments.departures import DEPARTURES, chosen
 
-EXPERIMENTS = ("a1", "a2", "a3")
+EXPERIMENTS = ("a1", "a2", "a3", "flow")
 SCALES = ("full", "tenth", "smoke")
 LAYERS = 3
 NORM_BOUND = 10.0  # unbounded, the layers of A.1 end near 40
 NUCLEAR = 0.01
 _PUBLISHED_RANKS, _RANKS = (4, 28), (1, 2, 4, 8, 16, 28, None)
 _SIZES = {"full": tuple(range(500, 5001, 500)), "tenth": (500, 1500, 3000), "smoke": (60, 100, 160)}
+MATCHES = ("epochs", "steps", "risk")  # what A.1's networks of different N have in common
+MATCHED_RISK = 0.1  # nats, of the adversarial training risk
+_PATIENCE = 10  # times the epochs of the scale, which a network may take to get there
+_FLOW_N = {"full": 200, "tenth": 200, "smoke": 24}
+_FLOW_STEPS = {"full": 1500, "tenth": 300, "smoke": 6}
+_FLOW_WIDTH = {"full": 16, "tenth": 16, "smoke": 6}
 _SEEDS = {"full": (20, 1), "tenth": (8, 1), "smoke": (3, 2)}  # A.1, A.2 and A.3
+_FLOW_SEEDS = {"full": 5, "tenth": 3, "smoke": 2}
 _EPOCHS = {"full": (20, 30_000), "tenth": (20, 3_000), "smoke": (3, 6)}
 _WIDTHS = {"full": (128, 256), "tenth": (128,), "smoke": (8,)}
 _BATCH_OF_RANK = {28: 30}
@@ -28,7 +36,9 @@ class Cell:
     rank: tubal rank of the layers' factors, None for unfactorised ones; n: training
     examples, None for all; nuclear: weight of the tubal nuclear norm; points: epochs
     after which the networks are measured, the last being the end; pgd_steps: of the PGD
-    beside FGSM at the end, 0 for none, as the demo has it.
+    beside FGSM at the end, 0 for none, as the demo has it. layers: t-layers; adversary: False
+    for a control, trained on clean examples and attacked all the same; until_risk: a network
+    stops at the first epoch whose adversarial training risk is at most this many nats.
     """
 
     experiment: str
@@ -47,6 +57,9 @@ class Cell:
     nuclear: float
     pgd_steps: int
     departures: tuple[str, ...]
+    layers: int = LAYERS
+    adversary: bool = True
+    until_risk: float | None = None
 
     @property
     def key(self) -> str:
@@ -66,7 +79,9 @@ class Cell:
 class Plan:
     """What was asked of an experiment; None stands for the scale's own value.
 
-    ranks: of A.1, 0 standing for unfactorised layers; widths: of A.2 and A.3.
+    ranks: of A.1, 0 standing for unfactorised layers; match: what its networks of different
+    N have in common, of MATCHES; widths: of A.2, A.3 and the flow; layers: of the flow, whose
+    steps are `epochs`.
     """
 
     experiment: str
@@ -78,6 +93,9 @@ class Plan:
     ranks: tuple[int, ...] | None = None
     sizes: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    match: str = "epochs"
+    batch_size: int | None = None
     epochs: int | None = None
     lr: float | None = None
     norm_bound: float = NORM_BOUND
@@ -87,14 +105,18 @@ class Plan:
             raise unknown_choice("experiment", self.experiment, EXPERIMENTS)
         if self.scale not in SCALES:
             raise unknown_choice("scale", self.scale, SCALES)
+        if self.match not in MATCHES:
+            raise unknown_choice("match", self.match, MATCHES)
         object.__setattr__(self, "departures", chosen(self.departures))
         if self.published:
             object.__setattr__(self, "departures", tuple(DEPARTURES))
-        for name in ("seeds", "epochs", "lr", "norm_bound"):
+        if self.departures and (self.experiment == "flow" or self.match != "epochs"):
+            raise InputError("departures of the demo are of a1, a2 and a3 at equal epochs")
+        for name in ("seeds", "epochs", "lr", "norm_bound", "batch_size"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"--{name.replace('_', '-')} needs more than 0, got {value}")
-        for name, least in (("ranks", 0), ("sizes", 2), ("widths", 1)):
+        for name, least in (("ranks", 0), ("sizes", 2), ("widths", 1), ("layers", 1)):
             values = getattr(self, name)
             if values is not None and (
                 not values or min(values) < least or len(set(values)) < len(values)
@@ -112,7 +134,8 @@ class Plan:
 
     def cells(self, features: int, channels: int, n_train: int) -> list[Cell]:
         """The cells, those that take longest last. InputError for a size beyond the data."""
-        cells = self._agp(features) if self.experiment == "a1" else self._trajectories()
+        made = {"a1": lambda: self._agp(features), "flow": self._flows}
+        cells = made.get(self.experiment, self._trajectories)()
         for cell in cells:
             if cell.n is not None and cell.n > n_train:
                 raise InputError(
@@ -132,19 +155,55 @@ class Plan:
                 arm = "unfactorised" if rank is None else f"rank {rank}"
                 cell = self._cell(arm, _EPOCHS[self.scale][0])
                 found.append(replace(cell, rank=rank, width=features, n=n))
+        found = [self._matched(cell, found[-1].n or 0) for cell in found]
         if "mean-of-batch-sums" in self.departures:
             found = [replace(c, batch_size=_BATCH_OF_RANK.get(c.rank or 0, 50)) for c in found]
+        return found
+
+    def _matched(self, cell: Cell, most: int) -> Cell:
+        """A cell of A.1 that ends where `match` says; most: the largest N."""
+        assert cell.n is not None
+        if self.match == "steps":
+            steps = cell.epochs * -(-most // cell.batch_size)
+            return replace(cell, points=(round(steps / -(-cell.n // cell.batch_size)),))
+        if self.match == "risk":
+            return replace(cell, points=(_PATIENCE * cell.epochs,), until_risk=MATCHED_RISK)
+        return cell
+
+    def _flows(self) -> list[Cell]:
+        """Gradient flow with the adversary and, as its control, without."""
+        scale, found = self.scale, []
+        steps, n = self.epochs or _FLOW_STEPS[scale], (self.sizes or (_FLOW_N[scale],))[0]
+        for width in self.widths or (_FLOW_WIDTH[scale],):
+            for layers in self.layers or (LAYERS,):
+                for adversary in (True, False):
+                    arm = f"D = {width}, L = {layers}{'' if adversary else ', no adversary'}"
+                    cell = replace(
+                        self._cell(arm, steps),
+                        width=width,
+                        n=n,
+                        layers=layers,
+                        adversary=adversary,
+                        seeds=tuple(range(self.seeds or _FLOW_SEEDS[scale])),
+                        lr=self.lr or 1e-3,
+                        optimizer="flow",
+                        batch_size=n,
+                    )
+                    found.append(cell)
         return found
 
     def _trajectories(self) -> list[Cell]:
         weights = (0.0, NUCLEAR) if self.experiment == "a3" else (0.0,)
         widths = self.widths or _WIDTHS[self.scale][: 1 if self.experiment == "a3" else None]
         found = []
+        # The demo has no control, and the regulariser is compared with its absence.
+        controls = (True, False) if self.experiment == "a2" and not self.departures else (True,)
         for width in widths:
-            for nuclear in weights:
-                arm = f"D = {width}{' + nuclear' if nuclear else ''}"
+            for nuclear, adversary in product(weights, controls):
+                alone = "" if adversary else ", no adversary"
+                arm = f"D = {width}{' + nuclear' if nuclear else ''}{alone}"
                 cell = self._cell(arm, _EPOCHS[self.scale][1])
-                found.append(replace(cell, width=width, nuclear=nuclear))
+                found.append(replace(cell, width=width, nuclear=nuclear, adversary=adversary))
         return found
 
     def _cell(self, arm: str, epochs: int) -> Cell:
@@ -160,7 +219,7 @@ class Plan:
             n=None,
             seeds=tuple(range(self.seeds or _SEEDS[self.scale][0 if a1 else 1])),
             points=(epochs,) if a1 else looked_at(epochs),
-            batch_size=50 if a1 else 80,
+            batch_size=self.batch_size or (50 if a1 else 80),
             optimizer="adam" if a1 else "sgd",
             lr=self.lr or (1e-3 if a1 else 1e-4),
             eps="20/255" if a1 else "16/255",

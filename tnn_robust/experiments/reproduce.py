@@ -1,24 +1,24 @@
 """tnn-reproduce: the paper's experiments, cell by cell on an engine, resumable."""
 
-import contextlib
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tnn_robust.base.devices import resolve_device
-from tnn_robust.base.errors import CheckpointError, TrainingError
+from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.files import require_writable
 from tnn_robust.base.ledger import Ledger, checked_lines, records_of
 from tnn_robust.base.locks import claim_directory
-from tnn_robust.base.parallel import Event, Failed, Task, run_here, run_in_processes
-from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.parallel import Task
+from tnn_robust.base.progress import Steps
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import DataSpec
+from tnn_robust.experiments.cell_engine import Engine, run_cells
 from tnn_robust.experiments.cells import architecture_of, cell_run, relative_costs
-from tnn_robust.experiments.cluster import Cluster, require_dask, run_on_dask
+from tnn_robust.experiments.cluster import Cluster, require_dask
+from tnn_robust.experiments.flow_cell import flow_cell_run
 from tnn_robust.experiments.plan import Cell, Plan
 from tnn_robust.experiments.results import CellRecord
 from tnn_robust.models.network import require_room
@@ -86,46 +86,20 @@ def _missing_cells(request: ReproduceRequest, device: str, resume: bool) -> Step
         require_room(architecture_of(cell, dataset))
     header = {"kind": _KIND, "plan": request.plan.to_json(), "data_digest": dataset.digest}
     records = _records(path, header, resume)
-    left = [cell for cell in cells if cell.key not in records.known]
     order = [cell.key for cell in cells]  # processes finish in another one
     costs = dict(zip(order, relative_costs(cells, len(dataset.train.y), dataset.c), strict=True))
-    if request.jobs > 1 or request.cluster is not None:  # the longest last would keep one busy
-        left.sort(key=lambda cell: costs[cell.key], reverse=True)
-    counted = _Counted(costs, set(records.known))
-    failures: list[Failed] = []
-    with contextlib.closing(_events(request, left, device)) as run:
-        next(run)  # the engine is there
-        records.rewrite()
-        yield counted.progress("")
-        for event in run:
-            if event.kind == "moved":
-                yield counted.moved(event.key, event.value.done / event.value.total)
-            elif event.kind == "finished":
-                records.add([event.value])
-                (request.out / _state_name(event.key)).unlink(missing_ok=True)
-                yield counted.finished(event.key, event.value)
-            elif event.kind == "failed":
-                failures.append(event.value)
-    if failures:
-        named = "; ".join(f"{failed.key}: {failed.why}" for failed in failures)
-        raise TrainingError(f"cells failed, resuming runs them again: {named}")
-    records.rewrite(order)
-    return list(records.known.values())
-
-
-def _events(
-    request: ReproduceRequest, cells: list[Cell], device: str
-) -> Generator[Event, None, None]:
     out = request.out.absolute()  # a worker may stand elsewhere
     tasks = [
         Task(cell.key, CellTask(cell, request.data, out / _state_name(cell.key), device))
         for cell in cells
     ]
-    if request.cluster is not None:
-        return run_on_dask(_cell_work, tasks, request.cluster)
-    if request.jobs == 1:
-        return run_here(_cell_work, tasks)
-    return run_in_processes(_cell_work, tasks, request.jobs)
+
+    def done(key: str) -> None:
+        (out / _state_name(key)).unlink(missing_ok=True)
+
+    engine = Engine(request.jobs, request.cluster)
+    yield from run_cells(engine, _cell_work, tasks, records, costs, done)
+    return list(records.known.values())
 
 
 def _records(path: Path, header: dict[str, Any], resume: bool) -> Ledger[str, CellRecord]:
@@ -157,28 +131,6 @@ def _state_name(key: str) -> str:
     return f"unfinished-{plain}.safetensors"
 
 
-class _Counted:
-    """The share of the work that is done, cells weighted by what they cost."""
-
-    def __init__(self, costs: dict[str, float], finished: set[str]):
-        whole = sum(costs.values())
-        self._costs = {key: cost / whole for key, cost in costs.items()}
-        self._done = {key: float(key in finished) for key in costs}
-
-    def moved(self, key: str, share: float) -> Progress:
-        self._done[key] = share
-        return self.progress(key)
-
-    def finished(self, key: str, record: CellRecord) -> Progress:
-        self._done[key] = 1.0
-        return self.progress(key)._replace(found=record)
-
-    def progress(self, key: str) -> Progress:
-        share = sum(self._costs[name] * done for name, done in self._done.items())
-        whole = sum(done == 1.0 for done in self._done.values())
-        return Progress(f"{whole}/{len(self._done)} cells  {key}", 1000 * share, 1000)
-
-
 @lru_cache(maxsize=1)
 def _loaded(spec: DataSpec) -> Dataset:
     return load_dataset(spec)
@@ -186,4 +138,6 @@ def _loaded(spec: DataSpec) -> Dataset:
 
 def _cell_work(task: CellTask) -> Steps[CellRecord]:
     """A cell, a Progress an epoch."""
+    if task.cell.optimizer == "flow":
+        return flow_cell_run(task.cell, _loaded(task.data), device=task.device)
     return cell_run(task.cell, _loaded(task.data), state=task.state, device=task.device)

@@ -82,12 +82,17 @@ class CellRecord(Record):
 
 @dataclass(frozen=True)
 class Finding(Record):
-    """One number a verdict rests on, with its 95 % interval where there is one."""
+    """One number a verdict rests on, with its 95 % interval where there is one.
+
+    needed: what would decide it at the effect seen, as "12 seeds"; "" where it is decided, or
+    where nobody can say.
+    """
 
     what: str
     value: float
     interval: Interval | None
     verdict: str
+    needed: str = ""
 
     def __post_init__(self) -> None:
         require_interval("interval", self.interval)

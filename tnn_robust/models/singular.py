@@ -24,9 +24,9 @@ def layer_singular_values(layer: TLayer) -> Tensor:
 def significant(layer: TLayer, s: Tensor) -> Tensor:
     """(k,) int64: how many singular values s of a layer are not rounding of its dtype.
 
-    The rule of `rank_tolerance`, with the size of a face; of factors at most their multi-rank.
+    The rule of `rank_tolerance`; of factors at most their multi-rank.
     """
-    noise = max(layer.d_out, layer.d_in) * torch.finfo(layer.stacks[0].dtype).eps
+    noise = len(s) * max(layer.d_out, layer.d_in) * torch.finfo(layer.stacks[0].dtype).eps
     ranks = (s > noise * s.amax()).sum(1)
     if isinstance(layer, LowRankTProductLinear):
         return torch.minimum(ranks, layer.multi_rank)

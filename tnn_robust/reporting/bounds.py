@@ -3,7 +3,13 @@
 import math
 
 from tnn_robust.reporting.tables import Table, interval_text
-from tnn_robust.theory.results import BoundForm, BoundReport, BoundRow, ImplicitRecord
+from tnn_robust.theory.results import (
+    BoundForm,
+    BoundReport,
+    BoundRow,
+    ImplicitRecord,
+    RiskBound,
+)
 
 
 def magnitude(log_value: float | None) -> str:
@@ -31,6 +37,7 @@ def bound_tables(report: BoundReport) -> list[Table]:
         _gap_table(report),
         _part_table(report),
         _implicit_table(report),
+        *([_risk_table(report)] if report.risks else []),
     ]
 
 
@@ -39,14 +46,20 @@ def _fact_table(report: BoundReport) -> Table:
     where = f", {f.confined}" if f.confined else ""
     rows = [
         ("N, training examples", f"{f.n}"),
-        ("B_x, largest ||x||_F", f"{f.input_norm:.4g}"),
+        (
+            "B_x, as given" if f.input_given else "B_x, largest ||x||_F of these",
+            f"{f.input_norm:.4g}",
+        ),
         (f"C of {f.norm}{where}", f"{f.constant:.4g}"),
         (f"B_x + eps C, eps {f.eps}", f"{f.input_norm + f.eps_value * f.constant:.4g}"),
         ("B_w, ||head||", f"{f.head_norm:.4g}"),
         ("B_W = B_w prod B_l", magnitude(f.log_product)),
         ("B_f = (B_x + eps C) B_W", magnitude(f.log_bf)),
         (f"L_loss, {f.loss}", magnitude(f.log_lipschitz)),
-        ("B, range of the loss", magnitude(f.log_range)),
+        ("B, range of the loss in F", magnitude(f.log_range)),
+        ("largest |f|, exact norms", magnitude(f.log_reached)),
+        ("R, provable range of the loss", magnitude(f.log_proved)),
+        ("  without an adversary", magnitude(f.log_proved_clean)),
         (f"t at {100 * report.confidence:.6g} % (1 - 2e^-t)", f"{f.t:.4g}"),
         ("t where 1 - 4e^-t is needed", f"{f.t4:.4g}"),
     ]
@@ -90,14 +103,14 @@ def _bound_table(report: BoundReport) -> Table:
             row.version,
             "-" if row.dimension is None else f"{row.dimension}",
             magnitude(row.paper.log_value),
-            _verdict(row, row.paper),
+            _verdict(row.paper),
             magnitude(row.explicit.log_value),
-            _verdict(row, row.explicit),
+            _verdict(row.explicit),
         )
         for row in report.rows
     ]
     columns = ("bound", "rank", "P", "paper shape", "", "explicit", "")
-    return Table("Bounds of the gap; vacuous: not below B", columns, rows)
+    return Table("Bounds of the gap; vacuous: not below R", columns, rows)
 
 
 def _name(row: BoundRow) -> str:
@@ -105,10 +118,10 @@ def _name(row: BoundRow) -> str:
     return f"{row.name.replace('Theorem', 'Thm').replace('Corollary', 'Cor.')} {row.equation}{kind}"
 
 
-def _verdict(row: BoundRow, form: BoundForm) -> str:
-    if not row.covered:
+def _verdict(form: BoundForm) -> str:
+    if not form.covered:
         return "not covered"
-    return "vacuous" if form.vacuous else "below B"
+    return "vacuous" if form.vacuous else "below R"
 
 
 def _gap_table(report: BoundReport) -> Table:
@@ -122,7 +135,7 @@ def _gap_table(report: BoundReport) -> Table:
         for row in report.rows
     ]
     columns = ("bound", "gap", "95 % CI", "certified", "N paper", "N explicit")
-    return Table("Beside the measured gap; N: examples to fall below B", columns, rows)
+    return Table("Beside the measured gap; N: examples to fall below R", columns, rows)
 
 
 def _measured(report: BoundReport, row: BoundRow) -> tuple[str, str, str]:
@@ -169,6 +182,7 @@ def _implicit_table(report: BoundReport) -> Table:
     rows = [
         ("harmonic mean of sqrt(r_stb)", f"{one.harmonic_mean:.4g}"),
         ("right side of (16)", "inf" if one.rhs is None else f"{one.rhs:.4g}"),
+        ("  without its slack", "-" if one.sharper is None else f"{one.sharper:.4g}"),
         ("largest possible left side", f"{one.largest:.4g}"),
         ("Theorem 16 here", _said(one)),
         ("V_0 of Assumption 20", f"{cut.v0:.4g}"),
@@ -177,6 +191,46 @@ def _implicit_table(report: BoundReport) -> Table:
         ("  multi-rank", f"{cut.multi_delta:.4g}"),
     ]
     return Table("Implicit low rank (Thm 16) and decay", ("", "value"), rows)
+
+
+def _risk_table(report: BoundReport) -> Table:
+    rows = [
+        (
+            f"{one.name}, {'robust' if one.robust else 'clean'}",
+            f"{one.n}",
+            f"{one.wrong:.4g}",
+            f"{one.nats:.4g}",
+            f"{100 * one.value:.4g}",
+            _premise(one),
+        )
+        for one in report.risks
+    ]
+    title = f"Bounds of the error on new examples, together at {100 * report.confidence:.6g} %"
+    return Table(title, ("bound", "n", "wrong", "nats", "error <= (%)", "premise"), rows)
+
+
+def _premise(one: RiskBound) -> str:
+    return {True: "holds", False: "FAILS", None: "open"}[one.holds]
+
+
+def _smallest(report: BoundReport) -> list[str]:
+    """The premises of these bounds, and the smallest number that stands."""
+    lines = []
+    said = dict.fromkeys((one.name, one.of, one.premise) for one in report.risks)
+    lines += [f"{name}: of {of}; premise: {premise}." for name, of, premise in said]
+    for robust in (False, True):
+        one = report.smallest(robust=robust)
+        f = report.facts
+        what = f"robust error in {f.norm} {f.eps}" if robust else "error on clean examples"
+        if one is None:
+            lines.append(f"No bound of the {what} beats guessing.")
+            continue
+        by = f", certified by {one.method}" if one.method else ""
+        lines.append(
+            f"Smallest valid bound of the {what}: {100 * one.value:.4g} % ({one.name}, of "
+            f"{one.of}, {one.wrong:.4g} wrong of {one.n}{by})."
+        )
+    return lines
 
 
 def _said(one: ImplicitRecord) -> str:
@@ -189,8 +243,9 @@ def bound_notes(report: BoundReport) -> list[str]:
     one, gap = report.implicit, report.gap
     notes = [
         "Paper shape: unnamed constants are 1, so it shows the scaling and proves nothing. "
-        "Explicit: all constants. std: no adversary, with its own B_f and B. FAILS: known to "
-        "be untrue; open: cannot be told from the network.",
+        "Explicit: all constants. std: no adversary, with its own B_f, B and R. R is the range "
+        "of the loss that this network's exact norms allow: no gap exceeds it. FAILS: known "
+        "to be untrue; open: cannot be told from the network.",
         f"Theorem 16 is for an assumed teacher of J = {one.teacher_layers}, "
         f"m_J = {one.teacher_width}, B = {one.teacher_norm:.4g}.",
     ]
@@ -203,9 +258,9 @@ def bound_notes(report: BoundReport) -> list[str]:
             "finds risks from below. Certified risks bound them from above, so for certain the "
             f"adversarial gap of these examples is between {low:.4g} and {high:.4g}."
         )
-    if not all(row.covered for row in report.rows):
+    if not all(form.covered for row in report.rows for form in (row.paper, row.explicit)):
         notes.append(
             "WARNING: rows marked not covered have a premise that fails: the number is what the "
             "formula gives, not a bound of this network."
         )
-    return notes
+    return [*notes, *_smallest(report)] if report.risks else notes

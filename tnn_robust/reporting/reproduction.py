@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.files import write_bytes
+from tnn_robust.experiments.plan import LAYERS
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.tables import Table, markdown
+from tnn_robust.theory.implicit_bias import LEAST_TEACHER, sharper_16
 
 TABLE, CSV, VERDICTS = "table.md", "table.csv", "verdicts.json"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -27,6 +29,8 @@ def summaries(records: Sequence[CellRecord]) -> list[Summary]:
         for point in record.points:
             columns = point.columns
             cell = {name: record.cell[name] for name in ("arm", "rank", "width", "n", "nuclear")}
+            cell["layers"] = record.cell.get("layers", LAYERS)
+            cell["channels"] = record.cell["channels"]
             row: Summary = {**cell, "seeds": len(record.seeds), "epoch": point.epoch}
             for name, column in columns.items():
                 if name in ("train_n", "test_n"):
@@ -77,7 +81,7 @@ def deliver(
     """Write table.md, table.csv, verdicts.json and the figures, each whole or not at all."""
     rows = summaries(records)
     text = _heading(records) + markdown(result_table(records)) + "\n"
-    text += _verdict_markdown(verdicts, ratios)
+    text += verdict_markdown(verdicts, ratios)
     write_bytes(out / TABLE, text.encode())
     write_bytes(out / CSV, _csv(rows).encode())
     found = {
@@ -183,11 +187,12 @@ def _number(value: float | None, scale: float, form: str) -> str:
     return "-" if value is None else f"{scale * value:{form}}"
 
 
-def _verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> str:
+def verdict_markdown(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> str:
     text = ""
     for verdict in verdicts:
-        rows = [(f.what, *_value(f), f.verdict) for f in verdict.findings]
-        table = Table(f"Rule: {verdict.rule}", ("finding", "value", "95 %", "verdict"), rows)
+        rows = [(f.what, *_value(f), f.verdict, f.needed) for f in verdict.findings]
+        heads = ("finding", "value", "95 %", "verdict", "what would decide it")
+        table = Table(f"Rule: {verdict.rule}", heads, rows)
         text += f"## Claim {verdict.claim}: {verdict.text}: **{verdict.verdict}**\n\n"
         text += markdown(table) + "\n"
     if ratios:
@@ -222,19 +227,21 @@ def verdict_lines(verdicts: Sequence[Verdict], ratios: Sequence[Finding]) -> lis
 
 def _phrase(finding: Finding) -> str:
     value, found = _value(finding)
-    return f"{finding.what} = {value}" + ("" if found == "-" else f" ({found})")
+    needed = f" ({finding.needed} would decide it)" if finding.needed else ""
+    return f"{finding.what} = {value}" + ("" if found == "-" else f" ({found})") + needed
 
 
 def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -> None:
-    """agp.png of A.1, trajectory.png of A.2 and A.3."""
+    """agp.png of A.1, trajectory.png of A.2, A.3 and the flow, mean.png of the flow."""
     if not records:
         return
     if records[0].cell["experiment"] == "a1":
         save_figure(out / "agp.png", (9.0, 3.8), lambda figure: _draw_gaps(figure, rows), dpi=100)
-    else:
-        save_figure(
-            out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90
-        )
+        return
+    save_figure(out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90)
+    if "harmonic_mean_bound" in rows[0]:
+        wide = 3.4 * len({row["layers"] for row in rows}) + 1.0
+        save_figure(out / "mean.png", (wide, 3.8), lambda figure: _draw_mean(figure, rows), dpi=100)
 
 
 def _draw_gaps(figure: Any, rows: Sequence[Summary]) -> None:
@@ -282,6 +289,40 @@ def _draw_run(figure: Any, rows: Sequence[Summary]) -> None:
         axes.legend(fontsize=8)
     for axes in panels[3:]:
         axes.set_xlabel("epoch")
+
+
+def _draw_mean(figure: Any, rows: Sequence[Summary]) -> None:
+    """The left side of (16) along the flow, between 1 and its teacher-free bound."""
+    depths = sorted({row["layers"] for row in rows})
+    panels = figure.subplots(1, len(depths), sharey=True, squeeze=False)[0]
+    for axes, layers in zip(panels, depths, strict=True):
+        arms = [row["arm"] for row in rows if row["layers"] == layers]
+        for i, arm in enumerate(dict.fromkeys(arms)):
+            own = [row for row in rows if row["arm"] == arm]
+            x = [row["epoch"] for row in own]
+            label = "no adversary" if "no adversary" in arm else "FGSM"
+            _line(axes, x, own, "harmonic_mean", label, i)
+            bound = [row["harmonic_mean_bound"] for row in own]
+            axes.plot(x, bound, "--", color=_COLOURS[i], label=f"{label}: bound")
+        axes.axhline(1.0, color="#777777", linewidth=1.0)
+        channels = next(row["channels"] for row in rows)
+        taught = sharper_16(layers=layers, channels=channels, teacher=LEAST_TEACHER)
+        if taught is not None:
+            axes.axhline(
+                taught, color="#000000", linestyle=":", linewidth=1.0, label="J = m = 2, B = 1"
+            )
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_yscale("log")
+        axes.set_title(f"L = {layers}", fontsize=10)
+        axes.set_xlabel("step")
+    panels[0].set_ylabel("harmonic mean of sqrt(stable rank)")
+    panels[-1].legend(fontsize=8)
+    figure.suptitle(
+        "Theorem 16, teacher-free: the mean between 1 and its bound; bands: 95 % over seeds",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
 
 
 def _line(

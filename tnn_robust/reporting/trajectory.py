@@ -7,7 +7,7 @@ from typing import Any
 
 from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE
 from tnn_robust.reporting.figures import save_figure
-from tnn_robust.training.trajectory_results import TrajectoryRecord
+from tnn_robust.training.trajectory_results import FLOW_SHARE, TrajectoryRecord
 
 Records = Sequence[TrajectoryRecord]
 _TOO_SMALL = 1e-16  # a residual of exactly 0 has no place on a log axis
@@ -91,6 +91,10 @@ def _ranks(axes: Any, steps: list[int], records: Records) -> None:
     if right is not None:
         vacuous = ", says nothing" if records[-1].vacuous else ""
         axes.axhline(right, color=GREEN, linestyle="-.", label=f"right side of (16){vacuous}")
+    free = [(s, r.teacher_free) for s, r in zip(steps, records, strict=True) if r.teacher_free]
+    if free:
+        axes.plot(*zip(*free, strict=True), "--", color=GREY, label="its teacher-free form")
+        axes.set_yscale("log")
     axes.set_title("Square root of the stable rank")
     axes.legend(fontsize=8)
 
@@ -129,6 +133,7 @@ _ROWS: tuple[tuple[str, Callable[[TrajectoryRecord], float | None]], ...] = (
     ("normalised margin", lambda r: r.normalised_margin),
     ("smoothed margin", lambda r: r.smoothed_margin),
     ("mean sqrt(r_stb)", lambda r: r.harmonic_mean),
+    ("teacher-free bound", lambda r: r.teacher_free),
     ("right side of (16)", lambda r: r.rhs_16),
     ("1 - cos(W, -grad L)", lambda r: r.kkt.alignment),
     ("stationarity", lambda r: r.kkt.stationarity),
@@ -152,6 +157,9 @@ def trajectory_lines(records: Records, width: int = 80, *, ascii_only: bool = Fa
     lines.append(f"Assumption 14 {separated}; after it the smoothed margin")
     lines.append(f"fell {fell[0]} times and the normalised margin {fell[1]} times.")
     last = records[-1]
+    if not last.is_flow:
+        lines.append(f"NOT A FLOW: the drift is above {FLOW_SHARE:g} of the growth of ||W||^2,")
+        lines.append(f"{last.growth:.4g}: --hold-drift holds it, as does a smaller --lr.")
     lines += [f"{'met ' if met else 'FAILS'} {name}" for name, met in last.premises.items()]
     return [line[: max(width, 60)].rstrip() for line in lines]
 

@@ -25,7 +25,9 @@ _LOG_MOST = 690.0
 class HypothesisClass:
     """F of Eq. (6): ||W_l||_F <= B_l, ||w|| <= B_w.
 
-    shapes: (d_l, d_{l-1}) of each of the L layers; layer_norms: B_l; head_norm: B_w.
+    shapes: (d_l, d_{l-1}) of each of the L layers; layer_norms: B_l; head_norm: B_w. With
+    bounds of the spectral norms as layer_norms it is the class of ||W_l||_2 <= B_l, for which
+    Theorems 9 and 11 hold in their explicit form too (docs/theory-notes.md).
     Raises InputError where a norm is not positive: that network is 0 everywhere, and the
     bounds divide by its norms.
     """
@@ -68,10 +70,14 @@ class HypothesisClass:
         return self.channels * sum(p * q for p, q in self.shapes) + self.head_dimension
 
     def rank_dimension(self, ranks: Ranks) -> int:
-        """P_r = sum_l sum_k r_{l,k} (d_l + d_{l-1} + 1) + c d_L."""
+        """P_r = sum_l sum_k r_{l,k} (d_l + d_{l-1} + 1) + c d_L; above P at high ranks."""
         self.require(ranks)
         sums = zip(ranks, self.shapes, strict=True)
         return sum(sum(r) * (p + q + 1) for r, (p, q) in sums) + self.head_dimension
+
+    def least_dimension(self, ranks: Ranks) -> int:
+        """min(P_r, P): weights of these ranks are weights of F all the same."""
+        return min(self.rank_dimension(ranks), self.dimension)
 
     def tubal(self, ranks: Sequence[int]) -> Ranks:
         """The multi-ranks of these tubal ranks, one a layer."""
@@ -145,14 +151,23 @@ class Bound(NamedTuple):
 
     @property
     def vacuous(self) -> bool:
-        """Whether it is B or more: no gap can be larger than B whatever the network."""
+        """Whether it is B or more: no gap can be larger than B whatever the network of F."""
         return not self.log_share < 0
+
+    def log_share_of(self, log_range: float) -> float:
+        """log of the bound over another range of the loss, that of one network say.
+
+        Infinite, and so vacuous, where the two ranges cannot be compared.
+        """
+        share = self.log_share + (self.log_range - log_range)
+        return math.inf if math.isnan(share) else share
 
 
 def confidence_t(confidence: float, failures: int = 2) -> float:
     """t with failures * e^-t = 1 - confidence; InputError outside (0, 1).
 
-    failures: 2 for Lemma 7 and Theorems 9 and 11, 4 for Theorems 19, 21 and Corollary 22.
+    failures: 2 for Lemma 7 and Theorems 9 and 11, 4 for Theorems 19, 21 and Corollary 22 as
+    the paper has them; the explicit forms need 1 and so hold with more than this confidence.
     """
     if not 0 < confidence < 1:
         raise InputError(f"a confidence needs a number between 0 and 1, got {confidence}")
@@ -162,26 +177,31 @@ def confidence_t(confidence: float, failures: int = 2) -> float:
 def lemma_7(net: HypothesisClass, sample: Sample, *, explicit: bool = False) -> Bound:
     """Eq. (9): L_loss B_x B_W / sqrt(N) (sqrt(2 log 2 depth) + 1) + 3B sqrt(t / 2N).
 
-    The paper writes d for the DEPTH, L + 1 (Golowich et al. 2018); both forms are the
-    same. sample.reach is B_x alone. As printed: symmetrisation would double the first term.
+    The paper writes d for the DEPTH, L + 1 (Golowich et al. 2018). sample.reach is B_x alone.
+    Explicit: symmetrisation doubles the first term, and B stands for 3B.
     """
     factor = math.sqrt(2 * math.log(2) * (net.layers + 1)) + 1
-    return _root_n(net, sample, math.log(factor))
+    return _root_n(net, sample, math.log(2 * factor if explicit else factor), explicit)
 
 
 def theorem_9(net: HypothesisClass, sample: Sample, *, explicit: bool = False) -> Bound:
     """Eq. (10): L_loss B_f sqrt(P log(3(L+1)) / N) + 3B sqrt(t / 2N).
 
-    Explicit: 24 L_loss B_f sqrt(P / N) (sqrt(log(3(L+1))) + sqrt(pi) / 2) + the same.
+    Explicit: 24 L_loss B_f sqrt(P / N) (sqrt(log(3(L+1))) + sqrt(pi) / 2) + B sqrt(t / 2N).
     """
-    return _root_n(net, sample, _covering(net, net.dimension, 3, explicit))
+    return _root_n(net, sample, _covering(net, net.dimension, 3, explicit), explicit)
 
 
 def theorem_11(
     net: HypothesisClass, sample: Sample, ranks: Ranks, *, explicit: bool = False
 ) -> Bound:
-    """Eq. (12): Theorem 9 with P_r for P and 9 for 3; ranks: tubal or multi-ranks."""
-    return _root_n(net, sample, _covering(net, net.rank_dimension(ranks), 9, explicit))
+    """Eq. (12): Theorem 9 with P_r for P and 9 for 3; ranks: tubal or multi-ranks.
+
+    Never above Theorem 9, which holds for these weights too: at high ranks P_r is above P.
+    """
+    low = _covering(net, net.rank_dimension(ranks), 9, explicit)
+    full = _covering(net, net.dimension, 3, explicit)
+    return _root_n(net, sample, min(low, full), explicit)
 
 
 def _covering(net: HypothesisClass, dimension: int, base: int, explicit: bool) -> float:
@@ -191,22 +211,31 @@ def _covering(net: HypothesisClass, dimension: int, base: int, explicit: bool) -
     return math.log(dimension) / 2 + math.log(entropy)
 
 
-def _root_n(net: HypothesisClass, sample: Sample, log_factor: float) -> Bound:
-    """L_loss B_f factor / sqrt(N) + 3B sqrt(t / 2N)."""
+def _root_n(net: HypothesisClass, sample: Sample, log_factor: float, explicit: bool) -> Bound:
+    """L_loss B_f factor / sqrt(N) + 3B sqrt(t / 2N), explicit with B for 3B.
+
+    The paper goes through the Rademacher complexity of the sample, which costs a second
+    use of McDiarmid; a cover, or Golowich's bound, is the same for every sample.
+    """
     constants = sample.constants(net)
     scale = constants.log_ratio + sample.log_bf(net) - math.log(sample.n) / 2
-    confidence = math.log(3) + sample.log_confidence
+    confidence = sample.log_confidence + (0.0 if explicit else math.log(3))
     return Bound(constants.log_range, scale + log_factor, confidence)
 
 
-def log_needed_examples(bound: Callable[[Sample], Bound], sample: Sample) -> float:
-    """log of the smallest N at which the bound is not vacuous; infinite where none helps.
+def log_needed_examples(
+    bound: Callable[[Sample], Bound], sample: Sample, log_range: float | None = None
+) -> float:
+    """log of the smallest N at which the bound is below a range, its own B by default.
 
-    By bisection: every bound here falls as N grows.
+    log_range: the natural log of another one. Infinite where no N helps. By bisection: every
+    bound here falls as N grows.
     """
 
     def helps(log_n: float) -> bool:
-        return not bound(replace(sample, n=math.exp(log_n))).vacuous
+        found = bound(replace(sample, n=math.exp(log_n)))
+        share = found.log_share if log_range is None else found.log_share_of(log_range)
+        return share < 0
 
     low, high = 0.0, _LOG_MOST
     if not helps(high):

@@ -52,6 +52,45 @@ def rhs_16(*, layers: int, channels: int, teacher: Teacher) -> float:
     return 1 / denominator if denominator > 0 else math.inf
 
 
+def sharper_16(*, layers: int, channels: int, teacher: Teacher) -> float | None:
+    """(16) without its slack: (B^(J+1) (c m_J)^((L-J)/2))^(1/L); None where L < J.
+
+    The teacher and L - J identity layers of norm sqrt(c m_J) fit with margin 1, so the weights of
+    least norm have ||w|| prod ||W_l||_F <= B^(J+1) (c m_J)^((L-J)/2); the rest is
+    `teacher_free_16` at a point of norm 1. Under the premises of Theorem 16, and raises as
+    `rhs_16`.
+    """
+    rhs_16(layers=layers, channels=channels, teacher=teacher)  # what it refuses is refused here
+    j, m, b = teacher
+    if layers < j:
+        return None
+    log_product = (j + 1) * math.log(b) + (layers - j) / 2 * math.log(channels * m)
+    return math.exp(log_product / layers)
+
+
+def teacher_free_16(
+    layer_norms: Sequence[float],
+    head_norm: float,
+    input_norms: Sequence[float],
+    margins: Sequence[float],
+) -> float | None:
+    """min_i (||x_i + delta_i|| ||w|| prod ||W_l||_F / q_i)^(1/L) over margins q_i above 0.
+
+    What the harmonic mean of sqrt(r_stb) cannot exceed at *any* weights without biases:
+    it is at most the geometric mean prod (||W_l||_F / sigma_l)^(1/L), and
+    q_i <= ||x_i + delta_i|| ||w|| prod sigma_l. None where no margin is above 0.
+    """
+    held = [
+        math.log(size) - math.log(q)
+        for size, q in zip(input_norms, margins, strict=True)
+        if q > 0 and size > 0
+    ]
+    if not held or not min(*layer_norms, head_norm) > 0:
+        return None
+    weights = math.log(head_norm) + sum(map(math.log, layer_norms))
+    return math.exp((weights + min(held)) / len(layer_norms))
+
+
 def harmonic_mean_of_roots(stable_ranks: Sequence[float]) -> float:
     """The left side of (16): L / sum_l r_stb(W_l)^(-1/2). Raises InputError for ranks <= 0."""
     if not stable_ranks or not all(rank > 0 for rank in stable_ranks):

@@ -1,6 +1,7 @@
 """What the bounds need to know of a trained t-NN, from one batched SVD a layer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from tnn_robust.algebra.ranks import frobenius_norm
 from tnn_robust.algebra.transforms import CHECKED_TOLERANCE, Transform
 from tnn_robust.algebra.tsvd import energy_rank, tail_norms
 from tnn_robust.base.errors import InputError
+from tnn_robust.certification.lipschitz import layer_norms
 from tnn_robust.models.layers import TLayer, rank_mask
 from tnn_robust.models.network import TNN
 from tnn_robust.models.singular import layer_singular_values, significant
@@ -118,6 +120,15 @@ def largest_singular_values(found: Sequence[Spectrum]) -> tuple[float, ...]:
     return tuple(tops.tolist())
 
 
+def spectral_class(model: TNN, net: HypothesisClass) -> HypothesisClass:
+    """The class of `net` with the layers' exact spectral norms, from above, for F-norms.
+
+    Its B_f and its B bound the score and the loss's range of this very network, which no gap of
+    it exceeds.
+    """
+    return replace(net, layer_norms=tuple(float(norm) for norm in layer_norms(model)))
+
+
 class DataFacts(NamedTuple):
     """The training sample: examples N, and B_x, a bound of ||x||_F."""
 
@@ -167,6 +178,12 @@ def low_rank_bounds(
     ranks = own_ranks(spectra(model), multi=multi)
     samples = _samples(model, data, norm, eps, loss, confidence)
     return BothBounds(*(theorem_11(net, sample, ranks, explicit=explicit) for sample in samples))
+
+
+def proved_range(model: TNN, data: DataFacts, norm: str, eps: float, loss: str) -> float:
+    """log of the range of the loss that the exact norms allow in the ball: no gap exceeds it."""
+    _, attacked = _samples(model, data, norm, eps, loss, 0.95)
+    return attacked.constants(spectral_class(model, hypothesis_class(model))).log_range
 
 
 def own_ranks(found: Sequence[Spectrum], *, multi: bool) -> Ranks:

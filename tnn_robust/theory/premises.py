@@ -9,7 +9,7 @@ from tnn_robust.theory.logs import exp, log
 from tnn_robust.theory.loss_constants import in_assumption_6
 from tnn_robust.theory.results import BoundFacts, MeasuredGap, Premise
 
-DECAYING = "Thm 21, Cor. 22"
+DECAYING = "Thm 21, Cor. 22, paper shape"
 IMPLICIT = "Thm 16"
 
 
@@ -18,17 +18,11 @@ def general_premises(
 ) -> tuple[Premise, ...]:
     """Those of every bound. orthogonal: max |M M^H - I| and whether it is rounding."""
     relu = activation == "relu"
-    box = (facts.features * facts.channels) ** 0.5
     many = facts.scores > 1
     confined = f" {facts.confined}" if facts.confined else ""
     fitting = in_assumption_6(facts.loss, facts.scores)
     return (
-        Premise(
-            "Assumption 5",
-            True,
-            f"||x||_F <= {facts.input_norm:.4g} on all {facts.n + facts.n_test} examples "
-            f"(the box allows {box:.4g})",
-        ),
+        _bounded(facts),
         Premise(
             "Assumption 6",
             fitting,
@@ -51,6 +45,21 @@ def general_premises(
             "norms and ranks are this network's own, found after training",
         ),
     )
+
+
+def _bounded(facts: BoundFacts) -> Premise:
+    """Assumption 5: only the box bounds the norm of an example that nobody has seen."""
+    box = (facts.features * facts.channels) ** 0.5
+    examples = f"{facts.n} training and {facts.n_test} test examples"
+    limit = f"||x||_F <= {facts.input_norm:.4g}"
+    if facts.beyond:
+        detail = f"{limit}, but {facts.beyond} of the {examples} exceed it"
+        return Premise("Assumption 5", False, f"{detail} (the box allows {box:.4g})")
+    if facts.input_norm >= box * (1 - 1e-12):
+        return Premise("Assumption 5", True, f"{limit}, which the box [0, 1] allows at most")
+    origin = "as given" if facts.input_given else f"the largest of {facts.n} training examples"
+    detail = f"{limit}, {origin}; no test example exceeds it (the box allows {box:.4g})"
+    return Premise("Assumption 5", None, detail)
 
 
 def compression_premises(decay: Decay) -> tuple[Premise, ...]:

@@ -87,6 +87,10 @@ class Objective:
     def log_risk(self) -> float:
         return self.seen.log_risk
 
+    def squares(self) -> list[float]:
+        """||W||^2 of each weight held, the head last: their differences are conserved."""
+        return [float(p.detach().square().sum()) for p in self.parameters]
+
     def log_risk_at(self, x: Tensor) -> float:
         """log L at other points (n, d, c), which are not perturbed."""
         q = perturbed_sample(self.model, x, self.y, None, self.streams).q

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,9 @@ class FlowSettings:
     """How long to flow and by what means.
 
     steps: attempts, rolled back ones too; until_log_risk: None for no end but these; lr: the
-    first step; ode: None for Lyu and Li's controller; loss: one of Assumption 6.
+    first step; ode: None for Lyu and Li's controller; loss: one of Assumption 6; hold_drift:
+    no step of that controller is so long that what the flow conserves drifts by more than this
+    share of the growth of ||W||^2.
     """
 
     steps: int = 10_000
@@ -31,6 +34,7 @@ class FlowSettings:
     lr: float = 1e-3
     loss: str = "logistic"
     ode: str | None = None
+    hold_drift: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -43,19 +47,28 @@ class FlowSettings:
             raise unknown_choice("loss of gradient flow", self.loss, LOG_LOSSES)
         if self.ode is not None and self.ode not in ODE_SOLVERS:
             raise unknown_choice("ODE solver", self.ode, ODE_SOLVERS)
+        if self.hold_drift is not None:
+            if not 0 < self.hold_drift < 1:
+                raise InputError(f"hold_drift is a share between 0 and 1, got {self.hold_drift}")
+            if self.ode is not None:
+                raise InputError("hold_drift is of Lyu and Li's controller: it takes no ode")
 
     def to_json(self) -> dict[str, Any]:
         return {"gradient_flow": True, **asdict(self)}
 
 
 class FlowState(NamedTuple):
-    """All that a run goes on from, besides the weights; numbers are exact."""
+    """All that a run goes on from, besides the weights; numbers are exact.
+
+    start: ||W||^2 of each weight held before the first step, what drifts from there.
+    """
 
     step: int = 0
     time: float = 0.0
     step_size: float = 0.0
     rejected: int = 0
     jumps: int = 0
+    start: tuple[float, ...] = ()
 
 
 def gradient_flow(
@@ -83,8 +96,9 @@ def gradient_flow(
     objective = Objective(model, x, y, settings.loss, perturb, seed)
     if not math.isfinite(objective.log_risk):
         raise TrainingError("the log-risk is not finite before the first step")
+    state = state._replace(start=state.start or tuple(objective.squares()))
     stepper: Stepper = (
-        LyuLi(objective, state.step_size)
+        LyuLi(objective, state.step_size, settings.hold_drift)
         if settings.ode is None
         else Dopri5(objective, state.step_size, state.time)
     )
@@ -92,7 +106,7 @@ def gradient_flow(
     while objective.log_risk > goal and state.step < settings.steps:
         before = objective.log_risk
         passed = stepper.advance()
-        state = FlowState(
+        state = state._replace(
             step=state.step + 1,
             time=state.time + passed,
             step_size=stepper.step_size,
@@ -122,8 +136,12 @@ def require_flow(model: TNN, x: Tensor) -> None:
 
 def _record(objective: Objective, state: FlowState, ended: str) -> FlowRecord:
     q, n = objective.seen.sample.q, len(objective.y)
+    moved = [now - then for now, then in zip(objective.squares(), state.start, strict=True)]
+    numbers = {name: value for name, value in state._asdict().items() if name != "start"}
     return FlowRecord(
-        **state._asdict(),
+        **numbers,
+        drift=max(abs(a - b) for a, b in pairwise(moved)),
+        growth=sum(moved),
         log_risk=objective.log_risk,
         q_min=float(q.min()),
         correct=int((q > 0).sum()),

@@ -1,6 +1,7 @@
 """How a gradient flow takes a step: Lyu and Li's controller, or an ODE solver."""
 
 import math
+from itertools import pairwise
 from typing import Protocol
 
 import numpy
@@ -12,6 +13,8 @@ from tnn_robust.training.full_batch import Objective
 
 _GROW, _SHRINK = 2.0 ** (1 / 5), 2.0 ** (-1 / 10)
 _RTOL, _ATOL = 1e-4, 1e-7  # of dopri5, an entry of W
+_STILL = 1e-6  # of ||W||^2: a drift a step, over `hold`, that is always allowed
+_REJECT = 0.2  # of the step, where one of its stages left what the flow is defined on
 
 
 class Stepper(Protocol):
@@ -33,16 +36,35 @@ class LyuLi:
     all the same, since FGSM's perturbations jump where a sign flips; no step however small
     would lower it, and rolling back would strand the flow. Such a jump is kept, as the flow
     slides on along the flip, but no longer step is tried after it.
+
+    hold: no step is longer than what keeps its drift below this share of its growth. A step
+    of size s moves ||W_l||^2 - ||W_{l+1}||^2 by s^2 (||g_l||^2 - ||g_{l+1}||^2) exactly, and
+    ||W||^2 by -2 s <W, g> to first order.
     """
 
-    def __init__(self, objective: Objective, step_size: float):
+    def __init__(self, objective: Objective, step_size: float, hold: float | None = None):
         self._objective, self.step_size, self.stalled = objective, step_size, False
+        self._hold = hold
         self._gradient: list[Tensor] | None = None
 
+    def _longest(self) -> float:
+        """The longest step whose drift is held; infinite where nothing is asked."""
+        if self._hold is None or self._gradient is None:
+            return math.inf
+        squares = [float(g.square().sum()) for g in self._gradient]
+        drift = max(abs(a - b) for a, b in pairwise(squares))
+        pairs = zip(self._objective.parameters, self._gradient, strict=True)
+        growth = 2 * abs(sum(float((p.detach() * g).sum()) for p, g in pairs))
+        # Where ||W|| hardly moves, as before the margins have a sign, a small share of itself.
+        size = sum(self._objective.squares())
+        floor = math.sqrt(_STILL * self._hold * size / drift) if drift > 0 else math.inf
+        return max(self._hold * growth / drift, floor) if drift > 0 else math.inf
+
     def advance(self) -> float:
-        objective, size = self._objective, self.step_size
+        objective = self._objective
         if self._gradient is None:
             self._gradient = objective.gradient()
+        size = min(self.step_size, self._longest())
         before = objective.seen
         kept = [p.detach().clone() for p in objective.parameters]
         with torch.no_grad():
@@ -64,8 +86,17 @@ class LyuLi:
         return 0.0
 
 
+class _LeftTheFlow(Exception):
+    """A stage of a step that went so far that there is no velocity."""
+
+
 class Dopri5:
-    """scipy's Dormand-Prince pair on dW/dt = -grad log L."""
+    """scipy's Dormand-Prince pair on dW/dt = -grad log L.
+
+    The error estimate cannot speak of a stage at which the score is 0 everywhere or a number is
+    not finite: such a step is tried again from where it began, shorter, however long it was
+    asked to be.
+    """
 
     stalled = False
 
@@ -89,13 +120,18 @@ class Dopri5:
     def _velocity(self, time: float, flat: numpy.ndarray) -> numpy.ndarray:
         objective = self._objective
         if not numpy.isfinite(flat).all():
-            raise _diverged(time, "the weights are not finite")
+            raise _LeftTheFlow("the weights are not finite")
         self._place(flat)
         if not math.isfinite(objective.log_risk):
-            raise _diverged(time, f"log-risk is {objective.log_risk}")
+            raise _LeftTheFlow(f"log-risk is {objective.log_risk}")
         if self._moving and not bool(objective.seen.sample.q.any()):
-            raise _diverged(time, "a step went so far that every score is 0")
-        found = objective.gradient()
+            raise _LeftTheFlow("every score is 0")
+        try:
+            found = objective.gradient()
+        except TrainingError as error:
+            if self._moving:
+                raise _LeftTheFlow(str(error)) from error
+            raise
         return -torch.cat([g.flatten() for g in found]).cpu().numpy()
 
     def _place(self, flat: numpy.ndarray) -> None:
@@ -110,9 +146,21 @@ class Dopri5:
                 p.copy_(part.view_as(p))
         self._objective.look()
 
+    def _step(self) -> str | None:
+        """A step of the solver, shortened until all of its stages have a velocity."""
+        solver = self._solver
+        while True:
+            try:
+                return solver.step()
+            except _LeftTheFlow as left:
+                # The first step has no earlier one to be told by: it may be of any size.
+                solver.h_abs *= _REJECT
+                if solver.h_abs < 10 * (numpy.nextafter(solver.t, math.inf) - solver.t):
+                    raise _diverged(solver.t, f"after the shortest step there is {left}") from left
+
     def advance(self) -> float:
         before = self._solver.t
-        message = self._solver.step()
+        message = self._step()
         if self._solver.status == "failed":
             raise _diverged(self._solver.t, str(message).rstrip(".").lower())
         if not numpy.array_equal(self._here, self._solver.y):
@@ -124,5 +172,5 @@ class Dopri5:
 def _diverged(time: float, why: str) -> TrainingError:
     return TrainingError(
         f"the ODE diverged at time {time:.6g}: {why}; the last saved state is kept; "
-        "try a smaller lr or no ode"
+        "Lyu and Li's controller (no ode) goes on where a solver cannot"
     )

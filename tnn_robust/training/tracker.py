@@ -17,6 +17,8 @@ from tnn_robust.theory.implicit_bias import (
     Teacher,
     largest_harmonic_mean,
     rhs_16,
+    sharper_16,
+    teacher_free_16,
 )
 from tnn_robust.training.full_batch import PerturbedSample, perturbed_sample, weighted_gradient
 from tnn_robust.training.kkt import CANDIDATES, margin_gram, residuals
@@ -61,6 +63,7 @@ class Tracker:
         self._streams = Streams(seed, torch.arange(len(y), device=y.device))
         self._teacher = teacher
         self._first = past[0].balances if past else None
+        self._began = past[0].weight_norm ** 2 - past[0].growth if past else None
         self._previous = past[-1] if past else None
 
     def record(self, step: int) -> TrajectoryRecord:
@@ -71,8 +74,10 @@ class Tracker:
         squares = _squared_norms(model)
         balances = tuple(a - b for a, b in zip(squares, squares[1:], strict=False))
         self._first = self._first or balances
+        self._began = sum(squares) if self._began is None else self._began
         spectra = _layer_spectra(model)
         counts = model.transform.multiplicity.double().cpu()
+        norms = tuple(float((counts @ s.square()).sum().sqrt()) for s in spectra)
         found = TrajectoryRecord(
             step=step,
             loss=self._loss,
@@ -84,7 +89,7 @@ class Tracker:
             correct=int((sample.q > 0).sum()),
             separable=is_separable(log_risk, len(self._y), self._loss),
             weight_norm=math.sqrt(sum(squares)),
-            layer_norms=tuple(float((counts @ s.square()).sum().sqrt()) for s in spectra),
+            layer_norms=norms,
             head_norm=math.sqrt(squares[-1]),
             stable_ranks=tuple(float(stable_rank_of(s, counts)) for s in spectra),
             face_stable_ranks=tuple(_of_faces(s) for s in spectra),
@@ -95,6 +100,13 @@ class Tracker:
             smoothed_fell=False,
             kkt=self._kkt(sample, weights, squares),
             teacher=tuple(self._teacher),
+            growth=sum(squares) - self._began,
+            teacher_free=teacher_free_16(
+                norms,
+                math.sqrt(squares[-1]),
+                torch.linalg.vector_norm(sample.x.double().flatten(1), dim=1).tolist(),
+                sample.q.tolist(),
+            ),
             **self._theorem_16(int((sample.q > 0).sum())),
         )
         self._previous = self._compared(found)
@@ -134,6 +146,7 @@ class Tracker:
         shapes = list(zip(a.widths, (a.features, *a.widths), strict=False))
         return {
             "rhs_16": right if math.isfinite(right) else None,
+            "sharper_16": sharper_16(layers=layers, channels=a.channels, teacher=teacher),
             "largest_harmonic_mean": largest_harmonic_mean(a.channels, shapes),
             "premises": {
                 "L >> J": layers >= MUCH_GREATER * teacher.layers,

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 from tnn_robust.base.codec import Record, require, require_at_least, require_counts
 
 _ENDS = ("", "log-risk", "steps", "stalled")
+# Drift of the conserved quantities over the growth of ||W||^2 above which a run is no flow.
+FLOW_SHARE = 0.05
+
+
+def is_flow(drift: float, growth: float) -> bool:
+    """Whether steps stayed near the flow: what it conserves drifted by little beside what grew."""
+    return drift <= FLOW_SHARE * abs(growth)
 
 
 @dataclass(frozen=True)
@@ -15,7 +22,9 @@ class FlowRecord(Record):
     time: of the flow of log L, the sum of the steps taken; step_size: of the next step;
     rejected: steps rolled back so far; jumps: kept though the
     risk rose, perturbations made anew; correct: of the n perturbed training examples, q > 0;
-    separable: N L <= l(b_f), Assumption 14; ended: "", or why it ends here: "log-risk"
+    drift: the most that one ||W_l||^2 - ||W_{l+1}||^2 of consecutive weights held has moved since
+    step 0, growth: what ||W||^2 has gained since; is_flow: the first is at most FLOW_SHARE of
+    the second. separable: N L <= l(b_f), Assumption 14; ended: "", or why it ends here: "log-risk"
     (reached), "steps" (used up), "stalled" (no step that float64 can tell lowers the risk).
     """
 
@@ -31,8 +40,15 @@ class FlowRecord(Record):
     separable: bool
     weight_norm: float
     ended: str = ""
+    drift: float = 0.0
+    growth: float = 0.0
+
+    @property
+    def is_flow(self) -> bool:
+        return is_flow(self.drift, self.growth)
 
     def __post_init__(self) -> None:
+        require_at_least(0, drift=self.drift)
         require_counts(self.n, correct=self.correct)
         require_at_least(0, step=self.step, rejected=self.rejected, jumps=self.jumps)
         require_at_least(0, time=self.time, weight_norm=self.weight_norm)
@@ -74,11 +90,14 @@ class TrajectoryRecord(Record):
     consecutive weights held, the head last: conserved by gradient flow under frozen
     perturbations; drift: the most that one has moved since the first record.
     margin_fell, smoothed_fell: against the record before, both being separable.
-    rhs_16: of (16) for the teacher (J, m_J, B), None where it is infinite; premises: of
-    Theorem 16, those that can be checked.
+    growth: what ||W||^2 has gained since the first record; is_flow: drift is at most FLOW_SHARE
+    of it. rhs_16: of (16) for the teacher (J, m_J, B), None where it is infinite; sharper_16:
+    the same theorem without its slack; teacher_free: what the harmonic mean cannot exceed at
+    these weights whatever the teacher, None where no margin is above 0; premises: of Theorem 16,
+    those that can be checked.
     """
 
-    DERIVED = ("normalised_margin", "smoothed_margin", "harmonic_mean", "vacuous")
+    DERIVED = ("normalised_margin", "smoothed_margin", "harmonic_mean", "vacuous", "is_flow")
 
     step: int
     loss: str
@@ -104,6 +123,9 @@ class TrajectoryRecord(Record):
     rhs_16: float | None
     largest_harmonic_mean: float
     premises: dict[str, bool]
+    growth: float = 0.0
+    teacher_free: float | None = None
+    sharper_16: float | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.stable_ranks), "a stable rank for at least one layer", "none")
@@ -136,6 +158,10 @@ class TrajectoryRecord(Record):
     def vacuous(self) -> bool:
         """Whether (16) allows more than any weights of these shapes could have."""
         return self.rhs_16 is None or self.rhs_16 >= self.largest_harmonic_mean
+
+    @property
+    def is_flow(self) -> bool:
+        return is_flow(self.drift, self.growth)
 
     def _normalised(self, value: float) -> float:
         if value == 0 or self.weight_norm == 0:
