@@ -122,7 +122,7 @@ def timed(ground: Ground, certifier: Certifier, error: Tensor, count: int) -> tu
     width = max(c * d for c, d in certifier.shapes())
     started, found = time.perf_counter(), []
     for part in torch.arange(count).split(max(1, certifier.block // width)):
-        seeds = neuron_rows(ground, certifier.rows[2], part, None, error, 1.0)
+        seeds = neuron_rows(ground, 2, certifier.rows[2], part, None, error, 1.0)
         found.append(lower_bounds(ground, seeds))
     return time.perf_counter() - started, torch.cat(found)
 
