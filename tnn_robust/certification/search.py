@@ -20,6 +20,7 @@ from tnn_robust.certification.results import BROKEN, CERTIFIED, UNKNOWN, Decided
 Attempt = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _STEPS = 8
 _STRETCH = 0.25  # seconds between two looks at the clock, about
+_FIRST = 4  # nodes that are split while nobody knows how long it takes
 # Shares of a node's bound: how much nearer to 0 the bounds of nodes have to be than where
 # narrowing them gained less than that, before it is tried again.
 _NEARER = 0.05
@@ -117,9 +118,11 @@ def _narrow(search: Search, claim: int) -> Narrowed:
 
 
 def _picked(search: Search, most: int) -> Nodes:
-    """The nodes on top, as many as go together; those of finished examples are dropped."""
-    if search.pace:
-        most = max(1, min(most, int(_STRETCH / search.pace)))
+    """The nodes on top, as many as go together and as there is time for; those of finished
+    examples are dropped."""
+    left = search.time_limit - search.spent[~search.finished]
+    room = min(_STRETCH, float(left.max())) if len(left) else 0.0
+    most = max(1, min(most, int(room / search.pace) if search.pace else _FIRST))
     found: list[Nodes] = []
     count = 0
     while search.stack and count < most:
