@@ -31,8 +31,8 @@ from tnn_robust.certification.relaxation import Bounds, cleaned, lines_of
 
 _ROUNDS = 40
 _STEPS, _AGAIN, _OWN = 8, 3, 10  # of the ascents: a neuron's first, later ones, the margin's
-_GAIN = 0.02  # of the margin's bound or of a stage's widths: less is not worth another round
-_SHARE = 0.95  # of what a stage costs the margin: the neurons that are bounded again
+_GAIN = 0.01  # of the margin's bound or of a stage's widths: less is not worth another round
+_SHARE = 0.98  # of what a stage costs the margin: the neurons that are bounded again
 
 
 class Narrowed(NamedTuple):
@@ -55,18 +55,24 @@ class _Stage:
 
 
 def without_counterexample(
-    certifier: Certifier, ground: Ground, top: Rows, bound: float, until: float
+    certifier: Certifier,
+    ground: Ground,
+    top: Rows,
+    bound: float,
+    until: float,
+    start: Multipliers | None = None,
 ) -> Narrowed:
     """The ground of one example, narrowed to where the functional `top` is at most 0.
 
     ground: with the rounding of the scores, and perhaps signs; top: one functional of what
     enters the last stage; bound: of it so far; until: a time of the clock after which it
-    stops where it is.
+    stops where it is; start: the multipliers of that bound.
     """
     ground = replace(ground, assumed=top)
     kept: dict[int, _Stage] = {}
     plain = replace(ground, assumed=None)
-    own = ascend(plain, top, steps=_OWN)
+    own = None if start is None else _inside(plain, start)
+    own = ascend(plain, top, steps=_OWN, start=own)
     for _ in range(_ROUNDS):
         costs = _costs(plain, top, own)
         for level in range(len(ground.lines)):

@@ -212,9 +212,8 @@ def _narrow_node(search: Search, forest: Forest, node: Nodes) -> Narrowed:
     example = int(search.claims.who[claim])
     ground = forest.around(node)
     until = started + search.time_limit - float(search.spent[example])
-    found = without_counterexample(
-        search.claims.certifier, ground, forest.seeds(ground, node.claim), before, until
-    )
+    top = forest.seeds(ground, node.claim)
+    found = without_counterexample(search.claims.certifier, ground, top, before, until, node.chosen)
     if found.empty:
         search.worth[claim] = min(float(search.worth[claim]), before - _NEARER * abs(before))
     elif found.bound - before < 2 * _NEARER * abs(before):
