@@ -1,13 +1,13 @@
 """Figures of the certificates: faces against merged matrices, methods, memory, benchmarks.
 
     python scripts/bench_certify.py [--threads 2] [--run runs/m10 --data-dir DATA]
-        [--mnist-fc DIR] [--complete 40 --time-limit 60] [--auto-lirpa CHECKOUT --skip-faces]
+        [--auto-lirpa CHECKOUT --skip-faces]
 
 Times of faces and merged matrices are medians of paired repeats. --run: a run of tnn-train on
-ten-class MNIST (the first of `make validate-suite`); --mnist-fc: a folder with the network
-mnist-net_256x2.onnx.gz and vnnlib/ of VNN-COMP 2022. --auto-lirpa: a checkout of auto_LiRPA's
+ten-class MNIST (the first of `make validate-suite`). --auto-lirpa: a checkout of auto_LiRPA's
 source (github.com/Verified-Intelligence/auto_LiRPA, read for 0.7.1; it imports appdirs and
 graphviz), the judge of CROWN's bounds on --run's first test points and of alpha-CROWN's time.
+What the complete method decides is in certify_targets.py.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import resource
 import statistics
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,13 +26,10 @@ from tnn_robust.certification.bounds import Ground, lower_bounds, neuron_rows
 from tnn_robust.certification.certify import TOGETHER
 from tnn_robust.certification.chain import Chain, Stage, from_tnn, make_chain, merged
 from tnn_robust.certification.claims import Claims
-from tnn_robust.certification.decide import decide
 from tnn_robust.certification.lower_bounds import EFFORTS, Certifier
 from tnn_robust.certification.norms import WIDE
-from tnn_robust.certification.onnx_network import read_onnx
 from tnn_robust.certification.operators import Joined
 from tnn_robust.certification.region import make_region
-from tnn_robust.certification.vnnlib import read_vnnlib
 from tnn_robust.models.network import TNN, Architecture, new_model, to_dense
 
 CHANNELS, REPEATS = 28, 5
@@ -46,9 +42,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--mnist-fc", type=Path)
-    parser.add_argument("--complete", type=int, default=8, help="points at l_inf 0.02")
-    parser.add_argument("--time-limit", type=float, default=60.0)
     parser.add_argument("--skip-faces", action="store_true")
     parser.add_argument("--auto-lirpa", type=Path)
     parser.add_argument("--eps", type=float, default=0.01, help="l_inf, for the judge")
@@ -60,12 +53,10 @@ def main() -> None:
             faces_against_merged(width, target)
         for width in TARGETS:
             rank_against_dense(width, 4)
-    if asked.mnist_fc is not None:
-        mnist_fc(asked.mnist_fc)
     if asked.run is not None and asked.auto_lirpa is not None:
         judged(asked.run, asked.data_dir, asked.auto_lirpa, asked.eps, asked.points)
     elif asked.run is not None:
-        ten_classes(asked.run, asked.data_dir, asked.complete, asked.time_limit)
+        ten_classes(asked.run, asked.data_dir)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"largest memory of the process: {peak:.0f} MB")
 
@@ -122,7 +113,7 @@ def timed(ground: Ground, certifier: Certifier, error: Tensor, count: int) -> tu
     width = max(c * d for c, d in certifier.shapes())
     started, found = time.perf_counter(), []
     for part in torch.arange(count).split(max(1, certifier.block // width)):
-        seeds = neuron_rows(ground, certifier.rows[2], part, None, error, 1.0)
+        seeds = neuron_rows(ground, 2, certifier.rows[2], part, None, error, 1.0)
         found.append(lower_bounds(ground, seeds))
     return time.perf_counter() - started, torch.cat(found)
 
@@ -160,37 +151,15 @@ def rank_against_dense(width: int, rank: int) -> None:
     print(f"rank {rank} at d = {width}: {ratio:.2f} times as fast as dense (target 1, {said})")
 
 
-def mnist_fc(folder: Path) -> None:
-    net = read_onnx(folder / "mnist-net_256x2.onnx.gz")
-    for eps in ("0.03", "0.05"):
-        results, seconds = [], []
-        for path in sorted((folder / "vnnlib").glob(f"prop_*_{eps}.vnnlib.gz")):
-            wanted, started = read_vnnlib(path), time.perf_counter()
-            results.append(decide(net.chain, wanted, run=net.run, time_limit=120).result)
-            seconds.append(time.perf_counter() - started)
-        counts = ", ".join(f"{n} {name}" for name, n in sorted(Counter(results).items()))
-        print(
-            f"mnist_fc 256x2 at {eps}: {counts}; median {statistics.median(seconds):.2f} s, "
-            f"slowest {max(seconds):.2f} s"
-        )
-
-
-def ten_classes(run: Path, data_dir: Path | None, complete: int, time_limit: float) -> None:
+def ten_classes(run: Path, data_dir: Path | None) -> None:
     model = tr.load_model(run)
     data = tr.load_data("mnist", data_dir=data_dir)
     x, y = data.test.x[:40], data.test.y[:40]
-    cases = [(method, 0.01, 40) for method in ("ibp", "crown-ibp", "crown", "alpha-crown")]
-    cases += [("crown", 0.02, 40), ("alpha-crown", 0.02, 40), ("complete", 0.02, complete)]
-    for method, eps, n in cases:
+    n = len(x)
+    cases = [(method, 0.01) for method in ("ibp", "crown-ibp", "crown", "alpha-crown")]
+    for method, eps in [*cases, ("crown", 0.02), ("alpha-crown", 0.02)]:
         before, started = fresh_peak(), time.perf_counter()
-        found = tr.certify(
-            model,
-            (x[:n], y[:n]),
-            tr.Threat("linf", eps),
-            method=method,
-            time_limit=time_limit,
-            attack=False,
-        )
+        found = tr.certify(model, (x, y), tr.Threat("linf", eps), method=method, attack=False)
         seconds, more = time.perf_counter() - started, peak() - before
         print(
             f"{found}; {seconds / n:.2f} s a point, {more:.0f} MB more than before, "

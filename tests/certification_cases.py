@@ -115,4 +115,4 @@ def random_points(model, x, threat, count, seed, ball):
 
 def exact_scores(model, x):
     """The chain's scores in float64."""
-    return chain_of(model, x).forward(x)
+    return chain_of(model, x.shape[1:]).forward(x)

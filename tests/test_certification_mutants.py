@@ -139,8 +139,8 @@ MUTANTS = {
     ),
     "multipliers of splits below 0": (
         "ascent",
-        "return moved.clamp_(min=0)",
-        "return moved.clamp_(max=0)",
+        "self.value = moved.clamp_(min=0)",
+        "self.value = moved.clamp_(max=0)",
         COMPLETE,
     ),
     "the second half of a split dropped": (
@@ -153,6 +153,24 @@ MUTANTS = {
         "search",
         "done = (search.open == 0) & ~search.stuck & search.opened",
         "done = ~search.stuck & search.opened",
+        COMPLETE,
+    ),
+    "what is assumed with the wrong sign": (
+        "bounds",
+        "weight = rows.who, chosen.weight",
+        "weight = rows.who, -chosen.weight",
+        COMPLETE,
+    ),
+    "bounds that nearly contradict one another taken for empty": (
+        "assumed",
+        "if bool((new.lower > new.upper).any()):",
+        "if bool((new.lower > new.upper - 0.5).any()):",
+        COMPLETE,
+    ),
+    "a node on the bounds of another": (
+        "nodes",
+        "bounds = [Bounds(*(t[:, place] for t in one)) for one in root.bounds]",
+        "bounds = [Bounds(*(t[:, place * 0] for t in one)) for one in root.bounds]",
         COMPLETE,
     ),
     "an undecided leaf taken for proved": (

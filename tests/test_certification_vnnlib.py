@@ -106,7 +106,7 @@ def test_decide_agrees_with_a_grid(kind):
         if kind == "or":
             text = f"(or {first} (and (<= Y_1 {y[:, 1].min() - 0.3:.6f}) (>= X_0 0.2)))"
         found = parse_vnnlib(f"{DECLARED}{BOX}(assert {text})")
-        chain = chain_of(model, torch.zeros(1, 2))
+        chain = chain_of(model, (2,))
 
         def run(x, model=model):
             return model(torch.from_numpy(x)).numpy()
@@ -125,13 +125,13 @@ def test_decide_agrees_with_a_grid(kind):
 
 def test_sat_needs_the_users_network():
     model = small_network(0)
-    chain = chain_of(model, torch.zeros(1, 2))
+    chain = chain_of(model, (2,))
     found = parse_vnnlib(f"{DECLARED}{BOX}(assert (>= Y_0 -1000))")
     safe = decide(chain, found, run=lambda x: np.full((len(x), 2), -2000.0), time_limit=0.1)
     assert safe.result == "timeout"
     with pytest.raises(tr.InputError, match="2 inputs and 2 outputs"):
         other, _, _ = tiny_network(0)
-        decide(chain_of(other, torch.zeros(1, 6)), found, run=lambda x: x)
+        decide(chain_of(other, (6,)), found, run=lambda x: x)
 
 
 # --- ONNX ------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def labelled(model, n=16, shape=(4, 3)):
 
 
 def bounder(model):
-    chain = chain_of(model, torch.empty(0, 4, 3))
+    chain = chain_of(model, (4, 3))
     return MarginBounder.of(chain, model, getattr(model, "transform", None))
 
 
@@ -362,7 +362,7 @@ def test_the_attack_asks_by_the_places_of_the_examples():
 
 
 def test_by_default_a_certificate_is_had_where_it_is_cheap():
-    small, large = (chain_of(network(shape=(d, 8)), torch.empty(0)) for d in (8, 64))
+    small, large = (chain_of(network(shape=(d, 8)), (d, 8)) for d in (8, 64))
     standard = [APGD(THREAT), APGD(THREAT, loss="cross-entropy"), APGDT(THREAT)]
     standard += [tr.attacks.FAB("linf", 0.02), tr.attacks.Square("linf", 0.02, steps=5000)]
     assert affordable(small, standard, [(100, 90)] * 2).method == "crown"

@@ -4,6 +4,7 @@ A function of long work is a generator, `Steps[T]`: it yields `Progress` and ret
 result. One calls another with `yield from`; whoever only wants the result calls `drain`.
 """
 
+import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +36,24 @@ def retold(steps: Generator[Progress, None, T], tell: Callable[[Progress], Progr
         except StopIteration as end:
             return end.value
         yield tell(progress)
+
+
+def timed(
+    steps: Generator[Progress, None, T], keep: Callable[[Any, float], object]
+) -> Steps[tuple[T, float]]:
+    """The same work, its result with the seconds it took; `keep` is called with everything found
+    and the seconds since what was found before, and only then is it told of."""
+    seconds, since = 0.0, time.perf_counter()
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            return end.value, seconds + time.perf_counter() - since
+        if progress.found:
+            now = time.perf_counter()
+            keep(progress.found, now - since)
+            seconds, since = seconds + now - since, now
+        yield progress
 
 
 def drain(steps: Generator[Progress, None, T], tell: Tell | None = None) -> T:

@@ -8,23 +8,16 @@ Every choice gives a sound bound, so the steps run in float32 and only the last 
 `bounds.lower_bounds`, in float64.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tnn_robust.certification.bounds import Ground, Multipliers, Rows
+from tnn_robust.certification.bounds import Ground, Multipliers, Passed, Rows, backward
 from tnn_robust.certification.region import dot, of_rows
 
-DECAY, FORGET, SQUARES, SMALL = 0.95, 0.8, 0.95, 1e-12
-
-
-class _Trace(NamedTuple):
-    """A backward pass: its bound (m,), and what the functional was after each activation."""
-
-    value: Tensor
-    after: list[Tensor]
-    place: Tensor
+_DECAY, _FORGET, _SIZES, _SMALL = 0.95, 0.8, 0.9, 1e-12
+_WEIGHT, _WEIGHT_RATE = 0.02, 0.05  # of what is assumed: where it begins, and its steps
 
 
 def ascend(
@@ -40,107 +33,134 @@ def ascend(
     """Multipliers of larger bounds of the rows, those met with the largest bound.
 
     steps: passes there and back; start: where to begin, CROWN's choice if None; rate,
-    split_rate: of Adam's steps, falling by DECAY a step; enough: a bound after which a row
+    split_rate: of Adamax's steps, falling by 5 % a step; enough: a bound after which a row
     needs nothing more; all stop once each has it.
     """
-    narrow, aim = ground.to(torch.float32), _in_single(rows)
+    narrow, aim = ground.to(torch.float32), rows.to(torch.float32)
     now = fresh(narrow, aim) if start is None else start.to(torch.float32)
-    kept = Multipliers(list(now.slopes), None if now.splits is None else list(now.splits))
-    parts = [*now.slopes, *(now.splits or [])]
-    best = torch.full_like(aim.value, -torch.inf)
-    means = [torch.zeros_like(t) for t in parts]
-    squares = [torch.zeros_like(t) for t in parts]
+    parts = _parts(narrow, aim, now, rate, split_rate)
+    kept, best = now, torch.full_like(aim.value, -torch.inf)
     for step in range(steps):
-        trace = _backward(narrow, aim, now)
-        better = trace.value > best
-        best = torch.where(better, trace.value, best)
-        last = step == steps - 1
+        passed = backward(narrow, aim, now)
+        found = narrow.region.least(passed.a, aim.who)
+        value = passed.value + found.value
+        better = value > best
+        best = torch.maximum(best, torch.where(better, value, best))
         kept = _chosen(better, now, kept)
-        if last or bool((best > enough).all()):
+        if step == steps - 1 or bool((best > enough).all()):
             break
-        gradients = _forward(narrow, aim, now, trace)
-        for i, gradient in enumerate(gradients):
-            means[i] = means[i] * FORGET + gradient * (1 - FORGET)
-            squares[i] = squares[i] * SQUARES + gradient.square() * (1 - SQUARES)
-            size = (squares[i] / (1 - SQUARES ** (step + 1))).sqrt() + SMALL
-            pace = (rate if i < rows.level else split_rate) * DECAY**step
-            moved = parts[i] + pace / (1 - FORGET ** (step + 1)) * means[i] / size
-            parts[i] = _allowed(narrow, aim, i, moved)
-        now = Multipliers(parts[: rows.level], parts[rows.level :] if now.splits else None)
+        for part, gradient in zip(
+            parts, _gradients(narrow, aim, now, passed, found.place), strict=True
+        ):
+            part.move(gradient, step)
+        now = _joined(now, [part.value for part in parts])
     return kept
 
 
 def fresh(ground: Ground, rows: Rows) -> Multipliers:
     """CROWN's slopes and no weight on the splits, for each row of its own."""
-    slopes = [of_rows(lines.lower, rows.who) for lines in ground.lines[: rows.level]]
+    top = rows.level if ground.assumed is None else ground.assumed.level
+    slopes = [of_rows(lines.lower, rows.who) for lines in ground.lines[:top]]
     shape = (-1, len(rows.value), -1)
     slopes = [t.expand(shape).contiguous() for t in slopes]
-    if ground.signs is None:
-        return Multipliers(slopes)
-    return Multipliers(slopes, [torch.zeros_like(t) for t in slopes])
+    splits = None if ground.signs is None else [torch.zeros_like(t) for t in slopes]
+    weight = None if ground.assumed is None else torch.full_like(rows.value, _WEIGHT)
+    return Multipliers(slopes, splits, weight)
 
 
-def _in_single(rows: Rows) -> Rows:
-    return Rows(rows.level, rows.a.float(), rows.value.float(), rows.who)
+@dataclass(eq=False)
+class _Part:
+    """One tensor of multipliers between low and high, and what Adamax remembers of it. Its
+    largest gradients stand in for the root of a mean of squares, which takes long."""
+
+    value: Tensor
+    rate: float
+    low: Tensor | float
+    high: Tensor | float
+
+    def __post_init__(self) -> None:
+        self.mean, self.size = torch.zeros_like(self.value), torch.zeros_like(self.value)
+
+    def move(self, gradient: Tensor, step: int) -> None:
+        """One step up; `value` is a new tensor, for the old one may be kept."""
+        self.mean.lerp_(gradient, 1 - _FORGET)
+        self.size.mul_(_SIZES)
+        torch.maximum(self.size, gradient.abs_(), out=self.size)
+        pace = self.rate * _DECAY**step / (1 - _FORGET ** (step + 1))
+        moved = torch.addcdiv(self.value, self.mean, self.size + _SMALL, value=pace)
+        if isinstance(self.low, Tensor) and isinstance(self.high, Tensor):
+            self.value = torch.minimum(torch.maximum(moved, self.low), self.high)
+        else:
+            self.value = moved.clamp_(min=0)
+
+
+def _parts(
+    ground: Ground, rows: Rows, now: Multipliers, rate: float, split_rate: float
+) -> list[_Part]:
+    """Slopes, splits and weight as `_joined` takes them."""
+    found = []
+    for level, slopes in enumerate(now.slopes):
+        lines, who = ground.lines[level], rows.who
+        low = torch.where(lines.open, lines.floor, lines.lower)
+        high = torch.where(lines.open, 1.0, lines.lower)
+        found.append(_Part(slopes, rate, of_rows(low, who), of_rows(high, who)))
+    found += [_Part(t, split_rate, 0.0, torch.inf) for t in now.splits or []]
+    if now.weight is not None:
+        found.append(_Part(now.weight, _WEIGHT_RATE, 0.0, torch.inf))
+    return found
+
+
+def _joined(like: Multipliers, parts: list[Tensor]) -> Multipliers:
+    n = len(like.slopes)
+    splits = None if like.splits is None else parts[n : 2 * n]
+    return Multipliers(parts[:n], splits, None if like.weight is None else parts[-1])
 
 
 def _chosen(better: Tensor, now: Multipliers, kept: Multipliers) -> Multipliers:
     """Of each row what is better."""
     if bool(better.all()):
-        return Multipliers(list(now.slopes), None if now.splits is None else list(now.splits))
-    mask = better[None, :, None]
+        return now
+    share = better.float()
 
-    def of(new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
-        return [torch.where(mask, a, b) for a, b in zip(new, old, strict=True)]
+    def of(new: Tensor, old: Tensor) -> Tensor:
+        return torch.lerp(old, new, share if new.ndim == 1 else share[None, :, None])
 
-    splits = None
-    if now.splits is not None and kept.splits is not None:
-        splits = of(now.splits, kept.splits)
-    return Multipliers(of(now.slopes, kept.slopes), splits)
+    def all_of(new: list[Tensor], old: list[Tensor]) -> list[Tensor]:
+        return [of(a, b) for a, b in zip(new, old, strict=True)]
 
-
-def _allowed(ground: Ground, rows: Rows, i: int, moved: Tensor) -> Tensor:
-    """A part of the multipliers put back into its range."""
-    if i >= rows.level:
-        return moved.clamp_(min=0)
-    lines = ground.lines[i]
-    moved = torch.maximum(moved, of_rows(lines.floor, rows.who)).clamp_(max=1)
-    return torch.where(of_rows(lines.open, rows.who), moved, of_rows(lines.lower, rows.who))
+    slopes = all_of(now.slopes, kept.slopes)
+    splits = all_of(now.splits, kept.splits) if now.splits and kept.splits else now.splits
+    weight = None
+    if now.weight is not None and kept.weight is not None:
+        weight = of(now.weight, kept.weight)
+    return Multipliers(slopes, splits, weight)
 
 
-def _backward(ground: Ground, rows: Rows, now: Multipliers) -> _Trace:
-    """`bounds.lower_bounds`, with what the gradient needs kept."""
-    a, value, who, after = rows.a, rows.value, rows.who, [rows.a] * rows.level
-    for level in reversed(range(rows.level)):
-        after[level] = a
-        lines, stage = ground.lines[level], ground.chain.stages[level]
-        rise, fall = a.clamp_min(0), a.clamp_max(0)
-        value = value + dot(fall, of_rows(lines.offset, who))
-        a = rise.mul_(now.slopes[level]).add_(fall.mul_(of_rows(lines.upper, who)))
-        if now.splits is not None and ground.signs is not None:
-            a -= now.splits[level] * of_rows(ground.signs[level], who)
-        value = value - dot(a.abs(), of_rows(ground.errors[level], who))
-        if stage.bias is not None:
-            value = value + dot(a, stage.bias)
-        a = stage.adjoint(a)
-    found = ground.region.least(a, who)
-    return _Trace(value + found.value, after, found.place)
-
-
-def _forward(ground: Ground, rows: Rows, now: Multipliers, trace: _Trace) -> list[Tensor]:
-    """The gradient in every part of the multipliers, slopes first."""
-    h, who = trace.place, rows.who
-    slopes, splits = [], []
-    for level in range(rows.level):
+def _gradients(
+    ground: Ground, rows: Rows, now: Multipliers, passed: Passed, h: Tensor
+) -> list[Tensor]:
+    """The gradient in every part of the multipliers, as `_joined` takes them."""
+    who, slopes, splits = rows.who, [], []
+    for level, rise in enumerate(passed.rises):
         lines, z = ground.lines[level], ground.chain.stages[level].forward(h)
-        positive = trace.after[level].clamp_min(0)
-        slopes.append(positive * z)
+        slopes.append(rise * z)
         if now.splits is not None and ground.signs is not None:
-            splits.append(-of_rows(ground.signs[level], who) * z)
-        if level < rows.level - 1:
-            above = of_rows(lines.upper, who) * z + of_rows(lines.offset, who)
-            h = torch.where(trace.after[level] > 0, now.slopes[level] * z, above)
-    return slopes + splits
+            splits.append(z * -of_rows(ground.signs[level], who))
+        if level < len(passed.rises) - 1 or now.weight is not None:
+            h = _along(rise, z, now.slopes[level], lines.upper, lines.offset, who)
+    if now.weight is None or ground.assumed is None:
+        return slopes + splits
+    above = ground.assumed
+    value = above.value if who is None else above.value[who]
+    return [*slopes, *splits, dot(h, of_rows(above.a, who)) + value]
+
+
+def _along(
+    rise: Tensor, z: Tensor, slope: Tensor, upper: Tensor, offset: Tensor, who: Tensor | None
+) -> Tensor:
+    """The line that each entry took: the one below where it rose, else the one above."""
+    over = z * of_rows(upper, who) + of_rows(offset, who)
+    return torch.addcmul(over, rise.sign(), slope * z - over)
 
 
 def gaps(ground: Ground, rows: Rows, now: Multipliers) -> tuple[list[Tensor], list[Tensor]]:
@@ -149,19 +169,18 @@ def gaps(ground: Ground, rows: Rows, now: Multipliers) -> tuple[list[Tensor], li
 
     Open neurons have scores above 0, all others 0.
     """
-    narrow, aim, who = ground.to(torch.float32), _in_single(rows), rows.who
-    trace = _backward(narrow, aim, now)
-    h = trace.place
+    narrow, aim, who = ground.to(torch.float32), rows.to(torch.float32), rows.who
+    passed = backward(narrow, aim, now)
+    h = narrow.region.least(passed.a, who).place
     near: list[Tensor] = []
     cost: list[Tensor] = []
-    for level in range(rows.level):
+    for level, rise in enumerate(passed.rises):
         lines, stage = narrow.lines[level], narrow.chain.stages[level]
-        z, after = stage.forward(h), trace.after[level]
-        above = of_rows(lines.upper, who) * z + of_rows(lines.offset, who)
-        line = torch.where(after > 0, now.slopes[level] * z, above)
-        open_ = of_rows(lines.open, who)
-        gap = (after * (stage.activated(z) - line)).clamp_min(0) + SMALL
-        chord = (after.abs() * of_rows(lines.offset, who)) + SMALL
+        z, open_ = stage.forward(h), of_rows(lines.open, who)
+        line = _along(rise, z, now.slopes[level], lines.upper, lines.offset, who)
+        after = passed.afters[level]
+        gap = (after * (stage.activated(z) - line)).clamp_min(0) + _SMALL
+        chord = after.abs() * of_rows(lines.offset, who) + _SMALL
         for scores, found in ((near, gap), (cost, chord)):
             kept = torch.where(open_, found, 0.0)
             scores.append(kept.permute(1, 0, 2).reshape(len(rows.value), -1))

@@ -5,142 +5,181 @@ margin <= 0 is at least min_x z + gamma margin for every gamma >= 0 (Kotha et al
 both go backwards together, through relaxations that the stages above already have. Where the
 bounds contradict one another, or the margin's bound is above 0 on them, no counterexample is
 left and the claim is proved. They say nothing of the margin itself.
+
+Narrower bounds raise the margin's, which narrows the bounds more: near the end each round gains
+more than the one before, so that rounds go on while they gain.
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tnn_robust.certification.ascent import DECAY, FORGET, SMALL, SQUARES
-from tnn_robust.certification.bounds import Ground, Rows, functionals, lower_bounds
+from tnn_robust.certification.ascent import ascend
+from tnn_robust.certification.bounds import (
+    Ground,
+    Multipliers,
+    Rows,
+    backward,
+    lower_bounds,
+    neuron_rows,
+)
 from tnn_robust.certification.lower_bounds import Certifier
-from tnn_robust.certification.region import Least, dot
 from tnn_robust.certification.relaxation import Bounds, cleaned, lines_of
 
-_STEPS, _ROUNDS = 10, 3
-_RATE, _GAMMA_RATE, _GAMMA = 0.3, 0.05, 0.02
-_GAIN = 0.05  # of the bound of the margin, without which another round is not worth its time
+_ROUNDS = 40
+_STEPS, _AGAIN, _OWN = 8, 3, 10  # of the ascents: a neuron's first, later ones, the margin's
+_GAIN = 0.01  # of the margin's bound or of a stage's widths: less is not worth another round
+_SHARE = 0.98  # of what a stage costs the margin: the neurons that are bounded again
+
+
+class Narrowed(NamedTuple):
+    """The ground where the claim fails, the bound of the margin there, and whether that is
+    enough: no counterexample is left."""
+
+    ground: Ground
+    bound: float
+    empty: bool
+
+
+@dataclass(eq=False)
+class _Stage:
+    """What is kept of a stage between rounds: its neurons that matter, (m,), the multipliers
+    of their lower and upper bounds, and whether its last round was worth its time."""
+
+    neurons: Tensor
+    chosen: dict[float, Multipliers] = field(default_factory=dict)
+    gains: bool = True
 
 
 def without_counterexample(
-    certifier: Certifier, ground: Ground, row: Tensor, bound: float, until: float
-) -> tuple[Ground, bool]:
-    """The ground of one example narrowed to where <row, scores> <= 0, and whether that is empty.
+    certifier: Certifier,
+    ground: Ground,
+    top: Rows,
+    bound: float,
+    until: float,
+    start: Multipliers | None = None,
+) -> Narrowed:
+    """The ground of one example, narrowed to where the functional `top` is at most 0.
 
-    ground: with the rounding of the scores; row: (1, s); bound: of it so far; until: a time of
-    the clock after which it stops where it is.
+    ground: with the rounding of the scores, and perhaps signs; top: one functional of what
+    enters the last stage; bound: of it so far; until: a time of the clock after which it
+    stops where it is; start: the multipliers of that bound.
     """
+    ground = replace(ground, assumed=top)
+    kept: dict[int, _Stage] = {}
+    plain = replace(ground, assumed=None)
+    own = None if start is None else _inside(plain, start)
+    own = ascend(plain, top, steps=_OWN, start=own)
     for _ in range(_ROUNDS):
-        for stage in range(len(ground.lines)):
+        costs = _costs(plain, top, own)
+        for level in range(len(ground.lines)):
+            if level not in kept:
+                kept[level] = _Stage(_dearest(costs[level]))
+            stage = kept[level]
+            if not (stage.gains or level == len(ground.lines) - 1) or not len(stage.neurons):
+                continue
+            old = ground.bounds[level]
+            new = _narrowed(certifier, ground, level, stage, until)
+            if bool((new.lower > new.upper).any()):
+                return Narrowed(plain, bound, True)
+            stage.gains = _width(new) < (1 - _GAIN) * _width(old)
+            ground = with_bounds(ground, level, new)
             if time.perf_counter() > until:
-                return ground, False
-            bounds = _narrowed(certifier, ground, row, stage, until)
-            if bool((bounds.lower > bounds.upper).any()):
-                return ground, True
-            lines = list(ground.lines)
-            lines[stage] = lines_of(ground.chain.stages[stage], bounds)
-            kept = list(ground.bounds)
-            kept[stage] = bounds
-            ground = replace(ground, lines=tuple(lines), bounds=tuple(kept))
-        now = float(lower_bounds(ground, functionals(ground, len(ground.lines), row[None], None)))
-        if now > 0:
-            return ground, True
-        if now < bound + _GAIN:
-            break
+                return Narrowed(replace(ground, assumed=None), bound, False)
+        plain = replace(ground, assumed=None)
+        own = ascend(plain, top, steps=_OWN, start=_inside(plain, own), rate=0.1)
+        now = float(lower_bounds(plain, top, own.to(torch.float64)))
+        if now > 0 or now < bound + _GAIN * abs(bound):
+            return Narrowed(plain, max(now, bound), now > 0)
         bound = now
-    return ground, False
+    return Narrowed(plain, bound, False)
+
+
+def with_bounds(ground: Ground, level: int, bounds: Bounds) -> Ground:
+    """The ground with other bounds of one activation."""
+    lines, kept = list(ground.lines), list(ground.bounds)
+    lines[level], kept[level] = lines_of(ground.chain.stages[level], bounds), bounds
+    return replace(ground, lines=tuple(lines), bounds=tuple(kept))
+
+
+def _inside(ground: Ground, old: Multipliers) -> Multipliers:
+    """Slopes of neurons that are open no more are what they must be."""
+    slopes = [
+        torch.where(lines.open, t, lines.lower.float())
+        for lines, t in zip(ground.lines, old.slopes, strict=False)
+    ]
+    return old._replace(slopes=slopes)
+
+
+def _width(bounds: Bounds) -> float:
+    return float((bounds.upper - bounds.lower).masked_fill(~bounds.unstable, 0.0).sum())
+
+
+def _costs(ground: Ground, top: Rows, own: Multipliers) -> list[Tensor]:
+    """By level, what the chord of each neuron (c d,) takes from the margin's bound."""
+    passed = backward(ground.to(torch.float32), top.to(torch.float32), own)
+    last = len(ground.lines) - 1
+    return [
+        # Above the last stage nothing changes sign: lines below an activation cost nothing.
+        ((-after).clamp_min(0) if level == last else after.abs() + 1e-9)
+        .mul(lines.offset.float())
+        .nan_to_num(0.0)
+        .reshape(-1)
+        for level, (after, lines) in enumerate(zip(passed.afters, ground.lines, strict=True))
+    ]
+
+
+def _dearest(costs: Tensor) -> Tensor:
+    """The neurons that make up `_SHARE` of the costs, in order."""
+    values, order = costs.sort(descending=True)
+    enough = values.cumsum(0) - values < _SHARE * values.sum()
+    return order[enough & (values > 0)].sort().values
 
 
 def _narrowed(
-    certifier: Certifier, ground: Ground, row: Tensor, stage: int, until: float
+    certifier: Certifier, ground: Ground, level: int, stage: _Stage, until: float
 ) -> Bounds:
-    """Both bounds of the open neurons of a stage."""
-    c, d = ground.chain.stages[stage].shape
-    known = ground.bounds[stage]
-    lower, upper = (t.reshape(-1).clone() for t in known)  # of one example: (c, 1, d)
-    neurons = ground.lines[stage].open.reshape(-1).nonzero()[:, 0]
+    """Both bounds of the neurons of a stage that matter."""
+    known = ground.bounds[level]
+    sides = [t.reshape(-1).clone() for t in known]  # of one example: (c, 1, d)
+    rows, error = certifier.rows[level], ground.errors[level]
     count = max(1, certifier.block // max(a * b for a, b in certifier.shapes()))
-    top = functionals(ground, len(ground.lines), row[None], None)
-    for part in neurons.split(count) if len(neurons) else ():
-        if time.perf_counter() > until:
-            break
-        unit = torch.zeros(len(part), c * d, dtype=torch.float64, device=row.device)
-        unit[torch.arange(len(part), device=row.device), part] = 1.0
-        unit = unit.reshape(-1, c, d).permute(1, 0, 2).contiguous()
-        lower[part] = torch.maximum(lower[part], _least(ground, top, stage, unit))
-        upper[part] = torch.minimum(upper[part], -_least(ground, top, stage, -unit))
-    return cleaned(Bounds(lower.reshape(c, 1, d), upper.reshape(c, 1, d)))
+    for sign, side in zip((1.0, -1.0), sides, strict=True):
+        found = []
+        for part in torch.arange(len(stage.neurons), device=side.device).split(count):
+            if time.perf_counter() > until:
+                return cleaned(Bounds(*(t.reshape(known.lower.shape) for t in sides)))
+            neurons = stage.neurons[part]
+            seeds = neuron_rows(ground, level, rows, neurons, None, error, sign)
+            start = _start(ground, stage.chosen.get(sign), part)
+            steps, rate = (_STEPS, 0.3) if start is None else (_AGAIN, 0.1)
+            chosen = ascend(ground, seeds, steps=steps, start=start, rate=rate)
+            value = sign * lower_bounds(ground, seeds, chosen.to(torch.float64))
+            better = torch.maximum if sign > 0 else torch.minimum
+            side[neurons] = better(side[neurons], value)
+            found.append(chosen)
+        stage.chosen[sign] = _side_by_side(found)
+    return cleaned(Bounds(*(t.reshape(known.lower.shape) for t in sides)))
 
 
-def _least(ground: Ground, top: Rows, stage: int, unit: Tensor) -> Tensor:
-    """Bounds (m,) of <unit, z> of a stage where the top row is at most 0, by an ascent."""
-    narrow = ground.to(torch.float32)
-    aim = top._replace(a=top.a.float(), value=top.value.float())
-    m, single = unit.shape[1], unit.float()
-    parts = [lines.lower.expand(-1, m, -1).contiguous() for lines in narrow.lines]
-    parts.append(torch.full((m,), _GAMMA, device=unit.device))
-    means, squares = ([torch.zeros_like(t) for t in parts] for _ in range(2))
-    best, kept = torch.full((m,), -torch.inf, device=unit.device), list(parts)
-    for step in range(_STEPS):
-        found, after = _backward(narrow, aim, stage, single, parts)
-        better = found.value > best
-        best = torch.where(better, found.value, best)
-        kept = [torch.where(_like(better, t), t, old) for t, old in zip(parts, kept, strict=True)]
-        if step == _STEPS - 1:
-            break
-        for i, gradient in enumerate(_forward(narrow, aim, after, found.place, parts)):
-            means[i] = FORGET * means[i] + (1 - FORGET) * gradient
-            squares[i] = SQUARES * squares[i] + (1 - SQUARES) * gradient.square()
-            size = (squares[i] / (1 - SQUARES ** (step + 1))).sqrt() + SMALL
-            pace = (_RATE if i < top.level else _GAMMA_RATE) * DECAY**step
-            moved = parts[i] + pace / (1 - FORGET ** (step + 1)) * means[i] / size
-            parts[i] = _allowed(narrow, i, moved)
-    found, _ = _backward(ground, top, stage, unit, [t.double() for t in kept])
-    return torch.where(found.value == found.value, found.value, -torch.inf)
+def _start(ground: Ground, old: Multipliers | None, part: Tensor) -> Multipliers | None:
+    if old is None:
+        return None
+    return _inside(ground, old.take(part))
 
 
-def _like(mask: Tensor, t: Tensor) -> Tensor:
-    return mask if t.ndim == 1 else mask[None, :, None]
-
-
-def _allowed(ground: Ground, i: int, moved: Tensor) -> Tensor:
-    if i == len(ground.lines):
-        return moved.clamp_min(0)
-    lines = ground.lines[i]
-    return torch.where(lines.open, torch.maximum(moved, lines.floor).clamp(max=1), lines.lower)
-
-
-def _backward(
-    ground: Ground, top: Rows, stage: int, unit: Tensor, parts: list[Tensor]
-) -> tuple[Least, list[Tensor]]:
-    """gamma top + <unit, z> backwards: its least value, and what it was after each activation."""
-    gamma = parts[-1]
-    a, value, after = gamma[None, :, None] * top.a, gamma * top.value, [top.a] * top.level
-    for level in reversed(range(top.level)):
-        lines, here = ground.lines[level], ground.chain.stages[level]
-        after[level] = a
-        rise, fall = a.clamp_min(0), a.clamp_max(0)
-        value = value + dot(fall, lines.offset)
-        a = rise.mul_(parts[level]).add_(fall.mul_(lines.upper))
-        if level == stage:
-            a = a + unit
-        value = value - dot(a.abs(), ground.errors[level])
-        if here.bias is not None:
-            value = value + dot(a, here.bias)
-        a = here.adjoint(a)
-    found = ground.region.least(a)
-    return Least(value + found.value, found.place), after
-
-
-def _forward(
-    ground: Ground, top: Rows, after: list[Tensor], h: Tensor, parts: list[Tensor]
-) -> list[Tensor]:
-    """The gradient in the slopes and in gamma."""
-    slopes = []
-    for level in range(top.level):
-        lines, z = ground.lines[level], ground.chain.stages[level].forward(h)
-        slopes.append(after[level].clamp_min(0) * z)
-        h = torch.where(after[level] > 0, parts[level] * z, lines.upper * z + lines.offset)
-    return [*slopes, dot(h, top.a) + top.value]
+def _side_by_side(parts: list[Multipliers]) -> Multipliers:
+    """The multipliers of rows in blocks, as of all."""
+    if len(parts) == 1:
+        return parts[0]
+    slopes = [torch.cat(list(t), 1) for t in zip(*(one.slopes for one in parts), strict=True)]
+    splits = None
+    if parts[0].splits is not None:
+        splits = [
+            torch.cat(list(t), 1) for t in zip(*(one.splits or [] for one in parts), strict=True)
+        ]
+    weights = [one.weight for one in parts if one.weight is not None]
+    return Multipliers(slopes, splits, torch.cat(weights) if weights else None)

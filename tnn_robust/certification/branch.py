@@ -1,6 +1,7 @@
 """Which neuron to split, and the bounds of the halves (beta-CROWN, filtered smart branching)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ def branch(forest: Forest, nodes: Nodes, steps: int) -> Halves:
 
 def bounded(forest: Forest, nodes: Nodes, steps: int, rate: float = 0.2) -> Halves:
     """The nodes with bounds of their own after an ascent of so many steps."""
-    ground = forest.around(nodes.claim, nodes.signs)
+    ground = forest.around(nodes)
     seeds = forest.seeds(ground, nodes.claim)
     start = _inside(ground.lines, nodes)
     chosen = ascend(ground, seeds, steps=steps, start=start, rate=rate, split_rate=rate)
@@ -38,12 +39,12 @@ def bounded(forest: Forest, nodes: Nodes, steps: int, rate: float = 0.2) -> Halv
     lower = torch.maximum(value, nodes.lower)
     for one in ground.bounds:
         lower = torch.where((one.lower > one.upper).any(2).any(0), torch.inf, lower)
-    return Halves(Nodes(nodes.claim, nodes.signs, chosen, lower), places.permute(1, 2, 0))
+    return Halves(replace(nodes, chosen=chosen, lower=lower), places.permute(1, 2, 0))
 
 
 def is_leaf(forest: Forest, nodes: Nodes) -> Tensor:
     """(m,) bool: nodes without an open neuron, on which the network is affine."""
-    ground = forest.around(nodes.claim, nodes.signs)
+    ground = forest.around(nodes)
     return ~torch.stack([lines.open.any(2).any(0) for lines in ground.lines]).any(0)
 
 
@@ -62,7 +63,7 @@ def _best_split(forest: Forest, nodes: Nodes) -> tuple[Tensor, Tensor]:
     The candidates: where the lines of the parent's bound are furthest from the activation at
     the point that takes the bound, and where the chord costs most.
     """
-    ground = forest.around(nodes.claim, nodes.signs)
+    ground = forest.around(nodes)
     seeds = forest.seeds(ground, nodes.claim)
     start = _inside(ground.lines, nodes)
     scores = gaps(ground, seeds, start)
@@ -91,11 +92,11 @@ def _best_split(forest: Forest, nodes: Nodes) -> tuple[Tensor, Tensor]:
 
 def _quick(forest: Forest, nodes: Nodes) -> Tensor:
     """Bounds of nodes with the multipliers they have, in float32: only to compare them."""
-    ground = forest.around(nodes.claim, nodes.signs)
+    ground = forest.around(nodes)
     start = _inside(ground.lines, nodes)
     narrow = ground.to(torch.float32)
     seeds = forest.seeds(ground, nodes.claim)
-    seeds = seeds._replace(a=seeds.a.float(), value=seeds.value.float())
+    seeds = seeds.to(torch.float32)
     return lower_bounds(narrow, seeds, start)
 
 

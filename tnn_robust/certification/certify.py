@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,7 +107,7 @@ def certify_steps(
     computed again."""
     _check(method, time_limit, block)
     x, y = part
-    chain = chain_of(model, x)
+    chain = chain_of(model, x.shape[1:])
     live = live_model(model, x, y)
     job = _Job(model, live, y, threat, method, Certifier(chain, block), time_limit, attack, seed)
     known = {one.example: one for one in decided}
@@ -118,13 +118,16 @@ def certify_steps(
     return replace(found, points=live.put_back([found.points]))
 
 
-def chain_of(model: nn.Module, x: Tensor) -> Chain:
-    """The network as stages; InputError that names a layer that is none."""
-    shape = x.shape[1:]
+def chain_of(model: nn.Module, shape: Sequence[int]) -> Chain:
+    """The network as stages; InputError that names a layer that is none.
+
+    shape: of an example as the caller has it, (d, c) or an image's.
+    """
     if isinstance(model, BeforeHead):
         model = model.model
     if isinstance(model, Foreign):
-        shape = model.put(x[:1]).shape[1:] if model.form == "image" else shape
+        # Flat rows are those of the matrix.
+        shape = model.image if model.form == "image" else shape
         model = model.module
     if isinstance(model, TNN):
         return from_tnn(model)

@@ -27,7 +27,7 @@ def export_onnx(model: nn.Module, path: Path | str, x: Tensor) -> None:
 
     Raises MissingPackage without onnx, InputError for a network that has no such form.
     """
-    chain = chain_of(model, x)
+    chain = chain_of(model, x.shape[1:])
     write_bytes(Path(path), _model(chain, tuple(x.shape[1:])))
 
 

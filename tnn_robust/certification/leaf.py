@@ -6,6 +6,7 @@ are, and its solution is where a counterexample would be.
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def solved(forest: Forest, nodes: Nodes, until: float) -> Halves:
     found = bounded(forest, nodes, _STEPS if not _has_program(forest) else 1, rate=1.0)
     if not _has_program(forest):
         return found
-    ground = forest.around(nodes.claim, nodes.signs)
+    ground = forest.around(nodes)
     seeds = forest.seeds(ground, nodes.claim)
     lower, places = found.nodes.lower.clone(), found.places.clone()
     for i in range(len(nodes)):
@@ -36,7 +37,7 @@ def solved(forest: Forest, nodes: Nodes, until: float) -> Halves:
         if place is not None:
             places[i] = place
         lower[i] = max(float(lower[i]), value)
-    return Halves(Nodes(nodes.claim, nodes.signs, found.nodes.chosen, lower), places)
+    return Halves(replace(found.nodes, lower=lower), places)
 
 
 def _has_program(forest: Forest) -> bool:

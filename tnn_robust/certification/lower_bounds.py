@@ -137,7 +137,8 @@ class Certifier:
         until: float,
     ) -> Bounds:
         """Both bounds of the unstable neurons of the next stage, backwards."""
-        c, d = self.chain.stages[len(ground.lines)].shape
+        level = len(ground.lines)
+        c, d = self.chain.stages[level].shape
         n = bounds.lower.shape[1]
         flat = Bounds(*(t.permute(1, 0, 2).reshape(n, c * d).clone() for t in bounds))
         who, neurons = flat.unstable.nonzero().T
@@ -148,7 +149,7 @@ class Certifier:
             here, mine = narrowed(ground, who[part])
             picked = error if mine is not None else error[:, who[part[:1]]]
             for sign, side in ((1.0, flat.lower), (-1.0, flat.upper)):
-                seeds = neuron_rows(here, rows, neurons[part], mine, picked, sign)
+                seeds = neuron_rows(here, level, rows, neurons[part], mine, picked, sign)
                 value = sign * _raised(here, seeds, steps)
                 old = side[who[part], neurons[part]]
                 best = torch.maximum(old, value) if sign > 0 else torch.minimum(old, value)

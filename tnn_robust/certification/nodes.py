@@ -1,22 +1,24 @@
 """Nodes of branch and bound: parts of a region in which some neurons have a known sign."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tnn_robust.certification.bounds import Ground, Multipliers, Rows, functionals
+from tnn_robust.certification.bounds import Ground, Multipliers, Rows, functionals, side_by_side
 from tnn_robust.certification.claims import Claims
 from tnn_robust.certification.relaxation import Bounds, lines_of
 
 
 @dataclass(frozen=True, eq=False)
 class Nodes:
-    """m nodes. claim: (m,) of which claim; signs: by stage (c, m, d) int8, 1 for z >= 0, -1
-    for z <= 0, 0 for either; chosen: the multipliers of their bounds; lower: (m,) float64."""
+    """m nodes. claim: (m,) of which claim; place: (m,) of their grounds in the forest; signs: by
+    stage (c, m, d) int8, 1 for z >= 0, -1 for z <= 0, 0 for either; chosen: the multipliers of
+    their bounds; lower: (m,) float64."""
 
     claim: Tensor
+    place: Tensor
     signs: list[Tensor]
     chosen: Multipliers
     lower: Tensor
@@ -26,10 +28,9 @@ class Nodes:
 
     def take(self, rows: Tensor) -> "Nodes":
         """Some of the nodes."""
-        splits = self.chosen.splits or []
-        chosen = Multipliers([t[:, rows] for t in self.chosen.slopes], [t[:, rows] for t in splits])
         signs = [t[:, rows] for t in self.signs]
-        return Nodes(self.claim[rows], signs, chosen, self.lower[rows])
+        claim, place, lower = self.claim[rows], self.place[rows], self.lower[rows]
+        return Nodes(claim, place, signs, self.chosen.take(rows), lower)
 
 
 def joined(parts: Sequence[Nodes]) -> Nodes:
@@ -42,6 +43,7 @@ def joined(parts: Sequence[Nodes]) -> Nodes:
 
     return Nodes(
         torch.cat([one.claim for one in parts]),
+        torch.cat([one.place for one in parts]),
         cat([one.signs for one in parts]),
         Multipliers(
             cat([one.chosen.slopes for one in parts]),
@@ -52,16 +54,15 @@ def joined(parts: Sequence[Nodes]) -> Nodes:
 
 
 class Forest:
-    """What all nodes of some claims share: the regions, roots' bounds and rows of the claims.
+    """What nodes of some claims share: the bounds of a part of a region and of its activations,
+    for the part itself and for all that it is split into.
 
-    ground: of each claim of `roots` its own, rounding of the scores included.
+    ground: those bounds, side by side, rounding of the scores included; a node's is the one at
+    its place.
     """
 
-    def __init__(self, claims: Claims, roots: Tensor, ground: Ground):
+    def __init__(self, claims: Claims, ground: Ground):
         self.claims, self.ground = claims, ground
-        place = torch.full((len(claims.who),), -1, device=roots.device)
-        place[roots] = torch.arange(len(roots), device=roots.device)
-        self.place = place
 
     def together(self) -> int:
         """How many nodes go together, which bounds the memory."""
@@ -69,20 +70,42 @@ class Forest:
         return max(1, certifier.block // max(c * d for c, d in certifier.shapes()))
 
     def roots(self, claim: Tensor) -> Nodes:
-        """The undivided regions of some claims."""
-        ground = self.around(claim, None)
+        """The undivided regions of some claims, one a ground that the forest has, in order."""
+        place = torch.arange(len(claim), device=claim.device)
+        ground = self._at(place, None)
         slopes = [lines.lower.float() for lines in ground.lines]
         signs = [torch.zeros_like(t, dtype=torch.int8) for t in slopes]
         chosen = Multipliers(slopes, [torch.zeros_like(t) for t in slopes])
-        return Nodes(claim, signs, chosen, self.claims.found[claim])
+        return Nodes(claim, place, signs, chosen, self.claims.found[claim])
 
-    def around(self, claim: Tensor, signs: list[Tensor] | None) -> Ground:
-        """The ground of nodes: each claim's own, cut by the signs."""
-        rows = self.place[claim]
+    def around(self, nodes: Nodes) -> Ground:
+        """The ground of nodes, each one's own, cut by its signs."""
+        return self._at(nodes.place, nodes.signs)
+
+    def seeds(self, ground: Ground, claim: Tensor) -> Rows:
+        """The rows of the claims, one a node."""
+        return functionals(ground, len(ground.lines), self.claims.rows[claim][None], None)
+
+    def grow(self, grounds: Sequence[Ground], used: Sequence[Nodes]) -> tuple[list[Nodes], Tensor]:
+        """Take in more grounds and forget what none of the nodes stands on.
+
+        Returns the nodes with the places they now have, and the places of the new grounds.
+        """
+        counts = [len(one) for one in used]
+        places = torch.cat([one.place for one in used])
+        left, places = places.unique(return_inverse=True)
+        self.ground = side_by_side([self.ground.take(left), *grounds])
+        moved = [
+            replace(one, place=place) for one, place in zip(used, places.split(counts), strict=True)
+        ]
+        new = torch.arange(len(grounds), device=places.device) + len(left)
+        return moved, new
+
+    def _at(self, place: Tensor, signs: list[Tensor] | None) -> Ground:
         root = self.ground
-        errors = tuple(t[:, rows] for t in root.errors)
-        region = root.region.take(rows)
-        bounds = [Bounds(*(t[:, rows] for t in one)) for one in root.bounds]
+        errors = tuple(t[:, place] for t in root.errors)
+        region = root.region.take(place)
+        bounds = [Bounds(*(t[:, place] for t in one)) for one in root.bounds]
         if signs is not None:
             bounds = [cut(one, sign) for one, sign in zip(bounds, signs, strict=True)]
         lines = [
@@ -90,10 +113,6 @@ class Forest:
         ]
         held = None if signs is None else tuple(t.double() for t in signs)
         return Ground(root.chain, region, errors, tuple(lines), tuple(bounds), held)
-
-    def seeds(self, ground: Ground, claim: Tensor) -> Rows:
-        """The rows of the claims, one a node."""
-        return functionals(ground, len(ground.lines), self.claims.rows[claim][None], None)
 
 
 def cut(bounds: Bounds, signs: Tensor) -> Bounds:
@@ -117,4 +136,4 @@ def split(nodes: Nodes, stage: Tensor, neuron: Tensor) -> Nodes:
         k, i = neuron[mine] // old.shape[2], neuron[mine] % old.shape[2]
         new[k, mine, i], new[k, mine + m, i] = 1, -1
         signs.append(new)
-    return Nodes(both.claim, signs, both.chosen, both.lower)
+    return replace(both, signs=signs)

@@ -78,13 +78,18 @@ class Region:
         """A lower bound (m,) of <a, x'> over the region, its own rounding subtracted."""
         if not self.is_box:
             return self.least(a, who).value
-        # Boxes are met most often, and need no place: few passes over a.
+        # Boxes are met most often: few passes over a, and no `where`.
         rise, fall, ones = a.clamp_min(0), a.clamp_max(0), torch.ones_like(self.low[:, :1])
         value = dot(rise, of_rows(self.low, who)) + dot(fall, of_rows(self.high, who))
         return value - self._slack(a, dot(rise, ones) - dot(fall, ones))
 
     def least(self, a: Tensor, who: Who | None = None) -> Least:
         """The same and a point of the region, or near it, where it is nearly taken."""
+        if self.is_box:
+            low, high = of_rows(self.low, who), of_rows(self.high, who)
+            return Least(
+                self.lower(a, who), torch.lerp(high, low, a.sign().nan_to_num_(0.0).clamp_min_(0))
+            )
         x, low, high = (of_rows(t, who) for t in (self.x, self.low, self.high))
         slack = self._slack(a, a.abs().sum((0, 2)))
         found = self._shift(a, low - x, high - x, who)

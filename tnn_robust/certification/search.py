@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from tnn_robust.certification.assumed import without_counterexample
-from tnn_robust.certification.bounds import Ground, side_by_side
+from tnn_robust.certification.assumed import Narrowed, without_counterexample
+from tnn_robust.certification.bounds import Ground, functionals, side_by_side
 from tnn_robust.certification.branch import Halves, branch, is_leaf
 from tnn_robust.certification.claims import Claims
 from tnn_robust.certification.leaf import solved
@@ -19,7 +19,11 @@ from tnn_robust.certification.results import BROKEN, CERTIFIED, UNKNOWN, Decided
 # the regions, and (m,) bool whether the user's network misjudges them.
 Attempt = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _STEPS = 8
-_STRETCH = 0.5  # seconds between two looks at the clock, about
+_STRETCH = 0.25  # seconds between two looks at the clock, about
+_FIRST = 4  # nodes that are split while nobody knows how long it takes
+# Shares of a node's bound: how much nearer to 0 the bounds of nodes have to be than where
+# narrowing them gained less than that, before it is tried again.
+_NEARER = 0.05
 # The bound of a claim that no point contradicts; by how much is not known.
 _PROVED = 1e-300
 
@@ -28,7 +32,8 @@ _PROVED = 1e-300
 class Search:
     """claims: with the open ones to be decided; attempt: see `Attempt`; time_limit: seconds
     an example; before: seconds that each has had already. stack: the nodes that are left,
-    those of the last split on top; pace: seconds a node of the last split."""
+    those of the last split on top; pace: seconds a node of the last split. worth: of each claim
+    the bound from which on a node is narrowed before it is split."""
 
     claims: Claims
     attempt: Attempt
@@ -45,6 +50,7 @@ class Search:
         self.open = torch.zeros(m, dtype=torch.int64, device=device)
         self.opened = torch.zeros(m, dtype=torch.bool, device=device)
         self.stuck = torch.zeros(m, dtype=torch.bool, device=device)
+        self.worth = torch.full((m,), -torch.inf, dtype=torch.float64, device=device)
         # The least bound of the nodes that were closed, of each claim.
         self.closed = torch.full((m,), torch.inf, dtype=torch.float64, device=device)
 
@@ -62,13 +68,13 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
     yield _proved(search)
     if not len(left):
         return
-    grounds: dict[int, Ground] = {}
+    grounds: dict[int, Narrowed] = {}
     for claim in _likeliest_first(search, left):
         if float(search.spent[claims.who[claim]]) > search.time_limit:
             continue
-        ground = _narrow(search, claim)
-        if ground is not None:
-            grounds[claim] = ground
+        narrowed = _narrow(search, claim)
+        if not narrowed.empty:
+            grounds[claim] = narrowed
         yield _proved(search)
     yield _out_of_time(search)
     left = torch.tensor(sorted(grounds), device=left.device, dtype=left.dtype)
@@ -76,8 +82,10 @@ def search_steps(search: Search, examples: Tensor) -> Iterator[list[Decided]]:
     if not len(left):
         yield _rest(search)
         return
-    forest = Forest(claims, left, side_by_side([grounds[int(claim)] for claim in left]))
-    search.stack.append(forest.roots(left))
+    forest = Forest(claims, side_by_side([grounds[int(claim)].ground for claim in left]))
+    lower = torch.tensor([grounds[int(claim)].bound for claim in left], dtype=torch.float64)
+    search.stack.append(replace(forest.roots(left), lower=lower.to(left.device)))
+    search.worth[left] = (1 - _NEARER) * search.stack[0].lower
     search.open[left] = 1
     search.opened[left] = True
     while search.stack:
@@ -94,27 +102,27 @@ def _likeliest_first(search: Search, left: Tensor) -> list[int]:
     return [int(claim) for claim in left[worst.argsort(descending=True, stable=True)]]
 
 
-def _narrow(search: Search, claim: int) -> Ground | None:
-    """The ground of a claim where it fails, None where it cannot: then it is proved."""
+def _narrow(search: Search, claim: int) -> Narrowed:
+    """The ground of a claim where it fails; where it cannot, it is proved."""
     claims, started = search.claims, time.perf_counter()
     example = int(claims.who[claim])
     one = torch.tensor([example], device=claims.who.device)
     ground = claims.certifier.with_scores(claims.ground(one, "alpha-crown", again=False))
     until = started + (search.time_limit - float(search.spent[example])) / 2
-    row = claims.rows[claim][None]
-    ground, empty = without_counterexample(
-        claims.certifier, ground, row, float(claims.found[claim]), until
-    )
+    top = functionals(ground, len(ground.lines), claims.rows[claim][None, None], None)
+    found = without_counterexample(claims.certifier, ground, top, float(claims.found[claim]), until)
     search.spent[example] += time.perf_counter() - started
-    if empty:
+    if found.empty:
         claims.found[claim] = _PROVED
-    return None if empty else ground
+    return found
 
 
 def _picked(search: Search, most: int) -> Nodes:
-    """The nodes on top, as many as go together; those of finished examples are dropped."""
-    if search.pace:
-        most = max(1, min(most, int(_STRETCH / search.pace)))
+    """The nodes on top, as many as go together and as there is time for; those of finished
+    examples are dropped."""
+    left = search.time_limit - search.spent[~search.finished]
+    room = min(_STRETCH, float(left.max())) if len(left) else 0.0
+    most = max(1, min(most, int(room / search.pace) if search.pace else _FIRST))
     found: list[Nodes] = []
     count = 0
     while search.stack and count < most:
@@ -131,7 +139,10 @@ def _picked(search: Search, most: int) -> Nodes:
 
 
 def _advance(search: Search, forest: Forest, nodes: Nodes) -> list[Decided]:
-    """Split the nodes, bound the halves, keep those still open."""
+    """Narrow the nodes where that is worth it, split them, bound the halves, keep those open."""
+    nodes = _narrowed(search, forest, nodes)
+    if not len(nodes):
+        return _proved(search)
     started = time.perf_counter()
     leaf = is_leaf(forest, nodes)
     parts: list[Halves] = []
@@ -163,6 +174,52 @@ def _advance(search: Search, forest: Forest, nodes: Nodes) -> list[Decided]:
     search.spent += share * seconds
     search.pace = seconds / len(nodes)
     return found + _proved(search)
+
+
+def _narrowed(search: Search, forest: Forest, nodes: Nodes) -> Nodes:
+    """The nodes to be split, of which those near enough to 0 are narrowed first, one by one.
+
+    Nodes that are empty then are closed; for those whose turn does not come there is a next time.
+    """
+    due = (nodes.lower >= search.worth[nodes.claim]).nonzero()[:, 0]
+    if not len(due):
+        return nodes
+    rest = nodes.take((nodes.lower < search.worth[nodes.claim]).nonzero()[:, 0])
+    until = time.perf_counter() + _STRETCH
+    grounds: list[Ground] = []
+    done: list[Nodes] = []
+    for number, i in enumerate(due):
+        if time.perf_counter() > until:
+            search.stack.append(nodes.take(due[number:]))
+            break
+        node = nodes.take(i[None])
+        found = _narrow_node(search, forest, node)
+        if found.empty:
+            search.open[node.claim] -= 1
+            search.closed[node.claim] = search.closed[node.claim].clamp_max(_PROVED)
+            continue
+        grounds.append(replace(found.ground, signs=None))
+        done.append(replace(node, lower=node.lower.clamp_min(found.bound)))
+    if not done:
+        return rest
+    used, places = forest.grow(grounds, [rest, *search.stack])
+    search.stack[:] = used[1:]
+    return joined([used[0], replace(joined(done), place=places)])
+
+
+def _narrow_node(search: Search, forest: Forest, node: Nodes) -> Narrowed:
+    started, claim, before = time.perf_counter(), int(node.claim), float(node.lower)
+    example = int(search.claims.who[claim])
+    ground = forest.around(node)
+    until = started + search.time_limit - float(search.spent[example])
+    top = forest.seeds(ground, node.claim)
+    found = without_counterexample(search.claims.certifier, ground, top, before, until, node.chosen)
+    if found.empty:
+        search.worth[claim] = min(float(search.worth[claim]), before - _NEARER * abs(before))
+    elif found.bound - before < 2 * _NEARER * abs(before):
+        search.worth[claim] = before + _NEARER * abs(before)
+    search.spent[example] += time.perf_counter() - started
+    return found
 
 
 def _broken(search: Search, halves: Halves) -> list[Decided]:

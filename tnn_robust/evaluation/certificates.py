@@ -1,7 +1,6 @@
 """Certificates of a network on a part of its data: several threats, resumable, as one report."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +17,10 @@ from tnn_robust.base.choices import CERTIFY_METHODS, DECISIONS
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.files import write_tensors
 from tnn_robust.base.locks import released_on_error
-from tnn_robust.base.progress import Steps, Tell, drain
+from tnn_robust.base.progress import Progress, Steps, Tell, drain, retold, timed
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.certify import certify_steps, chain_of, require_time
-from tnn_robust.certification.results import Certification
+from tnn_robust.certification.results import Certification, Decided
 from tnn_robust.data.dataset import Dataset, describe_data, subset
 from tnn_robust.data.parts import Part
 from tnn_robust.evaluation.certificate_results import (
@@ -32,7 +31,7 @@ from tnn_robust.evaluation.certificate_results import (
 from tnn_robust.evaluation.decided_journal import Batch, DecidedJournal
 from tnn_robust.evaluation.examples import judged
 from tnn_robust.evaluation.intervals import accuracy_interval
-from tnn_robust.evaluation.journal import journal_folder
+from tnn_robust.evaluation.journal import record_of
 from tnn_robust.evaluation.report import PARTS
 from tnn_robust.evaluation.size_notes import size_notes
 from tnn_robust.evaluation.subject import Subject, live_subject
@@ -146,22 +145,14 @@ def certified_steps(
     subject's folder, removed by the result's `finish`."""
     _check(subject, threats, part, method, time_limit)
     held, indices = selected(subject, dataset, part, n, first, seed)
-    chain_of(subject.model, held.x)
+    chain_of(subject.model, held.x.shape[1:])
     info = describe_data(dataset)
     settings = {"method": method, "time_limit": time_limit, "attack": attack, "seed": seed}
-    header = {
-        "checkpoint": subject.digest,
-        "data": info["digest"],
-        "part": part,
-        "n": n,
-        "first": first,
-        "threats": [_plain(one) for one in threats],
-        **settings,
-        "device": str(subject.device),
-        "versions": versions(),
-    }
+    asked = {"part": part, "n": n, "first": first, "threats": [_plain(one) for one in threats]}
     predictions, margins = judged(subject, *held)
-    kept = _journal(subject, header, resume=resume) if journal or resume else None
+    kept = record_of(
+        DecidedJournal, subject, info, {**asked, **settings}, journal=journal, resume=resume
+    )
     job = _Job(subject, part, held, indices, predictions, margins > 0, settings, kept)
     with released_on_error(kept):
         found, rows, each = [], [], []
@@ -220,11 +211,6 @@ def selected(
     return subset(held.rows(slice(0, first)), None, seed, subject.device, subject.dtype)
 
 
-def _journal(subject: Subject, header: dict[str, Any], *, resume: bool) -> DecidedJournal | None:
-    folder = journal_folder(subject, resume=resume)
-    return None if folder is None else DecidedJournal(folder, header, resume=resume)
-
-
 def _row(job: _Job, number: int, threat: Threat) -> Steps[tuple[Certification, float]]:
     """One threat, with what is on record taken over and what is decided put there."""
     held = {} if job.journal is None else job.journal.of(number, job.part.x)
@@ -236,19 +222,17 @@ def _row(job: _Job, number: int, threat: Threat) -> Steps[tuple[Certification, f
         **job.settings,
         decided=[one for batch in held.values() for one in batch.decided],
     )
-    since = time.perf_counter()
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            return end.value, seconds + time.perf_counter() - since
-        if progress.found:
-            now = time.perf_counter()
-            if job.journal is not None:
-                job.journal.add([Batch(number, progress.found, now - since)])
-            seconds, since = seconds + now - since, now
+
+    def keep(found: tuple[Decided, ...], since: float) -> None:
+        if job.journal is not None:
+            job.journal.add([Batch(number, found, since)])
+
+    def tell(progress: Progress) -> Progress:
         text = f"{progress.text}, {threat}: {progress.done} of {progress.total}"
-        yield progress._replace(text=text, found=progress.found or None)
+        return progress._replace(text=text, found=progress.found or None)
+
+    found, more = yield from retold(timed(steps, keep), tell)
+    return found, seconds + more
 
 
 def _row_of(job: _Job, found: Certification, seconds: float) -> CertificationRow:

@@ -28,7 +28,6 @@ from tnn_robust.evaluation.intervals import accuracy_interval
 from tnn_robust.evaluation.risk import Outcomes
 from tnn_robust.evaluation.rows import Result
 from tnn_robust.evaluation.subject import Subject
-from tnn_robust.models.foreign import Foreign
 
 METHOD = "crown"
 # Where nothing was asked for: the best of these whose multiplications are at most a tenth of
@@ -55,23 +54,12 @@ def threats_of(attacks: Sequence[Attack]) -> tuple[Threat, ...]:
     return tuple(largest.values())
 
 
-def subject_chain(subject: Subject) -> Chain:
-    """The network as certificates see it; InputError says what they do not go through."""
-    model = subject.model
-    shape: tuple[int, ...] = (subject.features, subject.channels)
-    if isinstance(model, Foreign):
-        # Flat rows are those of the matrix.
-        shape = model.image if model.form == "image" else shape
-        model = model.module
-    return chain_of(model, torch.empty(0, *shape))
-
-
 def chain_or_why(subject: Subject, wanted: bool | None) -> tuple[Chain | None, str]:
     """The network as certificates see it, or why they do not: InputError where it is wanted."""
     if wanted is False:
         return None, ""
     try:
-        return subject_chain(subject), ""
+        return chain_of(subject.model, (subject.features, subject.channels)), ""
     except InputError as error:
         if wanted:
             raise

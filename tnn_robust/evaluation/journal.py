@@ -6,7 +6,7 @@ A report is a function of these blocks, so a resumed one is the same.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.checkpoint import versions
 
 PREFIX = "attack-"
+J = TypeVar("J", covariant=True)
 
 
 class FinishedBlock(NamedTuple):
@@ -99,6 +100,39 @@ def journal_of(
     """The record in the subject's folder, if it has one that may be written to."""
     folder = journal_folder(subject, resume=resume)
     return None if folder is None else Journal(folder, header, resume=resume, team=team)
+
+
+class _Kind(Protocol[J]):
+    """A kind of record; see `WorkJournal`."""
+
+    def __call__(self, folder: Path, header: dict[str, Any], *, resume: bool) -> J:
+        """The record in a folder."""
+
+
+def record_of(
+    kind: _Kind[J],
+    subject: Subject,
+    data: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    journal: bool,
+    resume: bool,
+) -> J | None:
+    """The record of work on a subject's data, None where none is wanted or can be kept.
+
+    data: as `describe_data` gives it; asked: all else that the pieces depend on.
+    """
+    folder = journal_folder(subject, resume=resume) if journal or resume else None
+    if folder is None:
+        return None
+    header = {
+        "checkpoint": subject.digest,
+        "data": data["digest"],
+        **asked,
+        "device": str(subject.device),
+        "versions": versions(),
+    }
+    return kind(folder, header, resume=resume)
 
 
 def journal_folder(subject: Subject, *, resume: bool) -> Path | None:

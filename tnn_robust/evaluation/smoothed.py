@@ -1,6 +1,5 @@
 """Randomised smoothing of a network on a part of its data: resumable, as one report."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from torch import Tensor
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.journal import WorkJournal
 from tnn_robust.base.locks import released_on_error
-from tnn_robust.base.progress import Steps
+from tnn_robust.base.progress import Steps, timed
 from tnn_robust.base.threat import Threat
 from tnn_robust.certification.smoothing import (
     ABSTAINED,
@@ -21,7 +20,7 @@ from tnn_robust.certification.smoothing import (
 )
 from tnn_robust.data.dataset import Dataset, describe_data
 from tnn_robust.evaluation.certificates import selected
-from tnn_robust.evaluation.journal import journal_folder
+from tnn_robust.evaluation.journal import record_of
 from tnn_robust.evaluation.smoothed_results import SmoothedExample, SmoothedReport, SmoothedRow
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.checkpoint import versions
@@ -88,17 +87,8 @@ def smoothed_steps(
     held, indices = selected(subject, dataset, part, n, first, seed)
     info = describe_data(dataset)
     counts = {"sigma": sigma, "samples": samples, "selection": selection, "seed": seed}
-    header = {
-        "checkpoint": subject.digest,
-        "data": info["digest"],
-        "part": part,
-        "n": n,
-        "first": first,
-        **counts,
-        "device": str(subject.device),
-        "versions": versions(),
-    }
-    kept = _journal(subject, header, resume=resume) if journal or resume else None
+    asked = {"part": part, "n": n, "first": first, **counts}
+    kept = record_of(SmoothedJournal, subject, info, asked, journal=journal, resume=resume)
     known = [] if kept is None else list(kept.known.values())
     with released_on_error(kept):
         steps = smooth_steps(
@@ -110,7 +100,12 @@ def smoothed_steps(
             indices=indices,
             decided=[one.one for one in known],
         )
-        found, seconds = yield from _timed(steps, kept)
+
+        def keep(found: tuple[Smoothed, ...], since: float) -> None:
+            if kept is not None:
+                kept.add([Drawn(one, since / len(found)) for one in found])
+
+        found, seconds = yield from timed(steps, keep)
     report = SmoothedReport(
         model=subject.info,
         dataset=info,
@@ -129,25 +124,6 @@ def smoothed_steps(
         examples=_examples(found, part, indices) if examples else (),
     )
     return SmoothedResult(report, found, kept)
-
-
-def _timed(
-    steps: Steps[SmoothedCertification], kept: SmoothedJournal | None
-) -> Steps[tuple[SmoothedCertification, float]]:
-    """The same steps, each finished example put on record, and their seconds."""
-    seconds, since = 0.0, time.perf_counter()
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            return end.value, seconds + time.perf_counter() - since
-        if progress.found:
-            now = time.perf_counter()
-            share = (now - since) / len(progress.found)
-            if kept is not None:
-                kept.add([Drawn(one, share) for one in progress.found])
-            seconds, since = seconds + now - since, now
-        yield progress
 
 
 def _row(found: SmoothedCertification, threat: Threat) -> SmoothedRow:
@@ -172,11 +148,6 @@ def _examples(
             *(t.tolist() for t in columns), strict=True
         )
     )
-
-
-def _journal(subject: Subject, header: dict[str, Any], *, resume: bool) -> SmoothedJournal | None:
-    folder = journal_folder(subject, resume=resume)
-    return None if folder is None else SmoothedJournal(folder, header, resume=resume)
 
 
 def _key(one: Drawn) -> int:
