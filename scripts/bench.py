@@ -35,8 +35,10 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.training.loop import Perturb, TrainSettings, train_step
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
+from tnn_robust.training.step import train_step
 from tnn_robust.training.tracker import Tracker
 from tnn_robust.training.trajectory import tracked_examples
 
@@ -68,7 +70,7 @@ import time, torch; imported = time.perf_counter()
 from pathlib import Path; from tempfile import mkdtemp
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.training.run import TrainRequest, open_run, train_steps
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.settings import TrainSettings
 request = TrainRequest(
     DataSpec("digits"), Path(mkdtemp()) / "run", (16, 16), None, "dct",
     TrainSettings(batch_size=16), None,

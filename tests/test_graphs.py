@@ -20,8 +20,11 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.risk import Counted
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked, train_step
+from tnn_robust.training.examples import Examples
+from tnn_robust.training.loop import fit_stacked
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
+from tnn_robust.training.step import train_step
 
 EPS = Eps("0.1", 0.1)
 

@@ -15,7 +15,8 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, layer_norms, new_model
 from tnn_robust.models.stacked import stack_models, unstack_models
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty
-from tnn_robust.training.loop import Examples, TrainSettings, fit, fit_stacked
+from tnn_robust.training.examples import Examples
+from tnn_robust.training.loop import fit, fit_stacked
 from tnn_robust.training.optimizers import (
     make_optimizer,
     optimizer_tensors,
@@ -23,6 +24,7 @@ from tnn_robust.training.optimizers import (
     stack_states,
     unstack_states,
 )
+from tnn_robust.training.settings import TrainSettings
 
 SEEDS = (4, 0, 7)
 PGD = named_attack("pgd", Eps("0.1", 0.1), steps=3)

@@ -39,7 +39,7 @@ from tnn_robust.models.checkpoint import (
 )
 from tnn_robust.models.network import TNN
 from tnn_robust.models.storage import HALF
-from tnn_robust.training.run import METRICS, STATE
+from tnn_robust.training.run_state import METRICS, STATE
 
 
 @dataclass(frozen=True)

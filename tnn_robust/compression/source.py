@@ -66,9 +66,7 @@ def settings_of(checkpoint: Checkpoint) -> TrainSettings:
     if stored.get("gradient_flow"):  # which has no batches to go on with
         return TrainSettings(loss=stored["loss"])
     try:
-        names = TrainSettings.__dataclass_fields__
         # What older runs do not name was not there to be set: its default is how it was.
-        told = {name: stored[name] for name in names if name in stored}
-        return TrainSettings(**{**told, **{name: stored[name] for name in _TOLD}})
-    except (KeyError, TypeError) as error:
+        return TrainSettings.from_json({**stored, **{name: stored[name] for name in _TOLD}})
+    except (KeyError, CheckpointError) as error:
         raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error

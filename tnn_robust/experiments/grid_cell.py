@@ -18,7 +18,7 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 from tnn_robust.evaluation.report import Evaluated, chosen_attacks, evaluate_steps
 from tnn_robust.evaluation.subject import load_subject
-from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, Grid
+from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, TRAINED, Grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.worker import code_digest, scratch_folder
 from tnn_robust.models.network import layer_widths, new_model
@@ -27,7 +27,7 @@ from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.run import TrainRequest, make_architecture, open_run, train_steps
 
 _DATA = tuple(f.name for f in fields(DataSpec) if f.name not in MACHINE_SPECIFIC)
-_TRAINING = tuple(f.name for f in fields(TrainSettings))
+_TRAINING = tuple(f.name for f in fields(TrainSettings) if f.name in TRAINED)
 _NETWORK = ("layers", "width", "rank", "transform")
 _ATTACK = ("attack", "norm", "eps", *OF_PGD, "loss")
 _MOST_BUILT = 100  # networks that are built before the first cell, to see that they can be

@@ -14,22 +14,39 @@ from tnn_robust.base.progress import Tell, drain
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.network import TNN
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.objectives import TrainObjective
+from tnn_robust.training.registry import named_objective
 from tnn_robust.training.results import EpochRecord
-from tnn_robust.training.run import STATE, TrainRun, identity_of, resumed, train_steps
+from tnn_robust.training.run import identity_of, resumed, train_steps
+from tnn_robust.training.run_state import STATE, TrainRun
+from tnn_robust.training.schedules import Schedule
+from tnn_robust.training.settings import TrainSettings
+from tnn_robust.training.validation import Validation
 
 _STEPS = 10  # of PGD in training
+_FAST_STEP = 1.25  # of eps
 
 
 @dataclass(frozen=True)
 class Training:
-    """What training did: a record an epoch (see `EpochRecord`)."""
+    """What training did.
+
+    epochs: a record each (see `EpochRecord`); kept: the epoch whose weights the network has,
+    the last unless held-back examples selected another; stopped: why training ended before
+    its last epoch, None where it did not; notes: what to know besides, a sentence each, such
+    as a warning of catastrophic overfitting.
+    """
 
     epochs: tuple[EpochRecord, ...]
+    kept: int = 0
+    stopped: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        count = len(self.epochs)
-        return self.epochs[-1].text(self.epochs[-1].epoch) if count else "Nothing left to train."
+        if not self.epochs:
+            return "Nothing left to train."
+        last = self.epochs[-1]
+        return "\n".join([last.text(last.epoch), *self.notes])
 
 
 def train(
@@ -47,6 +64,16 @@ def train(
     norm_bound: float | None = None,
     norm_penalty: float = 0.0,
     nuclear: float = 0.0,
+    objective: TrainObjective | str = "adversarial",
+    awp: float = 0.0,
+    label_smoothing: float = 0.0,
+    schedule: Schedule | str = "constant",
+    warmup: float = 0.0,
+    ema: float = 0.0,
+    validate: float = 0.0,
+    select: str | None = None,
+    patience: int | None = None,
+    stop_on_overfit: bool = False,
     seed: int = 0,
     progress: Tell | None = None,
     out: str | Path | None = None,
@@ -63,12 +90,23 @@ def train(
     epochs, batch_size, lr, optimizer (adam, sgd), momentum, weight_decay, loss: as usual.
     norm_bound: of each ||W_l||_F and ||w|| (paper, Eq. 6), held by projection after each
         step, or softly with the weight norm_penalty; nuclear: weight of the tubal nuclear norm.
+    objective: one of `tnn_robust.training` such as TRADES(beta=6), or its name: adversarial,
+        trades, mart, hinge, free (docs/training.md says which when). awp: gamma of adversarial
+        weight perturbation, such as 0.005; label_smoothing: a share, such as 0.1.
+    schedule: of lr: constant, step, cosine, one-cycle; warmup: epochs in which it rises from 0.
+    ema: decay of an average of the weights, such as 0.99, which is then what is watched and
+        left in the network.
+    validate: share (or, from 1 on, number) of the training examples to hold back, drawn by
+        seed; select: the network ends with the weights of the epoch of largest robust (the
+        default against an attack), certified or clean accuracy on them, or of the last;
+        patience: epochs without a better one to stop after; stop_on_overfit: stop at
+        catastrophic overfitting, of which a warning tells in any case.
     seed: of data order and noise, which belong to epoch and example.
     progress: called with every `Progress`, whose `found` is the record of an epoch just done.
     out: a run directory, as of tnn-train, from which `resume` goes on bit for bit.
 
     Raises InputError for a model that does not fit the data, TrainingError naming the epoch
-    where loss or weights are not finite or the network died.
+    where loss or weights are not finite or the network died: it is then as it was before it.
     """
     settings = TrainSettings(
         epochs=epochs,
@@ -81,8 +119,15 @@ def train(
         norm_bound=norm_bound,
         norm_penalty=norm_penalty,
         nuclear=nuclear,
+        objective=named_objective(objective) if isinstance(objective, str) else objective,
+        awp=awp,
+        label_smoothing=label_smoothing,
+        schedule=schedule_of(schedule, warmup),
+        ema=ema,
+        validation=validation_of(validate, select, patience, stop_on_overfit, attack),
     )
     _require_fit(model, data, attack)
+    settings.check(attack)
     place = None if out is None else Path(out)
     if place is None and resume:
         raise InputError("resuming needs the directory of the run, got no out")
@@ -106,9 +151,10 @@ def train(
             resumed(run)
         try:
             epochs_done = drain(train_steps(run), progress)
+            run.settle()
         finally:
             model.train(was_training)
-    return Training(epochs_done)
+    return Training(epochs_done, run.kept, run.standing.stopped, run.notes)
 
 
 def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:
@@ -132,6 +178,39 @@ def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:
         raise unknown_choice("training attack", attack.name, choices.TRAINING_ATTACKS)
 
 
+def schedule_of(shape: Schedule | str, warmup: float) -> Schedule:
+    """A schedule of a name and a warm-up; InputError for a warm-up beside a `Schedule`."""
+    if isinstance(shape, str):
+        return Schedule(shape, warmup)
+    if warmup:
+        raise InputError("a Schedule has its own warmup, got another beside it", field="warmup")
+    return shape
+
+
+def validation_of(
+    share: float,
+    select: str | None,
+    patience: int | None,
+    stop_on_overfit: bool,
+    attack: Attack | None,
+) -> Validation | None:
+    """What is held back, None for a share of 0, with which nothing else of it can be asked.
+
+    select None is robust, or clean of training on clean examples.
+    """
+    if share == 0:
+        for name, value in (
+            ("select", select),
+            ("patience", patience),
+            ("stop_on_overfit", stop_on_overfit or None),
+        ):
+            if value is not None:
+                raise InputError(f"{name} needs examples held back: give validate", field=name)
+        return None
+    default = "clean" if attack is None else "robust"
+    return Validation(share, select or default, patience, stop_on_overfit)
+
+
 def attack_to_train(
     name: str,
     eps: Eps,
@@ -140,8 +219,13 @@ def attack_to_train(
     steps: int | None,
     step_size: float | None,
     loss: str,
+    channels: str | None = None,
+    faces: str | None = None,
 ) -> Attack | None:
     """The attack of a name to train against; None for the name "none".
+
+    fgsm-rs is FGSM with a random start, in any norm: PGD of one step of 1.25 eps (Wong et al.
+    2020, "Fast is better than free", Algorithm 3), or of step_size.
 
     Raises InputError for an attack that is not made for training, and as `named_attack`.
     """
@@ -150,6 +234,20 @@ def attack_to_train(
     if name not in choices.TRAINING_ATTACKS:
         names: Sequence[str] = ("none", *choices.TRAINING_ATTACKS)
         raise unknown_choice("training attack", name, names, field="attack")
+    if name == choices.FAST:
+        if steps not in (None, 1):
+            raise InputError(f"{name} takes one step, got steps {steps}: use pgd", field="steps")
+        name, steps = "pgd", 1
+        step_size = step_size or _FAST_STEP * eps.value or None
     if name == "pgd" and steps is None:
         steps = _STEPS
-    return named_attack(name, eps, norm=norm, steps=steps, step_size=step_size, loss=loss)
+    return named_attack(
+        name,
+        eps,
+        norm=norm,
+        channels=channels,
+        faces=faces,
+        steps=steps,
+        step_size=step_size,
+        loss=loss,
+    )
