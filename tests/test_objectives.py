@@ -1,6 +1,7 @@
 """Objectives are their formulas, against every threat, and their attacks leave weights alone."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -10,19 +11,20 @@ import torch
 from tnn_robust.attacks.inner import InnerAttack
 from tnn_robust.attacks.pgd import PGD
 from tnn_robust.attacks.points import verify
-from tnn_robust.base.errors import InputError
+from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.losses import LOSSES
 from tnn_robust.base.randomness import Streams
 from tnn_robust.base.threat import Eps, Threat
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.stacked import stack_models, unstack_models
-from tnn_robust.training import MART, TRADES, Adversarial, Free, Hinge
+from tnn_robust.training import MART, TRADES, Adversarial, Free, Hinge, Schedule
 from tnn_robust.training.in_memory import attack_to_train
 from tnn_robust.training.objectives import TrainBatch, training_perturb
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.registry import named_objective, objective_from_json
 from tnn_robust.training.settings import TrainSettings
 from tnn_robust.training.step import Step, train_step
+from tnn_robust.training.validation import Validation
 from tnn_robust.training.weight_perturbation import moved_weights
 
 OBJECTIVES = (Adversarial(), TRADES(2.5), MART(3.0), Hinge(0.7), Free(2))
@@ -287,6 +289,18 @@ def test_objectives_go_to_json_and_back():
     for objective in OBJECTIVES:
         assert objective_from_json(objective.to_json()) == objective
     assert str(TRADES()) == "trades (beta 6)" and str(Adversarial()) == "adversarial"
+
+
+def test_settings_go_to_json_and_back_and_old_ones_have_their_defaults():
+    settings = TrainSettings(
+        objective=TRADES(2.0), schedule=Schedule("cosine", 2), validation=Validation(0.1, "clean")
+    )
+    stored = json.loads(json.dumps(settings.to_json()))
+    assert TrainSettings.from_json({**stored, "seed": 3}) == settings
+    assert TrainSettings.from_json({"epochs": 7}) == TrainSettings(epochs=7)
+    for broken in ({"objective": {"name": "x"}}, {"schedule": {"a": 1}}, {"validation": 3}):
+        with pytest.raises(CheckpointError, match="not the settings of"):
+            TrainSettings.from_json({**stored, **broken})
 
 
 @pytest.mark.parametrize(
