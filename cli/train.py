@@ -277,27 +277,12 @@ def _request(out: Path, given: dict[str, Any]) -> "TrainRequest":
 
 def _settings(given: dict[str, Any], attack: "Attack | None") -> "TrainSettings | FlowSettings":
     from tnn_robust.training.gradient_flow import FlowSettings
-    from tnn_robust.training.in_memory import validation_of
-    from tnn_robust.training.registry import named_objective
-    from tnn_robust.training.schedules import Schedule
-    from tnn_robust.training.settings import TrainSettings
+    from tnn_robust.training.options import settings_from
 
     flow, steps = given.pop("gradient_flow"), given.pop("flow_steps")
     until, ode = given.pop("until_log_risk"), given.pop("ode")
     if not flow:
-        held_back = validation_of(
-            given.pop("validate"),
-            given.pop("select"),
-            given.pop("patience"),
-            given.pop("stop_on_overfit"),
-            attack,
-        )
-        objective = named_objective(
-            given.pop("objective"),
-            **{name: given.pop(name) for name in ("beta", "margin", "replays")},
-        )
-        schedule = Schedule(given.pop("schedule"), given.pop("warmup"))
-        return TrainSettings(**given, objective=objective, schedule=schedule, validation=held_back)
+        return settings_from(given, attack)
     return FlowSettings(
         steps=steps, until_log_risk=until, ode=ode, lr=given["lr"], loss=given["loss"]
     )
@@ -308,7 +293,7 @@ def _attack(given: dict[str, Any]) -> "Attack | None":
     loss = "margin" if given["gradient_flow"] else given["loss"]
     name, eps = given.pop("attack"), Eps(*given.pop("eps"))
 
-    from tnn_robust.training.in_memory import attack_to_train
+    from tnn_robust.training.options import attack_to_train
 
     return attack_to_train(
         name,

@@ -18,9 +18,9 @@ from tnn_robust.base.threat import Eps, Threat
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.stacked import stack_models, unstack_models
 from tnn_robust.training import MART, TRADES, Adversarial, Free, Hinge, Schedule
-from tnn_robust.training.in_memory import attack_to_train
 from tnn_robust.training.objectives import TrainBatch, training_perturb
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.options import attack_to_train
 from tnn_robust.training.registry import named_objective, objective_from_json
 from tnn_robust.training.settings import TrainSettings
 from tnn_robust.training.step import Step, train_step

@@ -143,6 +143,14 @@ def test_the_best_and_the_last_weights_are_both_saved_and_say_which_they_are(run
     assert said["validation"]["select"] == select
 
 
+def test_a_run_that_is_overwritten_leaves_no_last_weights(run, tmp_path):
+    out, asked, _ = run
+    (tmp_path / "last.safetensors").write_bytes((out / "last.safetensors").read_bytes())
+    plain = replace(asked.settings, epochs=1, validation=None)
+    list(train_run(replace(asked, out=tmp_path, settings=plain, overwrite=True)))
+    assert not (tmp_path / "last.safetensors").exists()
+
+
 def test_held_back_examples_are_measured_and_not_trained_on(run):
     out, asked, each = run
     kept, held = asked.settings.validation.places(120, 0)

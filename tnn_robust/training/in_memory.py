@@ -1,30 +1,24 @@
 """Training a network in memory: the public call."""
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tnn_robust.attacks.attack import Attack
-from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.progress import Tell, drain
-from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.objectives import TrainObjective
+from tnn_robust.training.options import schedule_of, validation_of
 from tnn_robust.training.registry import named_objective
 from tnn_robust.training.results import EpochRecord
 from tnn_robust.training.run import identity_of, resumed, train_steps
 from tnn_robust.training.run_state import STATE, TrainRun
 from tnn_robust.training.schedules import Schedule
 from tnn_robust.training.settings import TrainSettings
-from tnn_robust.training.validation import Validation
-
-_STEPS = 10  # of PGD in training
-_FAST_STEP = 1.25  # of eps
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def train(
         label_smoothing=label_smoothing,
         schedule=schedule_of(schedule, warmup),
         ema=ema,
-        validation=validation_of(validate, select, patience, stop_on_overfit, attack),
+        validation=validation_of(validate, select, patience, stop_on_overfit, attack=attack),
     )
     _require_fit(model, data, attack)
     settings.check(attack)
@@ -176,78 +170,3 @@ def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:
         raise InputError(f"{data.name} has {data.n_classes} classes, the network {a.scores} scores")
     if attack is not None and attack.name not in choices.TRAINING_ATTACKS:
         raise unknown_choice("training attack", attack.name, choices.TRAINING_ATTACKS)
-
-
-def schedule_of(shape: Schedule | str, warmup: float) -> Schedule:
-    """A schedule of a name and a warm-up; InputError for a warm-up beside a `Schedule`."""
-    if isinstance(shape, str):
-        return Schedule(shape, warmup)
-    if warmup:
-        raise InputError("a Schedule has its own warmup, got another beside it", field="warmup")
-    return shape
-
-
-def validation_of(
-    share: float,
-    select: str | None,
-    patience: int | None,
-    stop_on_overfit: bool,
-    attack: Attack | None,
-) -> Validation | None:
-    """What is held back, None for a share of 0, with which nothing else of it can be asked.
-
-    select None is robust, or clean of training on clean examples.
-    """
-    if share == 0:
-        for name, value in (
-            ("select", select),
-            ("patience", patience),
-            ("stop_on_overfit", stop_on_overfit or None),
-        ):
-            if value is not None:
-                raise InputError(f"{name} needs examples held back: give validate", field=name)
-        return None
-    default = "clean" if attack is None else "robust"
-    return Validation(share, select or default, patience, stop_on_overfit)
-
-
-def attack_to_train(
-    name: str,
-    eps: Eps,
-    *,
-    norm: str | None,
-    steps: int | None,
-    step_size: float | None,
-    loss: str,
-    channels: str | None = None,
-    faces: str | None = None,
-) -> Attack | None:
-    """The attack of a name to train against; None for the name "none".
-
-    fgsm-rs is FGSM with a random start, in any norm: PGD of one step of 1.25 eps (Wong et al.
-    2020, "Fast is better than free", Algorithm 3), or of step_size.
-
-    Raises InputError for an attack that is not made for training, and as `named_attack`.
-    """
-    if name == "none":
-        return None
-    if name not in choices.TRAINING_ATTACKS:
-        names: Sequence[str] = ("none", *choices.TRAINING_ATTACKS)
-        raise unknown_choice("training attack", name, names, field="attack")
-    if name == choices.FAST:
-        if steps not in (None, 1):
-            raise InputError(f"{name} takes one step, got steps {steps}: use pgd", field="steps")
-        name, steps = "pgd", 1
-        step_size = step_size or _FAST_STEP * eps.value or None
-    if name == "pgd" and steps is None:
-        steps = _STEPS
-    return named_attack(
-        name,
-        eps,
-        norm=norm,
-        channels=channels,
-        faces=faces,
-        steps=steps,
-        step_size=step_size,
-        loss=loss,
-    )

@@ -110,6 +110,7 @@ class TrainRun:
         if self.out is None or not self.writes:
             return
         if self.done == 0:
+            (self.out / LAST).unlink(missing_ok=True)  # of a run that was there before
             self._save()
         keep_lines(self.out / METRICS, "epoch", self.done)
 
