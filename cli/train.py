@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from tnn_robust.base.progress import Steps
     from tnn_robust.training.certified_settings import CertifiedSettings
     from tnn_robust.training.gradient_flow import FlowSettings
-    from tnn_robust.training.loop import TrainSettings
-    from tnn_robust.training.run import TrainRequest, TrainRun
+    from tnn_robust.training.run import TrainRequest
+    from tnn_robust.training.run_state import TrainRun
+    from tnn_robust.training.settings import TrainSettings
     from tnn_robust.training.trajectory_results import FlowRecord
 
 
@@ -43,16 +44,31 @@ _ATTACK = shared.options(
     shared.eps_unit,
     click.option("--steps", type=int, help="Of pgd.  [default: 10]"),
     click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
+    click.option("--channels", help="START:STOP, the only ones perturbed."),
+    click.option("--faces", help="START:STOP of the transform, the only ones perturbed."),
 )
 
 _TRAINING = shared.options(
+    click.option(
+        "--objective",
+        default="adversarial",
+        help=f"What is minimised: {_lists(choices.OBJECTIVES)}.",
+    ),
+    click.option("--beta", type=float, help="Of trades and mart.  [default: 6 and 5]"),
+    click.option("--margin", type=float, help="Of hinge.  [default: 1]"),
+    click.option("--replays", type=int, help="Of free: steps a batch.  [default: 4]"),
+    click.option("--awp", type=float, default=0.0, help="Weight perturbation, such as 0.005."),
     click.option("--epochs", type=int, default=20),
     click.option("--batch-size", type=int, default=64),
     click.option("--lr", type=float, default=1e-3),
+    click.option("--schedule", default="constant", help=f"Of lr: {_lists(choices.SCHEDULES)}."),
+    click.option("--warmup", type=float, default=0.0, help="Epochs in which lr rises from 0."),
     click.option("--optimizer", default="adam", help=f"{_lists(choices.OPTIMIZERS)}."),
     click.option("--momentum", type=float, default=0.0, help="Of sgd."),
     click.option("--weight-decay", type=float, default=0.0),
     click.option("--loss", default="cross-entropy", help="cross-entropy, logistic, exponential."),
+    click.option("--label-smoothing", type=float, default=0.0, help="A share, such as 0.1."),
+    click.option("--ema", type=float, default=0.0, help="Decay of averaged weights, which count."),
     click.option("--norm-bound", type=float, help="Keep every ||W_l||_F and ||w|| at most so."),
     click.option("--norm-penalty", type=float, default=0.0, help="Softly, with this weight."),
     click.option(
@@ -74,6 +90,23 @@ _CERTIFIED = shared.options(
     click.option("--weight-ramp", type=int, default=0, help="Epochs in which it rises from 0."),
     click.option("--regularise", type=float, default=0.5, help="Weight, while eps rises."),
     click.option("--box", type=float, default=0.4, help="Of sabr: its boxes' share of eps."),
+)
+
+_VALIDATION = shared.options(
+    click.option(
+        "--validate",
+        type=float,
+        default=0.0,
+        help="Hold back this share (or, from 1 on, number) of the training examples.",
+    ),
+    click.option(
+        "--select",
+        help=f"Keep the best epoch by them: {_lists(choices.SELECTIONS)}.  [default: robust]",
+    ),
+    click.option("--patience", type=int, help="Stop after so many epochs without a better one."),
+    click.option(
+        "--stop-on-overfit", is_flag=True, help="Stop where one-step attacks stop telling."
+    ),
 )
 
 _FLOW = shared.options(
@@ -107,6 +140,19 @@ _OF_BATCHES = (
     "nuclear",
     "matmul_precision",
     "certified",
+    "objective",
+    "beta",
+    "margin",
+    "replays",
+    "awp",
+    "schedule",
+    "warmup",
+    "label_smoothing",
+    "ema",
+    "validate",
+    "select",
+    "patience",
+    "stop_on_overfit",
 )
 _OF_CERTIFIED = ("ramp_start", "ramp", "bound_weight", "weight_ramp", "regularise", "box")
 _FAMILY = ("activation", "bias", "orthogonal")
@@ -115,7 +161,10 @@ _OF_FLOW = ("flow_steps", "until_log_risk", "ode", "hold_drift")
 
 
 @shared.command("tnn-train", shared=True)
-@shared.options(shared.data_set, shared.data_place, NETWORK, _ATTACK, _TRAINING, _CERTIFIED, _FLOW)
+@shared.options(
+    *(shared.data_set, shared.data_place, NETWORK, _ATTACK, _TRAINING),
+    *(_CERTIFIED, _VALIDATION, _FLOW),
+)
 @click.option("--seed", type=shared.SEED, default=0)
 @click.option(
     "--seeds",
@@ -131,7 +180,8 @@ def main(out: Path, **given: Any) -> None:
 
     The directory gets model.safetensors (usable after every epoch),
     training.safetensors (to resume from) and metrics.jsonl (a line an epoch, of
-    gradient flow one every 100 steps).
+    gradient flow one every 100 steps). Where held-back examples select another
+    epoch than the last, last.safetensors has the last one's network.
     """
     seeds = _seeds(given)
     flow = given["gradient_flow"]
@@ -168,7 +218,7 @@ def _flow(request: "TrainRequest") -> None:
 
     from tnn_robust.models.checkpoint import FILE_NAME
     from tnn_robust.training.flow import flow_steps, open_flow
-    from tnn_robust.training.run import STATE
+    from tnn_robust.training.run_state import STATE
 
     run, state = open_flow(request)
     with shared.going_on(request.out, "the last saved step"):
@@ -208,28 +258,30 @@ def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
 
     from tnn_robust.base.team import joined
     from tnn_robust.models.checkpoint import FILE_NAME
-    from tnn_robust.training.run import STATE, open_run, train_steps
+    from tnn_robust.training.run import open_run, train_steps
+    from tnn_robust.training.run_state import STATE
     from tnn_robust.training.seeds import open_seeds, train_seeds
 
     with shared.going_on(request.out, "the last whole epoch"), joined() as team:
         steps: Steps[Any]
         if seeds is None:
             with team.agreeing():
-                run = open_run(request, team)
-            steps = train_steps(run, team)
+                runs = [open_run(request, team)]
+            steps = train_steps(runs[0], team)
         else:
             runs = open_seeds(request, seeds, team)
-            run, steps = runs[0], train_seeds(request.out, runs, team)
-            del runs
-        _render.show_lines(_start_lines(run, seeds, request.track))
-        del run
+            steps = train_seeds(request.out, runs, team)
+        _render.show_lines(_start_lines(runs[0], seeds, request.track))
         found = _render.follow(steps)
-        del steps
+        notes = [
+            f"Seed {run.seed}: {note}" if seeds else note for run in runs for note in run.notes
+        ]
+        del runs, steps  # the networks go before the team does
     epochs = getattr(request.settings, "epochs", 0)
     last = found[-1].text(epochs) if found else "Nothing left to train."
     folders = [""] if seeds is None else [f"seed-{seed}/" for seed in seeds]
     names = [folder + name for folder in folders for name in (FILE_NAME, STATE)]
-    _render.show_lines([last, _results.saved(request.out, *names)])
+    _render.show_lines([last, *notes, _results.saved(request.out, *names)])
 
 
 def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
@@ -258,21 +310,21 @@ def _request(out: Path, given: dict[str, Any]) -> "TrainRequest":
         out=out,
         widths=layer_widths(width, layers),
         ranks=ranks,
-        settings=_settings(given),
+        settings=_settings(given, attack),
         attack=attack,
         **rest,
     )
 
 
-def _settings(given: dict[str, Any]) -> "TrainSettings | FlowSettings":
+def _settings(given: dict[str, Any], attack: "Attack | None") -> "TrainSettings | FlowSettings":
     from tnn_robust.training.gradient_flow import FlowSettings
-    from tnn_robust.training.loop import TrainSettings
+    from tnn_robust.training.options import settings_from
 
     flow, steps = given.pop("gradient_flow"), given.pop("flow_steps")
     until, ode = given.pop("until_log_risk"), given.pop("ode")
     hold = given.pop("hold_drift")
     if not flow:
-        return TrainSettings(**given)
+        return settings_from(given, attack)
     return FlowSettings(
         steps=steps,
         until_log_risk=until,
@@ -303,7 +355,7 @@ def _attack(given: dict[str, Any]) -> "Attack | None":
     loss = "margin" if given["gradient_flow"] else given["loss"]
     name, eps = given.pop("attack"), Eps(*given.pop("eps"))
 
-    from tnn_robust.training.in_memory import attack_to_train
+    from tnn_robust.training.options import attack_to_train
 
     return attack_to_train(
         name,
@@ -312,6 +364,8 @@ def _attack(given: dict[str, Any]) -> "Attack | None":
         steps=given.pop("steps"),
         step_size=given.pop("step_size"),
         loss=loss,
+        channels=given.pop("channels"),
+        faces=given.pop("faces"),
     )
 
 
@@ -344,6 +398,10 @@ def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | No
         n = len(data.train.y)
         which = f"all {n}" if run.tracked == n else f"{run.tracked} of {n}, drawn by seed,"
         lines.append(f"Tracking: {which} training examples, every {track} steps")
+    if (held := len(run.places[1])) and run.validation is not None:
+        kept = f"the best epoch by {run.validation.select} accuracy"
+        kept = "the last epoch" if run.validation.select == "last" else kept
+        lines.append(f"Held back: {held} training examples; the weights of {kept} are kept")
     if run.done:
         unit = "epoch" if hasattr(settings, "epochs") else "step"
         lines.append(f"Resuming after {unit} {run.done}.")
@@ -351,12 +409,12 @@ def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | No
 
 
 def _manner(settings: "TrainSettings | FlowSettings") -> str:
-    from tnn_robust.training.loop import TrainSettings
+    from tnn_robust.training.settings import TrainSettings
 
     if isinstance(settings, TrainSettings):
         return (
             f"{settings.optimizer} lr {settings.lr:g}, batches of {settings.batch_size}, "
-            f"{settings.epochs} epochs"
+            f"{settings.epochs} epochs{settings.extras}"
         )
     return (
         f"gradient flow ({settings.ode or 'Lyu-Li controller'}), first step {settings.lr:g}, at "

@@ -1,5 +1,7 @@
 """What an attack and a training step cost, against their matrix products alone and the peak.
 
+Adam's rows are its share of a training step, and torch's fused form against its foreach form.
+
 The tracker's rows are its time a training step, at one record per 100 steps, against a step's.
 
 Prints a table and writes bench.json. Both sides run in turn in one process, so
@@ -35,8 +37,10 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.models.layers import TLayer
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.training.loop import Perturb, TrainSettings, train_step
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
+from tnn_robust.training.step import train_step
 from tnn_robust.training.tracker import Tracker
 from tnn_robust.training.trajectory import tracked_examples
 
@@ -52,6 +56,7 @@ A1, SEEDS = (28, 28, 28, 30), 20  # the paper's A.1: batches of 30, rank 4, 20 s
 A2 = (28, 28, 128, 80)
 EVERY, N_TRAIN = 100, 12_396  # steps from one record of the tracker to the next; 3 against 7
 TARGETS = {"gradient": 1.25, "low rank": 1.3, "step": 1.35, "stacked": 0.2, "tracker": 0.1}
+TARGETS |= {"Adam": 0.16, "Adam, fused": 0.6}
 LAYERS, PEAK_SIZE = 3, 1024
 SECONDS = 4.0  # a case, both sides together
 OUTPUT = Path("bench.json")
@@ -68,7 +73,7 @@ import time, torch; imported = time.perf_counter()
 from pathlib import Path; from tempfile import mkdtemp
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.training.run import TrainRequest, open_run, train_steps
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.settings import TrainSettings
 request = TrainRequest(
     DataSpec("digits"), Path(mkdtemp()) / "run", (16, 16), None, "dct",
     TrainSettings(batch_size=16), None,
@@ -159,6 +164,15 @@ def training_step(model: TNN, x: Tensor) -> Callable[[], None]:
     return run
 
 
+def adam_step(case: tuple, rank: int | None, **form: bool) -> Callable[[], None]:
+    """Adam alone, in one of torch's forms: its own choice is for each weight in turn."""
+    model, _ = network(case, rank)
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    return torch.optim.Adam(parameters, lr=1e-3, **form).step
+
+
 def fgsm() -> Perturb:
     return make_perturb(named_attack("fgsm", Eps("0.1", 0.1), loss="logistic"), keep_best=False)
 
@@ -240,6 +254,11 @@ def rows() -> Iterator[dict]:
     for case, rank in ((A1, low), (A1, None), (A2, None)):
         name = "tracker" if rank is None else f"tracker, rank {rank}"
         yield compared(name, case, tracking(case, rank), TARGETS["tracker"], per=EVERY)
+    for case, rank in ((A1, low), (A2, None)):
+        fused, step = adam_step(case, rank, fused=True), training_step(*network(case, rank))
+        yield compared("Adam / step", case, (fused, step), TARGETS["Adam"])
+        several = adam_step(case, rank, foreach=True)
+        yield compared("Adam, fused / foreach", case, (fused, several), TARGETS["Adam, fused"])
     model, x = network(A1, low)
     stack = stack_models([network(A1, low, seed)[0] for seed in range(SEEDS)])
     sides = training_step(stack, x.repeat(SEEDS, 1, 1)), training_step(model, x)

@@ -26,8 +26,9 @@ from tnn_robust.evaluation.attack_part import attack_part
 from tnn_robust.evaluation.rows import make_check
 from tnn_robust.models.blocks import compute_block
 from tnn_robust.models.network import TNN, Architecture, new_model
-from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.loop import fit
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
 
 SMOKE, PROFILE = ("--smoke" in sys.argv[1:]), ("--profile" in sys.argv[1:])
 DEVICE = torch.device("cpu" if SMOKE else "cuda")

@@ -36,7 +36,7 @@ from tnn_robust.models.network import TNN, Architecture, layer_norms, new_model,
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.theory.implicit_bias import Teacher, rhs_16, sharper_16, teacher_free_16
 from tnn_robust.training.full_batch import perturbed_sample, weighted_gradient
-from tnn_robust.training.loop import Perturb
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.tracker import Tracker
 
 

@@ -179,6 +179,8 @@ def test_the_choices_are_the_registries() -> None:
     from tnn_robust.models.foreign import FORMS
     from tnn_robust.models.storage import HALF
     from tnn_robust.training.optimizers import OPTIMIZERS
+    from tnn_robust.training.registry import OBJECTIVES
+    from tnn_robust.training.schedules import SHAPES
 
     def kinds(names: tuple[str, ...]) -> list[str]:
         return [name.partition(":")[0] for name in names]
@@ -191,6 +193,8 @@ def test_the_choices_are_the_registries() -> None:
     assert list(choices.LOSSES) == list(LOSSES)
     assert [activation_of(name).name for name in choices.ACTIVATIONS] == list(choices.ACTIVATIONS)
     assert list(choices.OPTIMIZERS) == list(OPTIMIZERS)
+    assert list(choices.OBJECTIVES) == list(OBJECTIVES)
+    assert list(choices.SCHEDULES) == list(SHAPES)
     assert list(choices.COMPRESSIONS) == list(NEEDS)
     assert list(choices.STORAGE) == [*HALF, "fp32"]
 

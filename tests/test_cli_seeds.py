@@ -67,7 +67,7 @@ def test_each_directory_is_that_of_its_single_run(case, tmp_path):
 
 def request(out: Path, **changed) -> train.TrainRequest:
     from tnn_robust.data.spec import DataSpec
-    from tnn_robust.training.loop import TrainSettings
+    from tnn_robust.training.settings import TrainSettings
 
     settings = {"epochs": 4, "batch_size": 16, "lr": 0.01, **changed.pop("settings", {})}
     return train.TrainRequest(

@@ -18,7 +18,7 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.checkpoint import Header, load_checkpoint, save_checkpoint
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.training.learning_compression import LCSchedule
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.settings import TrainSettings
 
 
 def network(transform: str = "dct") -> TNN:

@@ -209,6 +209,12 @@ def test_the_commands_of_the_certification_page_run(tmp_path: Path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_the_training_page_runs_as_it_stands(tmp_path: Path) -> None:
+    printed = run_python_of(ROOT / "docs" / "training.md", tmp_path)
+    assert "held back: clean" in printed
+
+
+@pytest.mark.slow
 def test_the_python_page_runs_as_it_stands(tmp_path: Path, data_dir: Path) -> None:
     printed = run_python_of(ROOT / "docs" / "python.md", tmp_path, TNN_DATA=str(data_dir))
     assert "robust" in printed and (tmp_path / "runs" / "small" / "model.safetensors").is_file()

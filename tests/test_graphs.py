@@ -20,8 +20,14 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.evaluation.risk import Counted
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.stacked import stack_models
-from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked, train_step
+from tnn_robust.training import TRADES, Free
+from tnn_robust.training.averaging import Average
+from tnn_robust.training.examples import Examples
+from tnn_robust.training.loop import fit_stacked
+from tnn_robust.training.objectives import training_perturb
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
+from tnn_robust.training.step import Step, train_step
 
 EPS = Eps("0.1", 0.1)
 
@@ -80,8 +86,13 @@ def _effects_of(function, inputs):
 
 def _held(function):
     """Tensors, weights and optimiser states that a function may change in place."""
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    if isinstance(function, Step):
+        cells = list(vars(function).values())
+    else:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
     for value in cells:
+        if isinstance(value, Average):
+            yield from value.tensors().values()
         if isinstance(value, torch.Tensor):
             yield value
         if isinstance(value, torch.nn.Module):
@@ -203,6 +214,7 @@ def test_attacks_by_singular_values_are_not_recorded(norm, recordings):
 def trained(networks, settings, attack, epochs=2):
     """Weights after training, and the losses reported."""
     model = stack_models(networks) if len(networks) > 1 else networks[0]
+    average = Average(model, 0.9)
     x, y = data(50)
     rows = torch.stack([torch.randperm(50) for _ in networks]) if len(networks) > 1 else None
     records = fit_stacked(
@@ -210,12 +222,14 @@ def trained(networks, settings, attack, epochs=2):
         Examples(x, y, rows),
         monitor=Examples(x[:10], y[:10]),
         settings=settings,
-        perturb=attack and make_perturb(attack, keep_best=False),
+        perturb=training_perturb(attack),
         optimizer=make_optimizer(model, settings),
         seeds=range(len(networks)),
+        average=average,
     )
     losses = [one.loss for r in found_in(records) for one in r.records.values()]
-    return [p.detach().clone() for p in model.parameters()], losses
+    kept = (*model.parameters(), *average.tensors().values())
+    return [p.detach().clone() for p in kept], losses
 
 
 FGSM = named_attack("fgsm", EPS)
@@ -226,6 +240,8 @@ TRAININGS = {
     "pgd, momentum": ({"optimizer": "sgd", "momentum": 0.9, "lr": 0.1}, PGD),
     "norms held": ({"norm_bound": 1.0}, FGSM),
     "norms penalised": ({"norm_bound": 1.0, "norm_penalty": 0.1}, FGSM),
+    "trades, perturbed weights": ({"objective": TRADES(), "awp": 0.01}, PGD),
+    "free": ({"objective": Free(2)}, FGSM),
 }
 
 

@@ -14,8 +14,8 @@ from tnn_robust.base.progress import drain
 from tnn_robust.base.threat import Eps
 from tnn_robust.compression.truncate import densify
 from tnn_robust.models.layers import LowRankTProductLinear
-from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.rank_adaptive import DynamicSettings, dynamic_fit, make_core, to_model
+from tnn_robust.training.settings import TrainSettings
 
 
 def dynamic_run(model, x, y, *, epochs=3, lr=5e-3, components=(16, 16), **dynamic):

@@ -36,7 +36,7 @@ from tnn_robust.experiments.results import CellRecord
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import unstack_models
 from tnn_robust.theory.network import DataFacts, dense_bounds, low_rank_bounds
-from tnn_robust.training.loop import Examples
+from tnn_robust.training.examples import Examples
 from tnn_robust.training.optimizers import make_optimizer
 
 DIGITS = load_dataset(DataSpec("digits", classes=("3", "7")))

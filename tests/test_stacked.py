@@ -8,14 +8,18 @@ import reference_networks as slow
 import torch
 from training_runs import found_in
 
-from tnn_robust.attacks.registry import make_perturb, named_attack
+from tnn_robust.algebra.transforms import make_transform
+from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base.errors import CheckpointError, InputError
 from tnn_robust.base.randomness import Streams, normal
 from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, layer_norms, new_model
 from tnn_robust.models.stacked import stack_models, unstack_models
+from tnn_robust.training import MART, TRADES, Free, Schedule
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty
-from tnn_robust.training.loop import Examples, TrainSettings, fit, fit_stacked
+from tnn_robust.training.examples import Examples
+from tnn_robust.training.loop import fit, fit_stacked
+from tnn_robust.training.objectives import training_perturb
 from tnn_robust.training.optimizers import (
     make_optimizer,
     optimizer_tensors,
@@ -23,6 +27,7 @@ from tnn_robust.training.optimizers import (
     stack_states,
     unstack_states,
 )
+from tnn_robust.training.settings import TrainSettings
 
 SEEDS = (4, 0, 7)
 PGD = named_attack("pgd", Eps("0.1", 0.1), steps=3)
@@ -168,7 +173,7 @@ def train_alone(model, seed, settings, perturb, rows=None):
 
 
 def perturb_of(attack):
-    return None if attack is None else make_perturb(attack, keep_best=False)
+    return training_perturb(attack, make_transform("dct", 4))
 
 
 TRAININGS = {
@@ -178,6 +183,12 @@ TRAININGS = {
     "l2, sgd, bound": (L2, {"optimizer": "sgd", "norm_bound": 1.5}),
     "fgsm, soft bound": (FGSM, {"norm_bound": 1.0, "norm_penalty": 0.1}),
     "clean, nuclear": (None, {"nuclear": 0.01}),
+    "trades, perturbed weights, cosine": (
+        FGSM,
+        {"objective": TRADES(2.0), "awp": 0.02, "schedule": Schedule("cosine")},
+    ),
+    "free": (PGD, {"objective": Free(2)}),
+    "mart": (L2, {"objective": MART(2.0)}),
 }
 
 

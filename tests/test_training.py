@@ -16,10 +16,12 @@ from tnn_robust.base.errors import InputError, TnnError, TrainingError
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import DataSpec
 from tnn_robust.models.checkpoint import load_checkpoint
+from tnn_robust.training import TRADES, Free, Schedule
 from tnn_robust.training import run as run
-from tnn_robust.training.loop import TrainSettings
 from tnn_robust.training.results import EpochRecord
 from tnn_robust.training.run import TrainRequest, open_run
+from tnn_robust.training.settings import TrainSettings
+from tnn_robust.training.validation import Validation
 
 PGD = named_attack("pgd", Eps("0.1", 0.1), steps=2)
 FGSM = named_attack("fgsm", Eps("0.1", 0.1))
@@ -70,6 +72,14 @@ CASES = {
     "adam, random starts": {},
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "attack": FGSM, "lr": 0.02},
     "low-rank dft, bounded": {"ranks": (2,), "transform": "dft", "norm_bound": 3.0, "attack": None},
+    "trades, perturbed and averaged weights, warm-up, held-back examples": {
+        "objective": TRADES(),
+        "awp": 0.01,
+        "ema": 0.9,
+        "schedule": Schedule(warmup=1.0),
+        "validation": Validation(0.1, "last"),
+    },
+    "free": {"objective": Free(2), "attack": FGSM},
 }
 
 

@@ -10,8 +10,9 @@ from test_models_functional import FORMS, network
 from tnn_robust.base.errors import InputError, TnnError
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.training.constraints import norm_penalty, nuclear_penalty, project_norms
-from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.loop import fit
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
 
 CASES = [(name, ranks) for name in ("dct", "dft") for ranks in FORMS.values()]
 EVERY_CASE = pytest.mark.parametrize(("transform", "ranks"), CASES)

@@ -9,10 +9,11 @@ from tnn_robust.base.errors import InputError
 from tnn_robust.base.threat import Eps
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.training.learning_compression import LCSchedule, lc_fit
-from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.loop import fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.penalties import conditioning, distillation, proximity, total
 from tnn_robust.training.plateau import Plateau, face_stable_ranks
+from tnn_robust.training.settings import TrainSettings
 
 
 def network(ranks=(None, None), widths=(10, 8), seed=0, transform="dct", dtype=torch.float32):

@@ -20,10 +20,17 @@ class Ascent(Attack):
     """An attack that is a setting of the one loop: FGSM, l2-FGM and PGD."""
 
     def perturbation(self, ball: Ball, *, keep_best: bool = True) -> Perturb:
+        return self.climbing(ball, LOSSES[self.loss], keep_best=keep_best)
+
+    def climbing(
+        self, ball: Ball, loss: Loss, *, keep_best: bool, start: Tensor | None = None
+    ) -> Perturb:
+        """The same of a loss of one's own; start: see `ascend`."""
         return partial(
             ascend,
             ball=ball,
-            loss=LOSSES[self.loss],
+            loss=loss,
+            start=start,
             eps=self.threat.eps,
             steps=self.steps,
             step_size=self.step_size,

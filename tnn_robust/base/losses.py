@@ -50,6 +50,23 @@ def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(scores, y, reduction="none")
 
 
+def class_scores(scores: Tensor) -> Tensor:
+    """One score a class, (n, k): of a single score f these are (0, f), with its sigmoid."""
+    if scores.shape[1] > 1:
+        return scores
+    return torch.cat([torch.zeros_like(scores), scores], 1)
+
+
+def smoothed_cross_entropy(scores: Tensor, y: Tensor, share: float) -> Tensor:
+    """(1 - share) x cross-entropy + share x its mean over the classes as labels.
+
+    Label smoothing (Szegedy et al. 2016, Sec. 7).
+    """
+    logs = F.log_softmax(class_scores(scores), 1)
+    own = logs.gather(1, y[:, None])[:, 0]
+    return -(1 - share) * own - share * logs.mean(1)
+
+
 def exponential(scores: Tensor, y: Tensor) -> Tensor:
     """e^-q, float64: float32 would overflow from q = -88 on."""
     return torch.exp(-margin(scores, y).double())

@@ -41,7 +41,7 @@ from tnn_robust.models.checkpoint import (
 )
 from tnn_robust.models.network import TNN
 from tnn_robust.models.storage import HALF
-from tnn_robust.training.run import METRICS, STATE
+from tnn_robust.training.run_state import LAST, METRICS, STATE
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,6 @@ def _save(model: TNN, header: Header, request: CompressRequest) -> Checkpoint:
     """Write the network and read it back: the report is of what is in the file."""
     save_checkpoint(request.out / FILE_NAME, model, header, request.storage)
     # Of a run overwritten; resuming it would undo the compression.
-    for stale in (STATE, METRICS):
+    for stale in (STATE, METRICS, LAST):
         (request.out / stale).unlink(missing_ok=True)
     return load_checkpoint(request.out, model.head.device)

@@ -92,6 +92,7 @@ def training_setup(
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """The network's own settings, and what every training here takes besides."""
     settings, device = source.settings, source.model.head.device
+    settings.check(source.attack)
     lr = settings.lr if asked.lr is None else asked.lr
     dtype = source.model.head.dtype
     monitor, _ = subset(source.data.test, _MONITOR, source.seed, device, dtype)

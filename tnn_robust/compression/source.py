@@ -9,7 +9,7 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.evaluation.subject import risk_loss, trained_against
 from tnn_robust.models.checkpoint import Checkpoint
 from tnn_robust.models.network import TNN
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.settings import TrainSettings
 
 _TOLD = ("epochs", "batch_size", "lr", "optimizer", "loss")  # by every run
 
@@ -66,10 +66,9 @@ def settings_of(checkpoint: Checkpoint) -> TrainSettings:
     if stored.get("gradient_flow"):  # which has no batches to go on with
         return TrainSettings(loss=stored["loss"])
     try:
-        names = TrainSettings.__dataclass_fields__
         # What older runs do not name was not there to be set: its default is how it was.
         # Training on is against examples: the cut network has no use for a ramp.
-        told = {name: stored[name] for name in names if name in stored and name != "certified"}
-        return TrainSettings(**{**told, **{name: stored[name] for name in _TOLD}})
-    except (KeyError, TypeError) as error:
+        told = {**stored, **{name: stored[name] for name in _TOLD}, "certified": None}
+        return TrainSettings.from_json(told)
+    except (KeyError, CheckpointError) as error:
         raise CheckpointError(f"{checkpoint.path} does not say how it was trained") from error

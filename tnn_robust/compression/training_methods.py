@@ -107,8 +107,14 @@ def _plateau(source: ToCompress, asked: RepairSettings) -> Trained:
     watch, switched = Plateau(model), epochs
     optimizer = make_optimizer(model, settings)
     for epoch in range(1, epochs + 1):
-        one = replace(settings, epochs=epoch)
-        steps = fit(model, **common, settings=one, optimizer=optimizer, first_epoch=epoch)
+        steps = fit(
+            model,
+            **common,
+            settings=settings,
+            optimizer=optimizer,
+            first_epoch=epoch,
+            until=epoch,
+        )
         form = "dense" if switched == epochs else "factors"
         yield from told(f"plateau, {form}", steps, epochs)
         if switched == epochs and (watch.see(model) or epoch == epochs):

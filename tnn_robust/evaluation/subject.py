@@ -16,6 +16,7 @@ from tnn_robust.base.choices import MODEL_INPUTS
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import CheckpointError, DataError, InputError, unknown_choice
 from tnn_robust.base.losses import LOSSES
+from tnn_robust.base.reading import reading
 from tnn_robust.data.catalogue import load_dataset, load_other
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.other import TrainedOn
@@ -26,6 +27,7 @@ from tnn_robust.models.foreign import adapt, gives_gradients, load_module, modul
 from tnn_robust.models.heads import without_head
 from tnn_robust.models.network import TNN, count_parameters, weight_norm
 from tnn_robust.models.onnx_module import OnnxModule
+from tnn_robust.training.validation import Validation
 
 # Examples that show which input a module takes: one more than a block, so that a fixed batch fails.
 _LOOKED_AT = 257
@@ -315,7 +317,18 @@ def load_run_data(
             f"{dataset.name} differs from what {checkpoint.path} was trained on "
             f"(digest {dataset.digest[:12]}, trained on {trained.digest[:12]})"
         )
-    return dataset
+    return _learnt_from(dataset, checkpoint)
+
+
+def _learnt_from(dataset: Dataset, checkpoint: Checkpoint) -> Dataset:
+    """The same without the training examples that were held back from training."""
+    stored = checkpoint.header.training.get("validation")
+    if stored is None:
+        return dataset
+    with reading(checkpoint.path, "a checkpoint", CheckpointError):
+        kept, held = Validation(**stored).places(len(dataset.train.y), checkpoint.header.seed)
+    note = f"{len(held)} examples of the training part were held back: they are in no part."
+    return replace(dataset, train=dataset.train.rows(kept), notes=(*dataset.notes, note))
 
 
 def trained_on(checkpoint: Checkpoint) -> TrainedOn:

@@ -232,6 +232,13 @@ TRAINED: dict[str, Setting] = {
     "norm_penalty": Setting(NUMBER, 0.0),
     "nuclear": Setting(NUMBER, 0.0),
     "matmul_precision": Setting(TEXT, "highest"),
+    "objective": Setting(TEXT, "adversarial"),
+    "awp": Setting(NUMBER, 0.0),
+    "label_smoothing": Setting(NUMBER, 0.0),
+    "schedule": Setting(TEXT, "constant"),
+    "warmup": Setting(NUMBER, 0.0),
+    "ema": Setting(NUMBER, 0.0),
+    "validate": Setting(NUMBER, 0.0),
 }
 EVALUATED: dict[str, Setting] = {
     "attack": Setting(NAMES, None),

@@ -18,19 +18,19 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.data.spec import MACHINE_SPECIFIC, DataSpec
 from tnn_robust.evaluation.report import Evaluated, chosen_attacks, evaluate_steps
 from tnn_robust.evaluation.subject import load_subject
-from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, Grid
+from tnn_robust.experiments.grid import EVALUATE, OF_PGD, SAME_SEED, TRAINED, Grid
 from tnn_robust.experiments.grid_results import GridRecord
 from tnn_robust.experiments.worker import code_digest, scratch_folder
 from tnn_robust.models.network import layer_widths, new_model
-from tnn_robust.training.in_memory import attack_to_train
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.options import attack_to_train, settings_from
 from tnn_robust.training.run import TrainRequest, make_architecture, open_run, train_steps
 
 _DATA = tuple(f.name for f in fields(DataSpec) if f.name not in MACHINE_SPECIFIC)
-# Certified training is no axis: its settings make sense together alone.
-_TRAINING = tuple(f.name for f in fields(TrainSettings) if f.name != "certified")
 _NETWORK = ("layers", "width", "rank", "transform")
 _ATTACK = ("attack", "norm", "eps", *OF_PGD, "loss")
+_TRAINING = tuple(
+    name for name in TRAINED if name not in (*_DATA, *_NETWORK, "attack", "norm", "eps", *OF_PGD)
+)
 _MOST_BUILT = 100  # networks that are built before the first cell, to see that they can be
 
 
@@ -67,8 +67,8 @@ def requests_of(
         if data[name] is not None:
             data[name] = tuple(data[name])
     rank = settings["rank"]
-    training = TrainSettings(**{name: settings[name] for name in _TRAINING})
     attack = _training_attack(settings)
+    training = settings_from({name: settings[name] for name in _TRAINING}, attack)
     train = TrainRequest(
         data=DataSpec(**data, data_dir=place.data_dir, download=place.download),
         out=run,
@@ -165,7 +165,7 @@ def check_grid(grid: Grid, place: Place) -> None:
     set is loaded, with the fewest and the most examples.
     """
     nowhere = Path()
-    for settings in grid.project(_TRAINING):
+    for settings in grid.project((*_TRAINING, "attack")):
         requests_of(settings, nowhere, place)
     sizes = {"n_train": _ends(grid.axes["n_train"])}
     sets = [name for name in _DATA if name not in ("n_train", "split_seed")]

@@ -28,17 +28,15 @@ from tnn_robust.training.gradient_flow import (
     gradient_flow,
     require_flow,
 )
+from tnn_robust.training.objectives import training_perturb
 from tnn_robust.training.run import (
-    METRICS,
-    STATE,
     TrainRequest,
-    TrainRun,
     claim_run,
     make_architecture,
     never_began,
     require_same_run,
-    training_perturb,
 )
+from tnn_robust.training.run_state import METRICS, STATE, TrainRun
 from tnn_robust.training.trajectory_results import FlowRecord
 
 _STATE_KIND = "flow-state"

@@ -14,7 +14,7 @@ from tnn_robust.base.errors import TrainingError
 from tnn_robust.base.losses import log_risk_and_weights, margin
 from tnn_robust.base.randomness import Streams
 from tnn_robust.models.network import TNN
-from tnn_robust.training.loop import Perturb
+from tnn_robust.training.objectives import Perturb
 
 _BLOCK = 1024  # examples; the memory of activations grows with it, not with the data
 

@@ -14,7 +14,7 @@ from tnn_robust.base.errors import InputError, TrainingError, unknown_choice
 from tnn_robust.base.losses import LOG_LOSSES, is_separable
 from tnn_robust.models.network import TNN, weight_norm
 from tnn_robust.training.full_batch import Objective
-from tnn_robust.training.loop import Perturb
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.steppers import Dopri5, LyuLi, Stepper
 from tnn_robust.training.trajectory_results import FlowRecord
 

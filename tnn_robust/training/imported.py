@@ -19,7 +19,7 @@ from tnn_robust.models.checkpoint import (
 )
 from tnn_robust.models.network import TNN
 from tnn_robust.models.weights import load_state_dict
-from tnn_robust.training.run import METRICS, STATE
+from tnn_robust.training.run_state import METRICS, STATE
 
 
 def import_run(

@@ -1,44 +1,48 @@
 """Training a network in memory: the public call."""
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tnn_robust.attacks.attack import Attack
-from tnn_robust.attacks.registry import named_attack
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.progress import Tell, drain
-from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.certified_settings import CertifiedSettings
 from tnn_robust.training.constraints import require_free
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.objectives import TrainObjective
+from tnn_robust.training.options import schedule_of, validation_of
+from tnn_robust.training.registry import named_objective
 from tnn_robust.training.results import EpochRecord
-from tnn_robust.training.run import (
-    STATE,
-    TrainRun,
-    identity_of,
-    require_bounds,
-    resumed,
-    train_steps,
-)
-
-_STEPS = 10  # of PGD in training
+from tnn_robust.training.run import identity_of, require_bounds, resumed, train_steps
+from tnn_robust.training.run_state import STATE, TrainRun
+from tnn_robust.training.schedules import Schedule
+from tnn_robust.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class Training:
-    """What training did: a record an epoch (see `EpochRecord`)."""
+    """What training did.
+
+    epochs: a record each (see `EpochRecord`); kept: the epoch whose weights the network has,
+    the last unless held-back examples selected another; stopped: why training ended before
+    its last epoch, None where it did not; notes: what to know besides, a sentence each, such
+    as a warning of catastrophic overfitting.
+    """
 
     epochs: tuple[EpochRecord, ...]
+    kept: int = 0
+    stopped: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        count = len(self.epochs)
-        return self.epochs[-1].text(self.epochs[-1].epoch) if count else "Nothing left to train."
+        if not self.epochs:
+            return "Nothing left to train."
+        last = self.epochs[-1]
+        return "\n".join([last.text(last.epoch), *self.notes])
 
 
 def train(
@@ -57,6 +61,16 @@ def train(
     norm_penalty: float = 0.0,
     nuclear: float = 0.0,
     certified: CertifiedSettings | None = None,
+    objective: TrainObjective | str = "adversarial",
+    awp: float = 0.0,
+    label_smoothing: float = 0.0,
+    schedule: Schedule | str = "constant",
+    warmup: float = 0.0,
+    ema: float = 0.0,
+    validate: float = 0.0,
+    select: str | None = None,
+    patience: int | None = None,
+    stop_on_overfit: bool = False,
     seed: int = 0,
     progress: Tell | None = None,
     out: str | Path | None = None,
@@ -75,12 +89,23 @@ def train(
         step, or softly with the weight norm_penalty; nuclear: weight of the tubal nuclear norm.
     certified: train by a loss of bounds, see `training.CertifiedSettings`; attack then is what
         is watched, and for sabr and mtl-ibp trained on too.
+    objective: one of `tnn_robust.training` such as TRADES(beta=6), or its name: adversarial,
+        trades, mart, hinge, free (docs/training.md says which when). awp: gamma of adversarial
+        weight perturbation, such as 0.005; label_smoothing: a share, such as 0.1.
+    schedule: of lr: constant, step, cosine, one-cycle; warmup: epochs in which it rises from 0.
+    ema: decay of an average of the weights, such as 0.99, which is then what is watched and
+        left in the network.
+    validate: share (or, from 1 on, number) of the training examples to hold back, drawn by
+        seed; select: the network ends with the weights of the epoch of largest robust (the
+        default against an attack), certified or clean accuracy on them, or of the last;
+        patience: epochs without a better one to stop after; stop_on_overfit: stop at
+        catastrophic overfitting, of which a warning tells in any case.
     seed: of data order and noise, which belong to epoch and example.
     progress: called with every `Progress`, whose `found` is the record of an epoch just done.
     out: a run directory, as of tnn-train, from which `resume` goes on bit for bit.
 
     Raises InputError for a model that does not fit the data, TrainingError naming the epoch
-    where loss or weights are not finite or the network died.
+    where loss or weights are not finite or the network died: it is then as it was before it.
     """
     settings = TrainSettings(
         epochs=epochs,
@@ -94,9 +119,16 @@ def train(
         norm_penalty=norm_penalty,
         nuclear=nuclear,
         certified=certified,
+        objective=named_objective(objective) if isinstance(objective, str) else objective,
+        awp=awp,
+        label_smoothing=label_smoothing,
+        schedule=schedule_of(schedule, warmup),
+        ema=ema,
+        validation=validation_of(validate, select, patience, stop_on_overfit, attack=attack),
     )
     _require_fit(model, data, attack)
     require_free(model.architecture, norm_bound)
+    settings.check(attack)
     require_bounds(model, settings, attack)
     place = None if out is None else Path(out)
     if place is None and resume:
@@ -121,9 +153,10 @@ def train(
             resumed(run)
         try:
             epochs_done = drain(train_steps(run), progress)
+            run.settle()
         finally:
             model.train(was_training)
-    return Training(epochs_done)
+    return Training(epochs_done, run.kept, run.standing.stopped, run.notes)
 
 
 def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:
@@ -145,26 +178,3 @@ def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:
         raise InputError(f"{data.name} has {data.n_classes} classes, the network {a.scores} scores")
     if attack is not None and attack.name not in choices.TRAINING_ATTACKS:
         raise unknown_choice("training attack", attack.name, choices.TRAINING_ATTACKS)
-
-
-def attack_to_train(
-    name: str,
-    eps: Eps,
-    *,
-    norm: str | None,
-    steps: int | None,
-    step_size: float | None,
-    loss: str,
-) -> Attack | None:
-    """The attack of a name to train against; None for the name "none".
-
-    Raises InputError for an attack that is not made for training, and as `named_attack`.
-    """
-    if name == "none":
-        return None
-    if name not in choices.TRAINING_ATTACKS:
-        names: Sequence[str] = ("none", *choices.TRAINING_ATTACKS)
-        raise unknown_choice("training attack", name, names, field="attack")
-    if name == "pgd" and steps is None:
-        steps = _STEPS
-    return named_attack(name, eps, norm=norm, steps=steps, step_size=step_size, loss=loss)

@@ -15,9 +15,12 @@ from torch import Tensor
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.progress import Progress, Steps
 from tnn_robust.models.network import TNN, weight_norm
-from tnn_robust.training.loop import Perturb, TrainSettings, fit
+from tnn_robust.training.loop import fit
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.penalties import proximity, squared_distances
 from tnn_robust.training.results import EpochRecord
+from tnn_robust.training.schedules import Schedule
+from tnn_robust.training.settings import TrainSettings
 
 # The C-step: weights -> the faces (k, d_l, d_{l-1}) of their compressed form.
 Compress = Callable[[TNN, float], list[Tensor]]
@@ -88,11 +91,12 @@ def lc_fit(
             x,
             y,
             monitor=monitor,
-            settings=replace(settings, epochs=step + 1),
+            settings=replace(settings, epochs=schedule.steps, schedule=Schedule()),
             perturb=perturb,
             optimizer=optimizer,
             seed=seed,
             first_epoch=step + 1,
+            until=step + 1,
             extra=proximity(wanted, mu),
         )
         for progress in steps:

@@ -1,7 +1,7 @@
 """Optimisers by name, and their state as named tensors, of one network or of a stack."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from tnn_robust.base.errors import CheckpointError
 from tnn_robust.base.graphs import is_recording
 from tnn_robust.models.network import TNN
 from tnn_robust.models.stacked import of_network, side_by_side
+from tnn_robust.training.schedules import Schedule
 
 
 class Rates(Protocol):
@@ -24,17 +25,20 @@ class Rates(Protocol):
     def momentum(self) -> float: ...
     @property
     def weight_decay(self) -> float: ...
+    @property
+    def schedule(self) -> Schedule: ...
 
 
 def _adam(parameters: list[Tensor], s: Rates) -> torch.optim.Optimizer:
     fused = _fusible(parameters)
-    return torch.optim.Adam(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=fused)
+    lr = _rate(parameters, s)
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=s.weight_decay, fused=fused)
 
 
 def _sgd(parameters: list[Tensor], s: Rates) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
-        lr=s.lr,
+        lr=_rate(parameters, s),
         momentum=s.momentum,
         weight_decay=s.weight_decay,
         fused=_fusible(parameters),
@@ -44,6 +48,22 @@ def _sgd(parameters: list[Tensor], s: Rates) -> torch.optim.Optimizer:
 def _fusible(parameters: list[Tensor]) -> bool:
     # One kernel a step instead of ten a weight; torch has none for the DFT's complex ones.
     return all(parameter.is_floating_point() for parameter in parameters)
+
+
+def _rate(parameters: list[Tensor], s: Rates) -> float | Tensor:
+    """A tensor where lr changes on a GPU: a recorded step reads it there (see `graphs`)."""
+    if s.schedule.changes and _fusible(parameters) and parameters[0].is_cuda:
+        return torch.tensor(s.lr, device=parameters[0].device)
+    return s.lr
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Take steps of lr from here on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 @contextlib.contextmanager
@@ -87,7 +107,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave; CheckpointError where it does not fit."""
     state: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -105,7 +125,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({**whole, "state": state})
 
 
-def stack_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def stack_states(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The states of networks trained alike, as `optimizer_tensors` gives them, as a stack's.
 
     Raises CheckpointError where one has done more steps than another.

@@ -26,8 +26,10 @@ from tnn_robust.base.randomness import Streams
 from tnn_robust.models.functional import t_network
 from tnn_robust.models.layers import LowRankTProductLinear, TLayer
 from tnn_robust.models.network import TNN, weight_norm
-from tnn_robust.training.loop import Examples, Perturb, TrainSettings, accuracies, data_order
+from tnn_robust.training.examples import Examples, accuracies, data_order
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.results import EpochRecord
+from tnn_robust.training.settings import TrainSettings
 
 _PROGRESS_EVERY = 20
 

@@ -7,13 +7,41 @@ from tnn_robust.base.codec import Record, require, require_at_least
 
 
 @dataclass(frozen=True)
+class HeldBack(Record):
+    """What the examples held back from training say of an epoch (see `validation`).
+
+    robust: under PGD of 10 steps on the margin in the training threat; one_step: under the
+    attack of one step that was trained against; certified: the share proved in the training
+    threat by crown-ibp. None for what was not measured.
+    """
+
+    n: int
+    clean_accuracy: float
+    robust_accuracy: float | None = None
+    one_step_accuracy: float | None = None
+    certified_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least(1, n=self.n)
+        for share in (self.clean_accuracy, *self._others):
+            require(share is None or 0 <= share <= 1, "an accuracy from 0 to 1", share)
+
+    @property
+    def _others(self) -> tuple[float | None, ...]:
+        return self.robust_accuracy, self.one_step_accuracy, self.certified_accuracy
+
+
+@dataclass(frozen=True)
 class EpochRecord(Record):
     """One line of metrics.jsonl.
 
     loss: mean training loss over the epoch, of the moving model; clean and
     robust: accuracies on the monitor examples at the weights the epoch ended
-    with, under the training attack; seconds: wall time of the epoch.
+    with (their average, where one is kept), under the training attack; seconds: wall time of
+    the epoch; held_back: where examples are; warning: what went wrong in it.
     """
+
+    LATER = ("held_back", "warning")
 
     epoch: int
     loss: float
@@ -22,6 +50,8 @@ class EpochRecord(Record):
     monitor_n: int
     weight_norm: float
     seconds: float
+    held_back: HeldBack | None = None
+    warning: str | None = None
 
     def __post_init__(self) -> None:
         require(self.epoch >= 1, "an epoch of at least 1", self.epoch)
@@ -64,8 +94,23 @@ class StackedEpoch:
 
 
 def _figures(found: Sequence[EpochRecord]) -> str:
-    loss, clean, robust = (
-        sum(getattr(one, name) for one in found) / len(found)
-        for name in ("loss", "clean_accuracy", "robust_accuracy")
-    )
-    return f"loss {loss:.4g}  test: clean {100 * clean:.1f} %, robust {100 * robust:.1f} %"
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    loss = mean([one.loss for one in found])
+    test = {
+        "clean": mean([one.clean_accuracy for one in found]),
+        "robust": mean([one.robust_accuracy for one in found]),
+    }
+    parts = [f"loss {loss:.4g}", f"test: {_shares(test)}"]
+    held = [one.held_back for one in found if one.held_back is not None]
+    if held:
+        names = ("clean", "robust", "one_step", "certified")
+        values = {name: [getattr(one, f"{name}_accuracy") for one in held] for name in names}
+        shown = {name.replace("_", "-"): mean(v) for name, v in values.items() if None not in v}
+        parts.append(f"held back: {_shares(shown)}")
+    return "  ".join(parts)
+
+
+def _shares(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * value:.1f} %" for name, value in values.items())

@@ -1,65 +1,48 @@
-"""A run directory: a network in training, its checkpoint, its metrics, and the state to resume."""
+"""A run directory: opened afresh or to go on with, and trained."""
 
 import contextlib
 import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tnn_robust.algebra.transforms import Transform
 from tnn_robust.attacks.attack import Attack
-from tnn_robust.attacks.points import Perturb
-from tnn_robust.attacks.registry import make_perturb
 from tnn_robust.base.choices import EPS_UNITS
-from tnn_robust.base.codec import decoded
 from tnn_robust.base.devices import resolve_device
-from tnn_robust.base.errors import CheckpointError, InputError, unknown_choice
-from tnn_robust.base.files import (
-    append_line,
-    read_tensors,
-    write_tensors,
-)
-from tnn_robust.base.ledger import keep_lines, require_same
+from tnn_robust.base.errors import CheckpointError, InputError, TrainingError, unknown_choice
+from tnn_robust.base.files import read_tensors
+from tnn_robust.base.ledger import require_same
 from tnn_robust.base.locks import Lock, claim_directory, released_on_error, removed_on_error
 from tnn_robust.base.progress import Steps
 from tnn_robust.base.reading import reading
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.data.catalogue import load_dataset
-from tnn_robust.data.dataset import Dataset, describe_data, subset
+from tnn_robust.data.dataset import Dataset, subset
 from tnn_robust.data.spec import DataSpec
-from tnn_robust.models.checkpoint import FILE_NAME, Header, save_checkpoint
-from tnn_robust.models.network import (
-    TNN,
-    Architecture,
-    model_from_tensors,
-    model_tensors,
-    new_model,
-    ranks_of_layers,
-)
+from tnn_robust.models.network import TNN, Architecture, new_model, ranks_of_layers
+from tnn_robust.training.averaging import Average
 from tnn_robust.training.certified import initialise, require_certifiable
 from tnn_robust.training.constraints import require_free
+from tnn_robust.training.examples import Examples
 from tnn_robust.training.gradient_flow import FlowSettings
-from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.held_back import Watched, watched
+from tnn_robust.training.loop import fit
+from tnn_robust.training.objectives import training_perturb
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
 from tnn_robust.training.results import EpochRecord
-from tnn_robust.training.trajectory import Recorder, make_recorder, tracked_examples
+from tnn_robust.training.run_state import MONITOR, STATE, STATE_KIND, TrainRun
+from tnn_robust.training.settings import TrainSettings
 
-METRICS = "metrics.jsonl"
-STATE = "training.safetensors"
-STATE_KIND = "training-state"
 _SINCE = {  # what runs of before an option was there had
-    "matmul_precision": "highest",
+    **TrainSettings().to_json(),
     "activation": "relu",
     "bias": False,
     "orthogonal": False,
-    "certified": None,
 }
-MONITOR = 512  # test examples watched during training; nothing is chosen by them
 
 
 @dataclass(frozen=True)
@@ -94,6 +77,10 @@ class TrainRequest:
             raise unknown_choice("unit of eps", self.eps_unit, EPS_UNITS, field="eps_unit")
         if self.track is not None and self.track < 1:
             raise InputError(f"track needs at least 1 step from record to record, got {self.track}")
+        if isinstance(self.settings, TrainSettings):
+            self.settings.check(self.attack)
+            if self.track is not None and self.settings.validation is not None:
+                raise InputError("track follows the whole training part: it takes no validate")
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights: stored, and compared when a run is resumed."""
@@ -121,99 +108,6 @@ def _of_training(
     }
 
 
-@dataclass
-class TrainRun:
-    """A network in training and, where there is one, the directory that keeps it.
-
-    out: None for nowhere; identity: all that decides the weights; state: of the optimiser;
-    done: epochs, or steps of a flow; writes: False where another process of the team does;
-    track: as of `TrainRequest`, tracked: training examples that the tracker looks at; lock: of
-    `out`, given back when the training is over; stack: networks trained side by side with this
-    one, itself included: the last bits of products depend on it.
-    """
-
-    model: TNN
-    dataset: Dataset
-    settings: TrainSettings | FlowSettings
-    attack: Attack | None
-    seed: int
-    device: torch.device
-    identity: dict[str, Any]
-    out: Path | None = None
-    state: dict[str, Tensor] = field(default_factory=dict)
-    done: int = 0
-    writes: bool = True
-    track: int | None = None
-    lock: Lock | None = None
-    stack: int = 1
-
-    @property
-    def tracked(self) -> int:
-        """How many training examples the tracker looks at, 0 without it."""
-        if self.track is None:
-            return 0
-        n = len(self.dataset.train.y)
-        size = getattr(self.settings, "batch_size", None)
-        return n if size is None else tracked_examples(n, self.track, size)
-
-    def prepare(self) -> None:
-        """Write a fresh run's first checkpoint; drop the metrics of epochs run again."""
-        if self.out is None or not self.writes:
-            return
-        if self.done == 0:
-            self._save()
-        keep_lines(self.out / METRICS, "epoch", self.done)
-
-    def keep(self, record: EpochRecord, model: TNN, state: dict[str, Tensor]) -> None:
-        """Write what the network is after an epoch."""
-        self.model, self.state, self.done = model, state, record.epoch
-        if self.out is None or not self.writes:
-            return
-        append_line(self.out / METRICS, json.dumps(record.to_json()))
-        self._save()
-
-    def header(self, **done: int) -> Header:
-        """What a checkpoint says of this run, `done` so far."""
-        return Header(
-            architecture=self.model.architecture,
-            data=describe_data(self.dataset),
-            training={**self.identity, **done, **({"stack": self.stack} if self.stack > 1 else {})},
-            seed=self.seed,
-        )
-
-    def _save(self) -> None:
-        assert self.out is not None
-        tensors = {f"model.{k}": v for k, v in model_tensors(self.model).items()}
-        tensors |= {f"optimizer.{k}": v for k, v in self.state.items()}
-        state = {
-            "request": self.identity,
-            "data_digest": self.dataset.digest,
-            "epochs_done": self.done,
-        }
-        # The state last: torn between the two, a resumed run repeats the epoch and writes both.
-        save_checkpoint(self.out / FILE_NAME, self.model, self.header(epochs_done=self.done))
-        write_tensors(self.out / STATE, tensors, kind=STATE_KIND, header=state)
-
-    def recorder(self) -> Recorder | None:
-        """What adds to trajectory.jsonl, if that was asked for."""
-        if self.track is None or self.out is None or not self.writes:
-            return None
-        steps = self.done
-        if isinstance(self.settings, TrainSettings):
-            steps *= math.ceil(len(self.dataset.train.y) / self.settings.batch_size)
-        return make_recorder(
-            self.out,
-            self.model,
-            self.dataset,
-            every=self.track,
-            n=self.tracked,
-            loss=self.settings.loss,
-            perturb=training_perturb(self.attack, self.model.transform),
-            seed=self.seed,
-            done=steps,
-        )
-
-
 def identity_of(
     model: TNN, data: Dataset, settings: TrainSettings, attack: Attack | None, seed: int
 ) -> dict[str, Any]:
@@ -227,11 +121,6 @@ def identity_of(
         **_of_family(a.activation, a.bias, a.orthogonal),
         **_of_training(settings, attack, seed),
     }
-
-
-def training_perturb(attack: Attack | None, transform: Transform | None = None) -> Perturb | None:
-    """The training attack: its last iterate, untested, as in the papers."""
-    return None if attack is None else make_perturb(attack, transform=transform, keep_best=False)
 
 
 def open_run(request: TrainRequest, team: Team = ALONE) -> TrainRun:
@@ -313,14 +202,12 @@ def resumed(run: TrainRun) -> TrainRun:
     assert run.out is not None
     path = run.out / STATE
     tensors, header, _ = read_tensors(path, kind=STATE_KIND)
-    # More epochs than at first is what resuming is for.
-    require_same_run(header, run, path, ("epochs",))
+    settings = run.settings
+    assert isinstance(settings, TrainSettings)
+    # More epochs than at first is what resuming is for, unless they were others from the start.
+    require_same_run(header, run, path, () if settings.schedule.ends else ("epochs",))
     with reading(path, "a training state", CheckpointError):
-        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("model.")}
-        saved = model_from_tensors(run.model.architecture, weights)
-        run.model.load_state_dict(saved.state_dict())
-        run.state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
-        run.done = decoded(int, header["epochs_done"], "training state")
+        run.take_up(tensors, header)
         if run.done < 0:
             raise CheckpointError(f"{path} says that {run.done} epochs are done")
     return run
@@ -342,25 +229,32 @@ def _train(run: TrainRun, team: Team) -> Steps[tuple[EpochRecord, ...]]:
     settings = run.settings
     if not isinstance(settings, TrainSettings):
         raise InputError("training in batches needs TrainSettings: gradient flow has its own way")
+    if run.standing.stopped is not None:
+        return ()
     with team.agreeing():
         run.model.to(run.device)
         if settings.certified is not None and run.done == 0:
             initialise(run.model, settings.certified)
         optimizer = make_optimizer(run.model, settings)
+        average = Average(run.model, settings.ema) if settings.ema else None
         where = "memory" if run.out is None else run.out / STATE
         with reading(where, "a training state", CheckpointError):
             restore_optimizer(optimizer, run.state)
+            if average is not None:
+                average.restore(run.average)
     watch: Callable[[int], None] | None = None
     with removed_on_error(run.lock, run.out or Path()), team.agreeing():
         run.prepare()
         watch = run.recorder()
-    data, place = run.dataset, (run.device, run.model.head.dtype)
-    monitor, _ = subset(data.test, MONITOR, run.seed, *place)
-    x, y = data.train.x.to(*place), data.train.y.to(run.device)
+    place = (run.device, run.model.head.dtype)
+    monitor, _ = subset(run.dataset.test, MONITOR, run.seed, *place)
+    x, y = run.dataset.train.x.to(*place), run.dataset.train.y.to(run.device)
+    kept = run.places[0].to(run.device)
+    whole = len(kept) == len(y)
     steps = fit(
         run.model,
-        x,
-        y,
+        x if whole else x[kept],
+        y if whole else y[kept],
         monitor=(monitor.x, monitor.y),
         settings=settings,
         perturb=training_perturb(run.attack, run.model.transform),
@@ -368,15 +262,35 @@ def _train(run: TrainRun, team: Team) -> Steps[tuple[EpochRecord, ...]]:
         seed=run.seed,
         first_epoch=run.done + 1,
         watch=watch,
+        average=average,
+        held_back=held_back_of([run], x, y, run.model),
         team=team,
     )
     found: list[EpochRecord] = []
-    for progress in steps:
-        if progress.found is not None:
-            found.append(progress.found)
-            run.keep(progress.found, run.model, optimizer_tensors(optimizer))
-        yield progress
+    try:
+        for progress in steps:
+            if progress.found is not None:
+                state = optimizer_tensors(optimizer)
+                means = {} if average is None else average.tensors()
+                found.append(run.keep(progress.found, run.model, state, means))
+                progress = progress._replace(found=found[-1])
+            yield progress
+            if run.standing.stopped is not None:
+                break
+    except TrainingError:
+        run.go_back()
+        raise
     return tuple(found)
+
+
+def held_back_of(runs: Sequence[TrainRun], x: Tensor, y: Tensor, model: TNN) -> Watched | None:
+    """What is measured on the examples held back from runs of one training part x, y."""
+    settings, attack = runs[0].settings, runs[0].attack
+    if not isinstance(settings, TrainSettings) or settings.validation is None:
+        return None
+    examples = Examples(x, y, torch.stack([run.places[1] for run in runs]).to(x.device))
+    select = settings.validation.select
+    return watched(examples, attack, settings.objective, select, model.transform)
 
 
 def make_architecture(request: TrainRequest, dataset: Dataset) -> Architecture:

@@ -14,7 +14,9 @@ from tnn_robust.base.progress import Steps
 from tnn_robust.base.team import ALONE, Team
 from tnn_robust.data.dataset import subset
 from tnn_robust.models.stacked import stack_models, unstack_models
-from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
+from tnn_robust.training.averaging import Average
+from tnn_robust.training.examples import Examples
+from tnn_robust.training.loop import fit_stacked
 from tnn_robust.training.optimizers import (
     make_optimizer,
     optimizer_tensors,
@@ -24,17 +26,17 @@ from tnn_robust.training.optimizers import (
 )
 from tnn_robust.training.results import StackedEpoch
 from tnn_robust.training.run import (
-    MONITOR,
-    STATE,
     TrainRequest,
-    TrainRun,
     claim_run,
+    held_back_of,
     never_began,
     resumed,
     run_of,
     training_data,
     training_perturb,
 )
+from tnn_robust.training.run_state import MONITOR, STATE, TrainRun
+from tnn_robust.training.settings import TrainSettings
 
 _SIDE_BY_SIDE = 32  # networks; more are trained in turn, so that memory does not grow with them
 
@@ -47,6 +49,11 @@ def open_seeds(request: TrainRequest, seeds: Sequence[int], team: Team = ALONE) 
         raise InputError("certified training is of one network at a time, got several seeds")
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"training needs at least one seed, each once, got {list(seeds)}")
+    validation = request.settings.validation
+    if validation is not None and (validation.patience or validation.stop_on_overfit):
+        raise InputError(
+            "networks side by side are trained to the last epoch: no patience or stop_on_overfit"
+        )
     with team.agreeing():
         device = resolve_device(request.device)
         each = [replace(request, seed=seed, out=request.out / f"seed-{seed}") for seed in seeds]
@@ -138,24 +145,34 @@ def _train_together(
     """
     first, ours = group[0], {run.seed for run in group}
     assert isinstance(first.settings, TrainSettings)
-    epochs, settings = first.settings.epochs, replace(first.settings, epochs=until)
+    epochs, settings = first.settings.epochs, first.settings
     filled = [run if run.seed in ours else first for run in runs]
     dataset, device, seeds = first.dataset, first.device, [run.seed for run in runs]
     stack = stack_models([run.model for run in filled]).to(device)
     optimizer = make_optimizer(stack, settings)
     restore_optimizer(optimizer, stack_states([run.state for run in filled]))
+    average = Average(stack, settings.ema) if settings.ema else None
+    if average is not None:
+        average.restore(stack_states([run.average for run in filled]))
     looked_at = torch.stack([subset(dataset.test, MONITOR, seed, device)[1] for seed in seeds])
     places, looked_at = looked_at.unique(return_inverse=True)
     watched = dataset.test.rows(places.cpu())
+    x, y = dataset.train.x.to(device), dataset.train.y.to(device)
+    rows = None
+    if settings.validation is not None:
+        rows = torch.stack([run.places[0] for run in runs]).to(device)
     steps = fit_stacked(
         stack,
-        Examples(dataset.train.x.to(device), dataset.train.y.to(device)),
+        Examples(x, y, rows),
         monitor=Examples(watched.x.to(device), watched.y.to(device), looked_at),
         settings=settings,
         perturb=training_perturb(first.attack, stack.transform),
         optimizer=optimizer,
         seeds=seeds,
         first_epoch=first.done + 1,
+        until=until,
+        average=average,
+        held_back=held_back_of(runs, x, y, stack),
         team=team,
     )
     found: list[StackedEpoch] = []
@@ -163,11 +180,18 @@ def _train_together(
         record = progress.found
         if record is not None:
             record = record.of(ours)
-            found.append(record)
             states = unstack_states(optimizer_tensors(optimizer), len(runs))
-            for run, model, state in zip(runs, unstack_models(stack), states, strict=True):
-                if run.seed in record.records:
-                    run.keep(record.records[run.seed], model, state)
+            means: list[dict[str, torch.Tensor]] = [{}] * len(runs)
+            if average is not None:
+                means = unstack_states(average.tensors(), len(runs))
+            own = zip(runs, unstack_models(stack), states, means, strict=True)
+            records = {
+                run.seed: run.keep(record.records[run.seed], model, state, mean)
+                for run, model, state, mean in own
+                if run.seed in record.records
+            }
+            record = replace(record, records=records)
+            found.append(record)
             progress = progress._replace(text=record.text(epochs), found=record)
             if not record.records:  # none of the group is left; the copies need not go on
                 yield progress._replace(total=epochs)

@@ -22,7 +22,7 @@ from tnn_robust.theory.implicit_bias import (
 )
 from tnn_robust.training.full_batch import PerturbedSample, perturbed_sample, weighted_gradient
 from tnn_robust.training.kkt import CANDIDATES, margin_gram, residuals
-from tnn_robust.training.loop import Perturb
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.trajectory_results import Residuals, TrajectoryRecord
 
 _SLACK = 64  # rounding errors of the weights' dtype that a margin may fall by

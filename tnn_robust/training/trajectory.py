@@ -9,7 +9,7 @@ from tnn_robust.base.ledger import keep_lines
 from tnn_robust.base.reading import parsed_json, read_text, reading
 from tnn_robust.data.dataset import Dataset, subset
 from tnn_robust.models.network import TNN
-from tnn_robust.training.loop import Perturb
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.tracker import Tracker
 from tnn_robust.training.trajectory_results import TrajectoryRecord
 
