@@ -10,15 +10,30 @@ from tnn_robust_cli import _subjects
 from tnn_robust.base.errors import InputError
 
 
-@shared.command("tnn-export")
+@shared.command(
+    "tnn-export",
+    main=("onnx_file", "folder", "eps"),
+    examples=(
+        "tnn-export runs/first --onnx first.onnx",
+        "tnn-export runs/first --onnx first.onnx --vnnlib properties --eps 1/255",
+    ),
+)
 @_subjects.subjects
 @shared.options(
-    shared.heading("Threat", shared.threat),
+    shared.threat,
     _subjects.examples,
     shared.heading(
-        "Files",
-        click.option("--onnx", "onnx_file", type=shared.OUT, required=True, help="Of the network."),
-        click.option("--vnnlib", "folder", type=shared.OUT, help="A folder for the properties."),
+        "Output",
+        click.option(
+            "--onnx",
+            "onnx_file",
+            type=shared.OUT,
+            required=True,
+            help="Write the network there, a .onnx file.",
+        ),
+        click.option(
+            "--vnnlib", "folder", type=shared.OUT, help="Write the properties to this folder."
+        ),
         shared.overwriting,
     ),
 )

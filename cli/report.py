@@ -16,19 +16,32 @@ if TYPE_CHECKING:
 POINTS = ".safetensors"
 
 
-@shared.command("tnn-report")
+@shared.command(
+    "tnn-report",
+    main=("html", "figure", "card"),
+    examples=(
+        "tnn-report report.json curve.json --html report.html",
+        "tnn-report adv.safetensors --picture gallery --figure gallery.png",
+    ),
+)
 @click.argument("files", nargs=-1, required=True, type=shared.OUT)
-@click.option("--html", type=shared.RESULT, help="Write all reports as one page, e.g. report.html.")
+@click.option("--html", type=shared.RESULT, help="Write all reports as one page: report.html.")
 @click.option("--figure", type=shared.RESULT, help="Draw one picture: a .png, .svg or .pdf file.")
 @click.option(
     "--picture",
     metavar="NAME",
-    help="Which picture --figure draws: accuracy, spectra, curve, sweep or gallery. "
-    "Default: the report's first.",
+    help="Choose what --figure draws: accuracy, spectra, curve, sweep or gallery.  [default: the "
+    "report's first]",
 )
-@click.option("--card", type=shared.RESULT, help="Write a model card in Markdown, e.g. card.md.")
-@click.option("--title", help="Of the page.  [default: the names of the files]")
-@click.option("--data-dir", metavar="DIR", help="Where the data of a gallery are.")
+@click.option("--card", type=shared.RESULT, help="Write a model card in Markdown: card.md.")
+@shared.heading(
+    "Output",
+    click.option("--title", help="Give the page this title.  [default: names of the files]"),
+)
+@shared.heading(
+    "Data",
+    click.option("--data-dir", metavar="DIR", help="Look for the data of a gallery there first."),
+)
 @shared.overwriting
 def main(
     files: tuple[Path, ...],
@@ -44,9 +57,6 @@ def main(
 
     FILES are .json reports of any command, or the .safetensors file of --save-adv, whose
     adversarial examples are then drawn too. Without an option the tables are printed.
-
-    Examples: tnn-report r.json --html report.html, or
-    tnn-report adv.safetensors --picture gallery --figure gallery.png.
     """
     if figure is not None and figure.suffix not in choices.FIGURES:
         raise InputError(f"--figure is a .png, .svg or .pdf file, got {figure}")

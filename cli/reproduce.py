@@ -17,36 +17,73 @@ if TYPE_CHECKING:
 ENGINES = ("processes", "dask")
 
 
-@shared.command("tnn-reproduce")
-@click.argument("experiment", metavar="|".join(EXPERIMENTS))
-@click.option("--corrected", is_flag=True, help="The paper's text done right; the default.")
-@click.option("--as-published", "published", is_flag=True, help="All departures of the demo.")
-@click.option(
-    "--with",
-    "departures",
-    multiple=True,
-    metavar="DEPARTURE",
-    help=f"One of them alone, repeatable: {', '.join(DEPARTURES)}.",
+_EXPERIMENT = shared.heading(
+    "Experiment",
+    click.option(
+        "--corrected", is_flag=True, help="Do what the paper's text says.  [default: this]"
+    ),
+    click.option(
+        "--as-published", "published", is_flag=True, help="Make all departures of the demo."
+    ),
+    click.option(
+        "--with",
+        "departures",
+        multiple=True,
+        metavar="DEPARTURE",
+        help=f"Make one of them alone, repeatable: {', '.join(DEPARTURES)}.",
+    ),
+    click.option("--scale", default="full", help=f"Run at the size {', '.join(SCALES)}."),
+    click.option(
+        "--seeds", type=click.IntRange(min=1), help="Repeat so often.  [default: by scale]"
+    ),
+    click.option(
+        "--ranks",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these ranks of a1; 0 is unfactorised.  [default: by scale]",
+    ),
+    click.option(
+        "--sizes",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these numbers N of examples of a1.  [default: by scale]",
+    ),
+    click.option(
+        "--widths",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these widths D of a2 and a3.  [default: by scale]",
+    ),
+    click.option(
+        "--epochs", type=click.IntRange(min=1), help="Train for so many.  [default: by scale]"
+    ),
+    click.option("--lr", type=float, help="Train at this rate.  [default: the paper's]"),
+    click.option(
+        "--norm-bound", type=float, default=NORM_BOUND, help="Bound each layer's F-norm of a1 so."
+    ),
 )
-@click.option("--scale", default="full", help=f"{', '.join(SCALES)}.")
-@click.option("--dataset", default="mnist", help="mnist or digits, classes 3 and 7.")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many.  [default: by scale]")
-@click.option("--ranks", type=shared.WHOLE_NUMBERS, help="Of a1; 0 for unfactorised layers.")
-@click.option("--sizes", type=shared.WHOLE_NUMBERS, help="Of a1: numbers of examples N.")
-@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2 and a3: D.")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: by scale]")
-@click.option("--lr", type=float, help="[default: that of the paper]")
-@click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
-@click.option("--engine", default="processes", help="processes, dask.")
+
+
+@shared.command(
+    "tnn-reproduce",
+    main=("scale", "dataset", "out"),
+    examples=(
+        "tnn-reproduce a1 --scale smoke --dataset digits --out runs/a1-smoke",
+        "tnn-reproduce a2 --as-published --jobs 2 --out runs/a2",
+    ),
+)
+@click.argument("experiment", metavar="|".join(EXPERIMENTS))
+@_EXPERIMENT
+@click.option("--dataset", default="mnist", help="Use the classes 3 and 7 of mnist or digits.")
+@click.option("--engine", default="processes", help="Share the work by processes or dask.")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1; of dask one a core]"
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Start so many processes.  [default: 1; of dask one a core]",
 )
 @shared.scheduler
 @shared.device
 @shared.data_place
-@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
+@shared.resuming("an interrupted run of these options")
+@click.option("--out", type=shared.RESULT, required=True, help="Write what is found there.")
+@shared.heading("Output", click.option("--overwrite", is_flag=True, help="Replace what is in it."))
 def main(out: Path, **given: Any) -> None:
     """Rerun an experiment of arXiv 2303.00196: a1 gap against rank and N, a2 implicit bias,
     a3 the explicit regulariser.

@@ -15,7 +15,7 @@ from tnn_robust.base.threat import Eps
 from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.loop import TrainSettings
-from tnn_robust.training.results import EpochRecord
+from tnn_robust.training.results import EpochRecord, guess_note
 from tnn_robust.training.run import STATE, TrainRun, identity_of, resumed, train_steps
 
 _STEPS = 10  # of PGD in training
@@ -23,13 +23,18 @@ _STEPS = 10  # of PGD in training
 
 @dataclass(frozen=True)
 class Training:
-    """What training did: a record an epoch (see `EpochRecord`)."""
+    """What training did: a record an epoch (see `EpochRecord`).
+
+    notes: what to know besides, a sentence each, such as that it learned nothing.
+    """
 
     epochs: tuple[EpochRecord, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         count = len(self.epochs)
-        return self.epochs[-1].text(self.epochs[-1].epoch) if count else "Nothing left to train."
+        last = self.epochs[-1].text(self.epochs[-1].epoch) if count else "Nothing left to train."
+        return "\n".join([last, *self.notes])
 
 
 def train(
@@ -108,7 +113,8 @@ def train(
             epochs_done = drain(train_steps(run), progress)
         finally:
             model.train(was_training)
-    return Training(epochs_done)
+    note = guess_note(epochs_done[-1], data.test.y) if epochs_done else None
+    return Training(epochs_done, () if note is None else (note,))
 
 
 def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:

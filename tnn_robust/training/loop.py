@@ -208,7 +208,9 @@ def fit_stacked(
             running.stop(alive, _DEAD.format(epoch))
             seconds, n = time.perf_counter() - started, len(monitor)
             records = {
-                seeds[i]: EpochRecord(epoch, losses[i], clean[i], robust[i], n, norms[i], seconds)
+                seeds[i]: EpochRecord(
+                    epoch, losses[i], clean[i], robust[i] if perturb else None, n, norms[i], seconds
+                )
                 for i in running.living
             }
         done.append(StackedEpoch(epoch, records, running.failures))

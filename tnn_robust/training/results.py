@@ -3,6 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from tnn_robust.base.codec import Record, require, require_at_least
 
 
@@ -12,13 +15,14 @@ class EpochRecord(Record):
 
     loss: mean training loss over the epoch, of the moving model; clean and
     robust: accuracies on the monitor examples at the weights the epoch ended
-    with, under the training attack; seconds: wall time of the epoch.
+    with, under the training attack (None where nothing attacked); seconds: wall time
+    of the epoch.
     """
 
     epoch: int
     loss: float
     clean_accuracy: float
-    robust_accuracy: float
+    robust_accuracy: float | None
     monitor_n: int
     weight_norm: float
     seconds: float
@@ -28,7 +32,7 @@ class EpochRecord(Record):
         require_at_least(1, monitor_n=self.monitor_n)
         require_at_least(0, weight_norm=self.weight_norm, seconds=self.seconds)
         for share in (self.clean_accuracy, self.robust_accuracy):
-            require(0 <= share <= 1, "an accuracy from 0 to 1", share)
+            require(share is None or 0 <= share <= 1, "an accuracy from 0 to 1", share)
 
     def text(self, epochs: int) -> str:
         """The epoch in a line."""
@@ -64,8 +68,23 @@ class StackedEpoch:
 
 
 def _figures(found: Sequence[EpochRecord]) -> str:
-    loss, clean, robust = (
-        sum(getattr(one, name) for one in found) / len(found)
-        for name in ("loss", "clean_accuracy", "robust_accuracy")
+    loss = sum(one.loss for one in found) / len(found)
+    clean = sum(one.clean_accuracy for one in found) / len(found)
+    robust = [one.robust_accuracy for one in found if one.robust_accuracy is not None]
+    attacked = f", under attack {100 * sum(robust) / len(robust):.1f} %" if robust else ""
+    return f"loss {loss:.4g}  {found[0].monitor_n} test: clean {100 * clean:.1f} %{attacked}"
+
+
+def guess_note(last: EpochRecord, y: Tensor) -> str | None:
+    """A warning where training ended no better than guessing the commonest class of y (n,)."""
+    guess = int(torch.bincount(y).max()) / len(y)
+    shares = {"clean": last.clean_accuracy, "robust": last.robust_accuracy}
+    low = [name for name, one in shares.items() if one is not None and one <= guess]
+    if not low:
+        return None
+    found = f"{100 * (shares[low[0]] or 0.0):.1f} %"
+    return (
+        f"WARNING: training ended at {found} {low[0]} test accuracy, no better than guessing the "
+        f"commonest class, {100 * guess:.1f} %: try a smaller lr{' or eps' * (low[0] == 'robust')},"
+        " or more epochs."
     )
-    return f"loss {loss:.4g}  test: clean {100 * clean:.1f} %, robust {100 * robust:.1f} %"
