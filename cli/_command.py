@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -20,10 +21,11 @@ from tnn_robust_cli._help import unknown_option, write_examples, write_options
 from tnn_robust.base.choices import LARGEST_SEED
 from tnn_robust.base.errors import LONGEST_LINE, InputError, TnnError, shown
 from tnn_robust.base.launch import launched
+from tnn_robust.base.progress import LOGGER
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the number of the signal, as shells have it
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-_SAVED = f"{__name__}.saved"
+_SAVED, _VERBOSITY = f"{__name__}.saved", f"{__name__}.verbosity"
 _TIME_TO_SPEAK = 10  # seconds
 
 
@@ -82,6 +84,7 @@ class Command(cloup.Command):
             with _as_interrupts(ending), _first_speaks():
                 if not self.shared:
                     refuse_processes(str(self.name))
+                _log_as_asked()
                 with _json_on_stdout(ctx):
                     found = super().invoke(ctx)
                 sys.stdout.flush()
@@ -110,6 +113,32 @@ class Command(cloup.Command):
             _discard_output()
             complain(f"Error: cannot write to standard output: {error.strerror}")
             ctx.exit(2)
+
+
+def verbosity() -> int:
+    """-1 under --quiet, the number of -v, 0 without either."""
+    ctx = click.get_current_context(silent=True)
+    return 0 if ctx is None else int(ctx.meta.get(_VERBOSITY, 0))
+
+
+def set_verbosity(ctx: click.Context, option: click.Parameter, value: int) -> None:
+    """UsageError for --quiet and -v at once."""
+    if not value:
+        return
+    if _VERBOSITY in ctx.meta:
+        raise click.UsageError("--quiet and --verbose exclude each other, got both", ctx)
+    ctx.meta[_VERBOSITY] = -1 if option.name == "quiet" else value
+
+
+def _log_as_asked() -> None:
+    """Send the library's log to standard error under -v, with the time of each line."""
+    if verbosity() > 0:
+        level = logging.INFO if verbosity() == 1 else logging.DEBUG
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger = logging.getLogger(LOGGER)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 def remember(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

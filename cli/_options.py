@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tnn_robust_cli._command import Command, complain, going_on, refuse_processes, remember
+from tnn_robust_cli._command import (
+    Command,
+    complain,
+    going_on,
+    refuse_processes,
+    remember,
+    set_verbosity,
+)
 from tnn_robust_cli._config import read_config
 from tnn_robust_cli._help import heading, options
 from tnn_robust_cli._paths import RESULT
@@ -56,6 +63,7 @@ __all__ = [
     "refuse_processes",
     "resuming",
     "scheduler",
+    "suite",
     "threat",
 ]
 
@@ -118,6 +126,22 @@ def configured(function: Callable) -> Callable:
                 expose_value=False,
                 callback=remember,
                 help="Write the options given to a TOML file, for --config.",
+            ),
+            click.option(
+                "-q",
+                "--quiet",
+                is_flag=True,
+                expose_value=False,
+                callback=set_verbosity,
+                help="Print warnings and errors alone; files are written as always.",
+            ),
+            click.option(
+                "-v",
+                "--verbose",
+                count=True,
+                expose_value=False,
+                callback=set_verbosity,
+                help="Log with the time what is finished; -vv how far it is too.",
             ),
         ),
     )(function)
@@ -227,6 +251,16 @@ threat = heading(
         "--faces",
         metavar="START:STOP",
         help="Perturb only these faces of the network's transform.  [default: all]",
+    ),
+)
+
+suite = heading(
+    "Attack",
+    click.option(
+        "--suite",
+        metavar="NAME",
+        help=f"Attack by a suite in place of --attack: {', '.join(choices.SUITES)}. standard is "
+        "for publication.  [default: quick for a report of tnn-attack, else none]",
     ),
 )
 

@@ -8,16 +8,9 @@ from tnn_robust_cli import _attack_asked as asked_of
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results, _subjects
 
-from tnn_robust.base import choices
-
 _ATTACK = shared.heading(
     "Attack",
-    click.option(
-        "--suite",
-        metavar="NAME",
-        help=f"Attack by a suite in place of --attack: {', '.join(choices.SUITES)}. standard is "
-        "for publication.  [default: quick, where nothing else is asked]",
-    ),
+    shared.suite,
     click.option(
         "--checks/--no-checks", default=True, help="Check the network for gradient masking."
     ),

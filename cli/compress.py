@@ -141,6 +141,7 @@ _OUTPUT = shared.heading(
 @click.option(
     "--seed", type=shared.SEED, default=0, help="Draw examples, attacks and batches by this."
 )
+@shared.suite
 @_SWEEP
 @_OUTPUT
 def main(
@@ -168,6 +169,8 @@ def main(
 
     from tnn_robust_cli._rank_sweep import sweep_sizes
 
+    if given["suite"] is not None:
+        raise InputError("--suite is of one size: --sweep takes --attack")
     sweep_sizes(
         _request(given),
         sweep,
@@ -199,7 +202,7 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     from tnn_robust.compression.compress_run import compress_run
     from tnn_robust.compression.rules import make_rule
     from tnn_robust.models.checkpoint import FILE_NAME
-    from tnn_robust.reporting.compression import compression_tables
+    from tnn_robust.reporting.compression import compression_notes, compression_tables
 
     request = _request(given)
     without = not any(asked.values()) and (request.densify or request.dtype is not None)
@@ -209,8 +212,7 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     files = [] if json_file is None else [(json_file, kinds)]
     with _results.writing(files, overwrite=request.overwrite, out=request.out):
         report = _render.follow(compress_run(request))
-        lines = [report.note] if report.note else []
-        lines.append(_results.saved(request.out, FILE_NAME))
+        lines = [*compression_notes(report), _results.saved(request.out, FILE_NAME)]
         _render.deliver(report.to_json(), json_file, compression_tables(report), lines)
 
 

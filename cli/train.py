@@ -168,8 +168,17 @@ _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
 @shared.device
 @shared.resuming("an interrupted run of these options")
 @click.option("--out", type=shared.RESULT, required=True, help="Write the run directory there.")
-@shared.heading("Output", click.option("--overwrite", is_flag=True, help="Replace what is in it."))
-def main(out: Path, **given: Any) -> None:
+@shared.heading(
+    "Output",
+    click.option("--overwrite", is_flag=True, help="Replace what is in it."),
+    click.option(
+        "--tensorboard",
+        type=shared.RESULT,
+        metavar="DIR",
+        help="Write the numbers of every epoch there, for TensorBoard.",
+    ),
+)
+def main(out: Path, tensorboard: Path | None, **given: Any) -> None:
     """Train a t-NN, on clean or adversarial examples, into a run directory.
 
     The directory gets model.safetensors (usable after every epoch),
@@ -184,10 +193,12 @@ def main(out: Path, **given: Any) -> None:
         raise InputError("--seeds trains side by side: it takes no --gradient-flow and --track")
     request = _request(out, given)
     if flow:
+        if tensorboard is not None:
+            raise InputError("--tensorboard has the scalars of epochs: not with --gradient-flow")
         shared.refuse_processes("--gradient-flow")
         _flow(request)
     else:
-        _epochs(request, seeds)
+        _epochs(request, seeds, tensorboard)
 
 
 def _check(given: dict[str, Any]) -> None:
@@ -240,8 +251,11 @@ def _flow_lines(last: "FlowRecord | None", request: "TrainRequest") -> list[str]
     return [*lines, f"Assumption 14 {met} (N L {sign} l(b_f))."]
 
 
-def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
+def _epochs(
+    request: "TrainRequest", seeds: tuple[int, ...] | None, tensorboard: Path | None
+) -> None:
     from tnn_robust_cli import _render
+    from tnn_robust_cli._tensorboard import scalars
 
     from tnn_robust.base.team import joined
     from tnn_robust.models.checkpoint import FILE_NAME
@@ -262,7 +276,8 @@ def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
         _render.show_lines(_start_lines(run, seeds, request.track))
         labels = run.dataset.test.y
         del run
-        found = _render.follow(steps)
+        with scalars(tensorboard) as also:
+            found = _render.follow(steps, also)
         del steps
     epochs = getattr(request.settings, "epochs", 0)
     last = found[-1].text(epochs) if found else "Nothing left to train."

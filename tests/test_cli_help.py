@@ -1,6 +1,7 @@
 """Help that teaches: headings, defaults, examples that parse, the nearest name of a wrong one."""
 
 import importlib
+import json
 import re
 import shlex
 
@@ -145,3 +146,35 @@ def test_a_rank_above_that_of_the_factors_is_refused(tmp_path) -> None:
     wide = run_cli("compress", tmp_path / "run", "--rank", 4, *out)
     refused(wide, "layer 1 is stored at tubal rank 2", "got 4", "--rank")
     assert not (tmp_path / "small").exists()
+
+
+def test_compression_names_its_attacks_and_what_was_lost(digits_run, tmp_path) -> None:
+    options = ("--rank", 1, "--n", 60, "--steps", 3, "--out", tmp_path / "small")
+    printed = " ".join(succeeded(run_cli("compress", digits_run, *options)).split())
+    assert "robust: worst case of " in printed and "pgd of 3 steps in linf eps" in printed
+    assert "n = 60 test examples" in printed and "WARNING: clean test accuracy fell" in printed
+    sweep = ("--sweep", "1,2", "--suite", "quick", "--out", tmp_path / "many")
+    refused(run_cli("compress", digits_run, *sweep), "--suite is of one size")
+
+
+def test_quiet_prints_nothing_but_warnings_and_verbose_logs_with_the_time(tmp_path) -> None:
+    tiny = ("--layers", 1, "--width", 8, "--epochs", 2, "--attack", "none", "--overwrite")
+    out = ("--out", tmp_path / "run")
+    quiet = run_cli("train", *tiny, *out, "-q")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    told = run_cli("train", *tiny, *out, "-v")
+    lines = [line for line in told.stderr.splitlines() if re.match(r"\d\d:\d\d:\d\d epoch", line)]
+    assert len(lines) == 2 and len(told.stderr.splitlines()) == 2
+    refused(run_cli("train", *tiny, *out, "-q", "-v"), "exclude each other")
+
+
+def test_tensorboard_gets_the_numbers_of_metrics_jsonl(tmp_path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tiny = ("--layers", 1, "--width", 8, "--epochs", 2, "--attack", "none")
+    folder = tmp_path / "board"
+    succeeded(run_cli("train", *tiny, "--out", tmp_path / "run", "--tensorboard", folder))
+    board = reading.EventAccumulator(str(folder))
+    board.Reload()
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = {one.step: one.value for one in board.Scalars("clean_accuracy")}
+    assert found == pytest.approx({x["epoch"]: x["clean_accuracy"] for x in lines})

@@ -24,7 +24,7 @@ from tnn_robust.compression.results import (
 from tnn_robust.evaluation.certified_results import Certified, CertifiedPart
 from tnn_robust.evaluation.results import AttackReport, AttackRow, Gap, PartResult
 from tnn_robust.reporting.bounds import bound_notes, bound_tables
-from tnn_robust.reporting.compression import compression_tables
+from tnn_robust.reporting.compression import compression_notes, compression_tables
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 from tnn_robust.theory.results import (
     BoundFacts,
@@ -126,7 +126,10 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
             count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst
         )
     decisions = KeptDecisions(28.0, 246.8 * rank, 1234, 2038)
-    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, decisions=decisions)
+    attacks = ("fgsm", "pgd of 40 steps x 5")
+    return CompressionReport(
+        {}, {}, f"ranks {rank}", 0, **sides, decisions=decisions, attacks=attacks
+    )
 
 
 def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None) -> BoundReport:
@@ -182,6 +185,7 @@ def shown(
         _render.show_lines(bound_notes(record), width=WIDTH)
     else:
         _render.show_tables(compression_tables(record), width=WIDTH)
+        _render.show_lines(compression_notes(record), width=WIDTH)
     return capsys.readouterr().out
 
 

@@ -55,7 +55,8 @@ def test_the_run_directory_and_what_is_printed(tmp_path):
     assert printed.endswith(f"Saved in {run}.")
     clean, robust = (100 * x for x in (found[-1].clean_accuracy, found[-1].robust_accuracy))
     assert result.stderr.splitlines()[-1].startswith("epoch 3/3 ")
-    assert f"{found[-1].monitor_n} test: clean {clean:.1f} %, under attack {robust:.1f} %" in result.stderr
+    watched = f"{found[-1].monitor_n} test: clean {clean:.1f} %, under attack {robust:.1f} %"
+    assert watched in result.stderr
 
 
 TRANSFORMS = ("dct", "dst", "dft", "hadamard", "haar", "hartley", "identity", "random:3", "data")
