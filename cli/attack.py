@@ -70,6 +70,11 @@ _OUTPUT = shared.heading(
     click.option(
         "--figure", type=shared.RESULT, help="Draw the curve there: a .png, .svg or .pdf file."
     ),
+    click.option(
+        "--gallery",
+        type=shared.RESULT,
+        help="Draw broken test examples, what was added and what came out: a .png, .svg or .pdf.",
+    ),
     shared.json_option,
     shared.overwriting,
 )
@@ -94,6 +99,7 @@ def main(
     examples: Path | None,
     verify: Path | None,
     figure: Path | None,
+    gallery: Path | None,
     compare: bool,
     curve: bool,
     minimal: bool,
@@ -147,6 +153,7 @@ def main(
         save_adv=save_adv,
         examples=examples,
         figure=figure,
+        gallery=gallery,
         fail_under=fail_under,
         fail_on_warn=fail_on_warn,
     )

@@ -71,12 +71,13 @@ _IMAGES = "From left to right: the example, what was added to it, and their sum.
 _LINES = "Left: the example (orange) and the adversarial one (blue); right: what was added."
 
 
-def write_gallery(path: Path, dataset: Dataset, found: Evaluated) -> None:
-    """Write the gallery of an evaluation that kept its points; DataError where nothing broke."""
+def write_gallery(path: Path, dataset: Dataset, found: Evaluated) -> str:
+    """Write the gallery of an evaluation that kept its points; a sentence on what was done."""
     picture = gallery_of(dataset, found.points[-1]["test"])
     if picture is None:
-        raise DataError(f"nothing to draw in {path}: no attack broke a test example")
+        return f"There is no gallery {path}: no attack moved a test example to another class."
     save_figure(path, picture.inches, picture.draw)
+    return f"Gallery in {path}: {picture.words}"
 
 
 def saved_gallery(path: Path, data_dir: str | None = None) -> Picture | None:
