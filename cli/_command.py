@@ -17,6 +17,7 @@ import click
 import cloup
 from tnn_robust_cli._config import save_config
 from tnn_robust_cli._help import unknown_option, write_examples, write_options
+from tnn_robust_cli._origin import begin
 
 from tnn_robust.base.choices import LARGEST_SEED
 from tnn_robust.base.errors import LONGEST_LINE, InputError, TnnError, shown
@@ -59,6 +60,7 @@ class Command(cloup.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             typed = list(args)
+            begin(ctx, typed)
             left = super().parse_args(ctx, args)
             _require_modest(ctx)
             if (file := ctx.meta.get(_SAVED)) is not None:

@@ -21,6 +21,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 from rich.table import Table as RichTable
 from tnn_robust_cli._command import verbosity
+from tnn_robust_cli._origin import with_origin
 
 from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.reporting.tables import Table
@@ -95,7 +96,7 @@ def deliver(
 
     try:
         if json_file is not None:
-            write_json(json_file, value)
+            write_json(json_file, with_origin(value))
     finally:  # a full disk must not cost the report too
         show_tables(tables)
         show_lines(lines)

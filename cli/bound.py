@@ -6,6 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
+from tnn_robust_cli._origin import with_origin
 
 from tnn_robust.base.choices import FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
@@ -104,7 +105,7 @@ def _trajectory(run: Path, figure: Path | None, json_file: Path | None, overwrit
             trajectory_figure(records, figure)
         if json_file is not None:
             found = [record.to_json() for record in records]
-            write_json(json_file, {"kind": "trajectory", "records": found})
+            write_json(json_file, with_origin({"kind": "trajectory", "records": found}))
     _render.show_chart(trajectory_lines(records, ascii_only=not _render.encodable("▁█")))
 
 

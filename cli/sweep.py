@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
+from tnn_robust_cli._origin import with_origin
 
 if TYPE_CHECKING:
     from tnn_robust.base.parallel import Failed
@@ -69,7 +70,7 @@ def main(spec: Path, out: Path, **given: Any) -> None:
     records = summary.watch(read_cells(out, grid))
     write_lines(out / "cells.csv", csv_lines(list(grid.swept), records))
     report = summary.report()
-    write_json(out / "summary.json", report.to_json())
+    write_json(out / "summary.json", with_origin(report.to_json()))
 
     from tnn_robust_cli import _render
 

@@ -7,6 +7,7 @@ import shlex
 
 import click
 import pytest
+import torch
 from cli_checks import refused, succeeded
 from click.testing import CliRunner
 from conftest import run_cli
@@ -14,6 +15,7 @@ from tnn_robust_cli import tnn
 
 from tnn_robust.base import choices
 from tnn_robust.base.errors import unknown_choice
+from tnn_robust.training.results import EpochRecord, guess_note
 
 COMMANDS = {name: importlib.import_module(f"tnn_robust_cli.{name}").main for name in tnn.COMMANDS}
 FIRST, LAST = ("Main options", "Data", "Network", "Attack"), ("Run", "Output", "Examples")
@@ -130,12 +132,28 @@ def test_nothing_is_ignored_and_nothing_refused_is_offered(case: str, tmp_path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_training_that_learned_nothing_says_so_and_no_attack_is_no_robustness(tmp_path) -> None:
-    tiny = ("--layers", 1, "--width", 4, "--epochs", 1, "--attack", "none")
-    printed = succeeded(run_cli("train", *tiny, "--lr", 1000, "--out", tmp_path / "bad"))
+def test_training_that_learned_nothing_says_so(tmp_path) -> None:
+    tiny = ("--layers", 1, "--width", 4, "--epochs", 1, "--attack", "fgsm", "--eps", 0.9)
+    printed = " ".join(succeeded(run_cli("train", *tiny, "--out", tmp_path / "bad")).split())
     assert "WARNING: training ended at" in printed and "no better than guessing" in printed
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "says"),
+    [(0.5, None, "50.0 % clean"), (0.9, 0.5, "50.0 % robust"), (0.51, 0.51, None)],
+)
+def test_guessing_is_the_share_of_the_commonest_class(clean, robust, says) -> None:
+    last = EpochRecord(1, 0.7, clean, robust, 40, 1.0, 1.0)
+    note = guess_note(last, torch.tensor([0, 0, 1, 1]))
+    assert (note is None) == (says is None) and (says or "") in (note or "")
+
+
+def test_no_attack_is_no_robustness(tmp_path) -> None:
+    tiny = ("--layers", 1, "--width", 8, "--epochs", 1, "--attack", "none")
+    result = run_cli("train", *tiny, "--out", tmp_path / "run")
+    printed = succeeded(result) + result.stderr
     assert "robust" not in printed and "under attack" not in printed
-    assert '"robust_accuracy": null' in (tmp_path / "bad" / "metrics.jsonl").read_text()
+    assert '"robust_accuracy": null' in (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "450 test examples, drawn by seed, clean\n" in printed
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tnn_robust.base.drawing import outside
 from tnn_robust.base.files import write_bytes
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
 from tnn_robust.reporting.figures import save_figure
@@ -229,11 +230,12 @@ def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -
     """agp.png of A.1, trajectory.png of A.2 and A.3."""
     if not records:
         return
-    if records[0].cell["experiment"] == "a1":
-        save_figure(out / "agp.png", (9.0, 3.8), lambda figure: _draw_gaps(figure, rows), dpi=100)
+    experiment = str(records[0].cell["experiment"])
+    if experiment == "a1":
+        save_figure(out / "agp.png", (10.5, 4.0), lambda figure: _draw_gaps(figure, rows))
     else:
         save_figure(
-            out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90
+            out / "trajectory.png", (12.0, 6.6), lambda figure: _draw_run(figure, rows, experiment)
         )
 
 
@@ -250,16 +252,23 @@ def _draw_gaps(figure: Any, rows: Sequence[Summary]) -> None:
             _line(axes, x, own, "agp", arm, i)
         axes.set_xlabel(label)
     panels[0].set_ylabel(f"AGP in nats ({rows[0]['attack'].upper()}), test minus train")
-    panels[1].legend(fontsize=8)
-    figure.suptitle(
-        "Adversarial generalization gap by rank; bands: 95 % over seeds",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    outside(panels[1])
+    _head(figure, "A.1: adversarial generalization gap by rank", rows)
 
 
-def _draw_run(figure: Any, rows: Sequence[Summary]) -> None:
+def _head(figure: Any, title: str, rows: Sequence[Summary]) -> None:
+    seeds = max(row["seeds"] for row in rows)
+    spread = f"means of {seeds} seeds, bands: 95 % over them" if seeds > 1 else "one seed"
+    figure.suptitle(f"{title}; {spread}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+_EXPERIMENTS = {
+    "a2": "A.2: implicit bias to low rank",
+    "a3": "A.3: the explicit regulariser",
+}
+
+
+def _draw_run(figure: Any, rows: Sequence[Summary], experiment: str) -> None:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     panels = figure.subplots(2, 3).flatten()
     risk, norms, *ranks, gap = panels
@@ -272,14 +281,19 @@ def _draw_run(figure: Any, rows: Sequence[Summary]) -> None:
         for layer in (1, 2, 3):
             _line(norms, x, own, f"norms_{layer}", f"layer {layer}" if i == 0 else None, layer - 1)
             _line(ranks[layer - 1], x, own, f"stable_ranks_{layer}", arm, i)
-    titles = ["adversarial training risk (FGSM)", "F-norms, all arms"]
-    titles += [f"stable rank, layer {layer}" for layer in (1, 2, 3)]
-    for axes, title in zip(panels, [*titles, "AGP (FGSM)"], strict=True):
+    titles = ["Adversarial training risk (FGSM)", "F-norms of the layers, all arms"]
+    titles += [f"Stable rank of layer {layer}" for layer in (1, 2, 3)]
+    units = ("nats", "F-norm", "stable rank", "stable rank", "stable rank", "nats")
+    for axes, title, unit in zip(
+        panels, [*titles, "AGP (FGSM), test minus train"], units, strict=True
+    ):
         axes.set_title(title, fontsize=9.5)
+        axes.set_ylabel(unit)
         axes.set_xscale("symlog", linthresh=1)
     risk.set_yscale("log")
-    for axes in (risk, norms):
-        axes.legend(fontsize=8)
+    for axes in (norms, ranks[0]):
+        outside(axes)
+    _head(figure, _EXPERIMENTS[experiment], rows)
     for axes in panels[3:]:
         axes.set_xlabel("epoch")
 
@@ -292,4 +306,6 @@ def _line(
     colour = _COLOURS[i % len(_COLOURS)]
     axes.plot(x, y, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=3.5, label=label)
     low, high = ([a + side * b for a, b in zip(y, reach, strict=True)] for side in (-1, 1))
+    if min(y) >= 0 and not name.startswith("agp"):  # a norm, a rank, a risk: none is below 0
+        low = [max(value, 0.0) for value in low]
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
