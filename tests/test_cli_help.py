@@ -169,7 +169,7 @@ def test_a_rank_above_that_of_the_factors_is_refused(tmp_path) -> None:
 def test_compression_names_its_attacks_and_what_was_lost(digits_run, tmp_path) -> None:
     options = ("--rank", 1, "--n", 60, "--steps", 3, "--out", tmp_path / "small")
     printed = " ".join(succeeded(run_cli("compress", digits_run, *options)).split())
-    assert "robust: worst case of " in printed and "pgd of 3 steps in linf eps" in printed
+    assert "robust: worst case of " in printed and "pgd of 3 steps at linf" in printed
     assert "n = 60 test examples" in printed and "WARNING: clean test accuracy fell" in printed
     sweep = ("--sweep", "1,2", "--suite", "quick", "--out", tmp_path / "many")
     refused(run_cli("compress", digits_run, *sweep), "--suite is of one size")

@@ -14,8 +14,9 @@ def compression_notes(report: CompressionReport) -> list[str]:
     worst = report.after.worst_case
     lines = [report.note] if report.note else []
     if report.attacks:
+        size = worst.eps if "+" in worst.norm else f"{worst.norm} {worst.eps}"
         lines.append(
-            f"robust: worst case of {', '.join(report.attacks)} in {worst.norm} eps {worst.eps}, "
+            f"robust: worst case of {', '.join(report.attacks)} at {size}, "
             f"n = {worst.test.n} test examples."
         )
     for name in ("clean_accuracy", "accuracy"):

@@ -279,9 +279,10 @@ def _draw_run(figure: Any, rows: Sequence[Summary], experiment: str) -> None:
         if "agp_fgsm" in own[0]:
             _line(gap, x, own, "agp_fgsm", arm, i)
         for layer in (1, 2, 3):
-            _line(norms, x, own, f"norms_{layer}", f"layer {layer}" if i == 0 else None, layer - 1)
+            name = f"layer {layer}" if i == 0 else None
+            _line(norms, x, own, f"norms_{layer}", name, layer - 1, dash=i)
             _line(ranks[layer - 1], x, own, f"stable_ranks_{layer}", arm, i)
-    titles = ["Adversarial training risk (FGSM)", "F-norms of the layers, all arms"]
+    titles = ["Adversarial training risk (FGSM)", "F-norms of the layers, dashed as the arms"]
     titles += [f"Stable rank of layer {layer}" for layer in (1, 2, 3)]
     units = ("nats", "F-norm", "stable rank", "stable rank", "stable rank", "nats")
     for axes, title, unit in zip(
@@ -299,12 +300,22 @@ def _draw_run(figure: Any, rows: Sequence[Summary], experiment: str) -> None:
 
 
 def _line(
-    axes: Any, x: list[float], rows: Sequence[Summary], name: str, label: str | None, i: int
+    axes: Any,
+    x: list[float],
+    rows: Sequence[Summary],
+    name: str,
+    label: str | None,
+    i: int,
+    *,
+    dash: int | None = None,
 ) -> None:
+    """The colour and the marker are number i, the dashes of the arm: `dash`, else i too."""
     y = [row[name] for row in rows]
     reach = [row[f"{name}_ci"] or 0.0 for row in rows]
     colour = _COLOURS[i % len(_COLOURS)]
-    axes.plot(x, y, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=3.5, label=label)
+    style = ("-", "--", "-.", ":")[(i if dash is None else dash) % 4]
+    mark = _MARKS[i % len(_MARKS)]
+    axes.plot(x, y, style, color=colour, marker=mark, markersize=3.5, label=label)
     low, high = ([a + side * b for a, b in zip(y, reach, strict=True)] for side in (-1, 1))
     if min(y) >= 0 and not name.startswith("agp"):  # a norm, a rank, a risk: none is below 0
         low = [max(value, 0.0) for value in low]
