@@ -36,7 +36,7 @@ POINTS = ".safetensors"
 @click.option("--card", type=shared.RESULT, help="Write a model card in Markdown: card.md.")
 @shared.heading(
     "Output",
-    click.option("--title", help="Give the page this title.  [default: names of the files]"),
+    click.option("--title", help="Give the page this title.  [default: the files']"),
 )
 @shared.heading(
     "Data",
@@ -78,7 +78,7 @@ def main(
         if card is not None:
             model_card(card, sections)
         if html is not None:
-            write_page(html, sections, title or ", ".join(one.title for one in sections))
+            write_page(html, sections, title or _page_title(sections))
     if wanted:
         _render.show_lines([f"Saved in {', '.join(str(path) for path, _ in wanted)}."])
         return
@@ -86,6 +86,10 @@ def main(
         _render.show_lines(["", *one.summary, ""])
         _render.show_tables(one.tables)
         _render.show_lines(one.notes)
+
+
+def _page_title(sections: "list[Section]") -> str:
+    return f"Robustness report: {', '.join(one.title for one in sections)}"
 
 
 def _section(path: Path, data_dir: str | None) -> "Section":

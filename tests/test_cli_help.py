@@ -148,7 +148,7 @@ def test_guessing_is_the_share_of_the_commonest_class(clean, robust, says) -> No
     assert (note is None) == (says is None) and (says or "") in (note or "")
 
 
-def test_no_attack_is_no_robustness(tmp_path) -> None:
+def test_a_clean_training_says_nothing_of_attacks(tmp_path) -> None:
     tiny = ("--layers", 1, "--width", 8, "--epochs", 1, "--attack", "none")
     result = run_cli("train", *tiny, "--out", tmp_path / "run")
     printed = succeeded(result) + result.stderr
