@@ -17,6 +17,7 @@ from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.pictures import Picture
 
 SHOWN = 6
+_CHOSEN = 3  # bands named
 
 
 class Pair(NamedTuple):
@@ -148,6 +149,16 @@ def _draw_lines(figure: Any, pair: Pair, dataset: Dataset) -> None:
     right.plot(x, (adversarial - clean).numpy(), color=BLUE, linewidth=1.2)
     for axes in (left, right):
         axes.set_xlabel("step" if over_time else "band")
+    left.set_title("the example and the adversarial one", fontsize=9)
+    right.set_title(f"added{_most_changed(adversarial - clean)}", fontsize=9)
+
+
+def _most_changed(added: Tensor) -> str:
+    """Where along a single line the attack chose to change most, counted from 1, in words."""
+    if added.shape[1] != 1 or len(added) < 2 * _CHOSEN:
+        return ""
+    places = added[:, 0].abs().topk(_CHOSEN).indices.sort().values + 1
+    return f", most at {', '.join(map(str, places.tolist()))}"
 
 
 def _curves(values: Tensor, over_time: bool) -> Tensor:
