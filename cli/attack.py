@@ -119,8 +119,9 @@ def main(
     download: bool,
     **given: Any,
 ) -> None:
-    """Attack the network of a run directory, or any torch module, on training and test part.
+    """Attack a network and report its adversarial gap.
 
+    RUN is a run directory; --model takes any torch module. Both parts of the data are attacked.
     Prints risk and accuracy, clean and under each attack, the adversarial
     generalization gap (test minus train) with 95 % intervals, and the
     per-example worst case. Every adversarial point is verified.

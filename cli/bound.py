@@ -60,7 +60,7 @@ def main(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Evaluate the paper's theorems on the network of a run directory and its data.
+    """Evaluate the paper's bounds on a trained network.
 
     Prints constants, premises, every bound in two forms ("paper shape" with its
     unnamed constants 1, "explicit" with all of them), vacuous or not, the

@@ -94,7 +94,9 @@ def main(
     resume: bool,
     **given: Any,
 ) -> None:
-    """Certify the decisions of a run directory's network, or of a torch Sequential.
+    """Certify which decisions no perturbation changes.
+
+    RUN is a run directory, or --model a torch Sequential.
 
     Prints how many examples are certified (no perturbation of the threat changes
     the decision), broken (one does) and unknown, with a 95 % interval of the

@@ -153,7 +153,7 @@ def main(
     figure: Path | None,
     **given: Any,
 ) -> None:
-    """Compress the network of a run directory by truncating its t-SVD.
+    """Compress a network by truncating its t-SVD.
 
     Give one size: --rank, --energy, --tolerance, --params, --flops or --bytes; or many
     with --sweep, tubal ranks or, for another --method, shares of its size.

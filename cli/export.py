@@ -38,7 +38,9 @@ from tnn_robust.base.errors import InputError
     ),
 )
 def main(onnx_file: Path, folder: Path | None, overwrite: bool, **given: Any) -> None:
-    """Write the network of a run as ONNX, and properties that other verifiers decide.
+    """Write a network as ONNX and its robustness as VNN-LIB.
+
+    Other verifiers decide these properties.
 
     The layers become dense matrices, with a bias each. A property asks for a
     perturbation of one example (the first ten unless you say more) that changes

@@ -53,7 +53,7 @@ def main(
     data_dir: str | None,
     overwrite: bool,
 ) -> None:
-    """Show reports that were saved with --json, as the command showed them or as a page.
+    """Show saved reports as tables, a page, a picture or a card.
 
     FILES are .json reports of any command, or the .safetensors file of --save-adv, whose
     adversarial examples are then drawn too. Without an option the tables are printed.

@@ -85,8 +85,9 @@ _EXPERIMENT = shared.heading(
 @click.option("--out", type=shared.RESULT, required=True, help="Write what is found there.")
 @shared.heading("Output", click.option("--overwrite", is_flag=True, help="Replace what is in it."))
 def main(out: Path, **given: Any) -> None:
-    """Rerun an experiment of arXiv 2303.00196: a1 gap against rank and N, a2 implicit bias,
-    a3 the explicit regulariser.
+    """Rerun an experiment of the paper, arXiv 2303.00196.
+
+    a1: gap against rank and N; a2: implicit bias; a3: the explicit regulariser.
 
     Writes records.jsonl (a line a cell), table.md, table.csv, figures and verdicts.json,
     and ends with a verdict per claim of the paper, computed from the records.

@@ -179,9 +179,9 @@ _OF_FLOW = ("flow_steps", "until_log_risk", "ode")
     ),
 )
 def main(out: Path, tensorboard: Path | None, **given: Any) -> None:
-    """Train a t-NN, on clean or adversarial examples, into a run directory.
+    """Train a t-NN on clean or adversarial examples.
 
-    The directory gets model.safetensors (usable after every epoch),
+    The run directory gets model.safetensors (usable after every epoch),
     training.safetensors (to resume from) and metrics.jsonl (a line an epoch, of
     gradient flow one every 100 steps).
     """

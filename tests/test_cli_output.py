@@ -243,6 +243,21 @@ def test_a_wide_terminal_is_not_filled(columns, width, monkeypatch):
     assert _render.console().width == WIDTH
 
 
+def test_a_bar_keeps_its_times_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with _render.progress_bar() as bar:
+        bar.update("epoch 3/20  loss 2.385  450 test: clean 63.1 %, under attack 43.6 %", 3, 20)
+        assert bar._progress is not None
+        bar._progress.refresh()
+    lines = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").split("\n")
+    drawn = [line.rstrip() for line in lines if line.startswith("epoch")][-1]
+    assert len(drawn) <= 80 and "3/20" in drawn
+    assert re.search(r" 0:00:00 (-:--:--|\d:\d\d:\d\d)$", drawn), drawn
+
+
 @pytest.mark.parametrize("command", ("train", "attack", "compress", "bound"))
 def test_help_answers_at_once(command):
     script = Path(sys.executable).parent / f"tnn-{command}"
