@@ -53,6 +53,7 @@ class Asked:
     save_adv: Path | None = None
     examples: Path | None = None
     figure: Path | None = None
+    gallery: Path | None = None
     fail_under: float | None = None
     fail_on_warn: bool = False
     eps_unit: str = "range"
@@ -73,8 +74,9 @@ class Asked:
             ("adversarial-examples",),
             (EXAMPLES,),
             (FIGURE,),
+            (FIGURE,),
         )
-        files = (self.json_file, self.save_adv, self.examples, self.figure)
+        files = (self.json_file, self.save_adv, self.examples, self.figure, self.gallery)
         return [(file, kind) for file, kind in zip(files, kinds, strict=True) if file is not None]
 
     def load(self, network: Network | None = None) -> "tuple[Subject, Dataset]":
@@ -140,6 +142,7 @@ _OF = {
     "examples": ("report", "minimal"),
     "stacked": ("compare",),
     "figure": ("curve",),
+    "gallery": ("report",),
     "suite": ("report", "compare"),
     "certify": ("report", "compare", "curve", "minimal"),
     "fail_under": ("report",),
@@ -170,8 +173,10 @@ def check(asked: Asked) -> None:
         raise InputError("an eps range is one sweep of one --attack: for rows give a list")
     if asked.examples is not None and asked.examples.suffix not in (".csv", ".jsonl"):
         raise InputError(f"--examples is a .csv or .jsonl file, got {asked.examples}")
-    if asked.figure is not None and asked.figure.suffix not in FIGURES:
-        raise InputError(f"--figure is a .png, .svg or .pdf file, got {asked.figure}")
+    for name in ("figure", "gallery"):
+        file = getattr(asked, name)
+        if file is not None and file.suffix not in FIGURES:
+            raise InputError(f"--{name} is a .png, .svg or .pdf file, got {file}")
 
 
 def _described(modes: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _render, _results
+from tnn_robust_cli._origin import origin
 
 from tnn_robust.base.choices import FIGURE, RANK_TABLE
 from tnn_robust.compression.original import CompressRequest
@@ -42,7 +43,7 @@ def sweep_sizes(
         with shared.going_on(request.out, "rows that are finished"):
             report = _render.follow(rank_sweep(request, sizes, parents=parents, resume=resume))
         if csv_file is not None:
-            write_csv(report, csv_file)
+            write_csv(report, csv_file, origin())
         if figure is not None:
             sweep_figure(report, figure)
         lines = [*sweep_notes(report), _results.saved(request.out, FILE_NAME)]

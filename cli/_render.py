@@ -18,9 +18,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.table import Table as RichTable
+from tnn_robust_cli._command import verbosity
+from tnn_robust_cli._origin import with_origin
 
-from tnn_robust.base.progress import Progress, Steps, drain
+from tnn_robust.base.progress import Progress, Steps, Tell, drain
 from tnn_robust.reporting.tables import Table
 
 T = TypeVar("T")
@@ -56,7 +59,7 @@ def console(width: int | None = None) -> Console:
 def show_tables(tables: Iterable[Table], *, width: int | None = None) -> None:
     """Print tables, numbers to the right and the first column to the left."""
     out = console(width)
-    for table in tables:
+    for table in tables if verbosity() >= 0 else ():
         drawn = RichTable(
             title=table.title,
             title_justify="left",
@@ -77,6 +80,8 @@ def show_lines(lines: Iterable[str], *, width: int | None = None) -> None:
     """Print sentences, wrapped; warnings stand out where there is colour."""
     out = console(width)
     for line in lines:
+        if verbosity() < 0 and "WARNING" not in line:
+            continue
         style = "bold yellow" if line.startswith("WARNING") else None
         # A long path stays whole: broken, it could not be copied.
         wrapped = textwrap.fill(line, out.width, break_long_words=False, break_on_hyphens=False)
@@ -91,7 +96,7 @@ def deliver(
 
     try:
         if json_file is not None:
-            write_json(json_file, value)
+            write_json(json_file, with_origin(value))
     finally:  # a full disk must not cost the report too
         show_tables(tables)
         show_lines(lines)
@@ -100,17 +105,21 @@ def deliver(
 def show_chart(lines: Iterable[str]) -> None:
     """Print lines as they are."""
     out = console()
-    for line in lines:
+    for line in lines if verbosity() >= 0 else ():
         out.print(line, markup=False, soft_wrap=True)
 
 
 class Bar:
-    """A progress bar on standard error; where that is no terminal, an occasional line."""
+    """A progress bar on standard error; where that is no terminal, an occasional line.
 
-    def __init__(self, progress: RichProgress | None, lines: int = 20):
+    silent: under --quiet, and under -v, where the log says it.
+    """
+
+    def __init__(self, progress: RichProgress | None, lines: int = 20, *, silent: bool = False):
         self._progress = progress
         self._task: TaskID | None = None
         self._lines = lines
+        self._silent = silent
 
     def update(self, text: str, done: float, total: float) -> None:
         """Say what is being done and how much of it is."""
@@ -131,7 +140,7 @@ class Bar:
     def log(self, text: str, done: int, total: int) -> None:
         """A line for a log file: about twenty in all, the last one always."""
         every = max(1, total // self._lines)
-        if self._progress is None and (done % every == 0 or done == total):
+        if self._progress is None and not self._silent and (done % every == 0 or done == total):
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -139,21 +148,30 @@ class Bar:
 def progress_bar() -> Iterator[Bar]:
     """A bar with the time left that disappears when the work is done."""
     err = Console(stderr=True)
-    if not err.is_terminal:
-        yield Bar(None)
+    if verbosity() or not err.is_terminal:
+        yield Bar(None, silent=verbosity() != 0)
         return
     columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        # Of a narrow terminal the text loses its end, and never the times.
+        TextColumn(
+            "{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=err, transient=True) as progress:
+    with RichProgress(*columns, console=err, transient=True, expand=True) as progress:
         yield Bar(progress)
 
 
-def follow(steps: Steps[T]) -> T:
-    """Run a command's work under a progress bar; its result."""
+def follow(steps: Steps[T], also: Tell | None = None) -> T:
+    """Run a command's work under a progress bar; its result. also: who else hears of it."""
+
+    def tell(progress: Progress) -> None:
+        bar.tell(progress)
+        if also is not None:
+            also(progress)
+
     with progress_bar() as bar:
-        return drain(steps, bar.tell)
+        return drain(steps, tell)

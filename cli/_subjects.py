@@ -28,14 +28,14 @@ subjects = shared.options(
             "models",
             multiple=True,
             metavar="MODEL",
-            help="Take this network instead: package.module:callable or path/to/net.py:callable "
+            help="Attack this network instead: package.module:callable or path/to/net.py:callable "
             "(the code is imported and called), or net.onnx (no gradients: for --attack square "
             "and smoothing). Data, eps and loss are those of RUN, or give --dataset.",
         ),
         click.option(
             "--model-input",
             default="auto",
-            help=f"What the module takes: {', '.join(choices.MODEL_INPUTS)}.",
+            help=f"Feed the module so: {', '.join(choices.MODEL_INPUTS)}.",
         ),
     ),
     shared.data_set,
@@ -43,12 +43,18 @@ subjects = shared.options(
 
 
 # Which examples of the data a command works on.
-examples = shared.heading(
-    "Examples",
-    click.option("--part", default="test", help="train or test."),
-    click.option("--n", type=click.IntRange(min=1), help="At most so many, drawn by --seed."),
-    click.option("--first", type=click.IntRange(min=1), help="The first so many instead."),
-    click.option("--seed", type=shared.SEED, default=0, help="Of examples and attacks."),
+examples = shared.options(
+    shared.heading(
+        "Data",
+        click.option("--part", default="test", help="Take examples of the part train or test."),
+        click.option(
+            "--n",
+            type=click.IntRange(min=1),
+            help="Take so many examples, drawn by --seed.  [default: all]",
+        ),
+        click.option("--first", type=click.IntRange(min=1), help="Take the first so many instead."),
+    ),
+    click.option("--seed", type=shared.SEED, default=0, help="Draw examples and attacks by this."),
     shared.device,
     shared.data_place,
 )

@@ -8,82 +8,99 @@ from tnn_robust_cli import _attack_asked as asked_of
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results, _subjects
 
-from tnn_robust.base import choices
-
-_REPORT = shared.heading(
-    "Report",
+_ATTACK = shared.heading(
+    "Attack",
+    shared.suite,
+    click.option(
+        "--checks/--no-checks", default=True, help="Check the network for gradient masking."
+    ),
+    click.option(
+        "--certify/--no-certify",
+        default=None,
+        help="Certify too, by CROWN, what nothing can break.  [default: where that takes at most "
+        "a tenth of the attacks' multiplications, by CROWN or the looser CROWN-IBP]",
+    ),
+)
+_RUN = shared.heading(
+    "Run",
     click.option(
         "--seed",
         "seeds",
         type=shared.SEEDS,
         default="0",
-        help="Of all randomness; a list 0,1,2 or range 0:20 gives one verdict and the spread.",
+        help="Draw all randomness from this; a list 0,1,2 or range 0:20 gives one verdict and "
+        "the spread.",
     ),
-    click.option(
-        "--suite",
-        help=f"In place of --attack: {', '.join(choices.SUITES)}. quick is the default of a "
-        "report, standard is for publication.",
-    ),
-    click.option("--checks/--no-checks", default=True, help="For gradient masking."),
-    click.option(
-        "--certify/--no-certify",
-        default=None,
-        help="Also certify, by CROWN, what nothing can break. By default where that takes at most "
-        "a tenth of the attacks' multiplications, by CROWN or the looser CROWN-IBP.",
-    ),
-    click.option("--resume", is_flag=True, help="Go on with an interrupted report or curve."),
-    click.option("--examples", type=shared.RESULT, help="Figures per example: a .csv or .jsonl."),
-    click.option("--save-adv", type=shared.RESULT, help="Write the adversarial examples there."),
-    shared.json_option,
-    shared.overwriting,
-)
-_GATE = shared.heading(
-    "Gate for CI",
+    shared.resuming("an interrupted report or curve"),
     click.option(
         "--fail-under",
         type=click.FloatRange(0, 100),
         metavar="PERCENT",
-        help="Exit with code 1 where the robust test accuracy is below this.",
+        help="Exit with code 1 where the robust test accuracy, in percent, is below this.",
     ),
     click.option(
         "--fail-on-warn", is_flag=True, help="Exit with code 1 where a masking check warns."
     ),
 )
-_COMPARE = shared.heading(
-    "Comparison",
-    click.option("--compare", is_flag=True, help="Several RUNs and --models in one table."),
-    click.option("--stacked", is_flag=True, help="RUNs of one architecture all at once."),
-)
-_CURVE = shared.heading(
-    "Curve",
-    click.option("--curve", is_flag=True, help="One sweep over the eps of a range, drawn."),
-    click.option("--figure", type=shared.RESULT, help="Of the curve: a .png, .svg or .pdf file."),
-)
-_MINIMAL = shared.heading(
-    "Smallest perturbations",
+_OTHER = shared.heading(
+    "Other reports",
+    click.option("--compare", is_flag=True, help="Compare several RUNs and --models in a table."),
+    click.option(
+        "--stacked", is_flag=True, help="Attack RUNs of one architecture all at once; of --compare."
+    ),
+    click.option("--curve", is_flag=True, help="Draw accuracy against the eps of a range."),
     click.option(
         "--minimal",
         is_flag=True,
-        help="The smallest eps that breaks each example; with --certify its certified radius too.",
+        help="Find the smallest eps that breaks each example; with --certify its certified "
+        "radius too.",
+    ),
+    click.option(
+        "--verify",
+        type=shared.OUT,
+        help="Recompute the report of such a file of --save-adv instead.",
     ),
 )
-_VERIFY = shared.heading(
-    "Verification",
-    click.option("--verify", type=shared.OUT, help="Recompute the report of such a file instead."),
+_OUTPUT = shared.heading(
+    "Output",
+    click.option("--save-adv", type=shared.RESULT, help="Write the adversarial examples there."),
+    click.option(
+        "--examples", type=shared.RESULT, help="Write a line an example there: a .csv or .jsonl."
+    ),
+    click.option(
+        "--figure", type=shared.RESULT, help="Draw the curve there: a .png, .svg or .pdf file."
+    ),
+    click.option(
+        "--gallery",
+        type=shared.RESULT,
+        help="Draw broken test examples, what was added and what came out: a .png, .svg or .pdf.",
+    ),
+    shared.json_option,
+    shared.overwriting,
 )
 
 
-@shared.command("tnn-attack", shared=True)
+@shared.command(
+    "tnn-attack",
+    shared=True,
+    main=("eps", "suite", "json_file"),
+    examples=(
+        "tnn-attack runs/first --eps 8/255",
+        "tnn-attack runs/first --suite standard --eps 4/255 --fail-under 60 \\\n"
+        "    --json report.json",
+    ),
+)
 @_subjects.subjects
 @shared.attacking
 @shared.eps_unit
-@shared.options(_REPORT, _GATE, _COMPARE, _CURVE, _MINIMAL, _VERIFY)
+@shared.options(_ATTACK, _OTHER, _RUN, _OUTPUT)
 def main(
     json_file: Path | None,
     save_adv: Path | None,
     examples: Path | None,
     verify: Path | None,
     figure: Path | None,
+    gallery: Path | None,
     compare: bool,
     curve: bool,
     minimal: bool,
@@ -104,8 +121,9 @@ def main(
     eps_unit: str,
     **given: Any,
 ) -> None:
-    """Attack the network of a run directory, or any torch module, on training and test part.
+    """Attack a network and report its adversarial gap.
 
+    RUN is a run directory; --model takes any torch module. Both parts of the data are attacked.
     Prints risk and accuracy, clean and under each attack, the adversarial
     generalization gap (test minus train) with 95 % intervals, and the
     per-example worst case. Every adversarial point is verified.
@@ -138,6 +156,7 @@ def main(
         save_adv=save_adv,
         examples=examples,
         figure=figure,
+        gallery=gallery,
         fail_under=fail_under,
         fail_on_warn=fail_on_warn,
         eps_unit=eps_unit,
@@ -146,7 +165,7 @@ def main(
     if asked.mode in ("verify", "curve", "minimal") or stacked:
         shared.refuse_processes("--stacked" if stacked else f"--{asked.mode}")
     with _results.writing(asked.files, overwrite=asked.overwrite):
-        _RUN[asked.mode](asked)
+        _WORK[asked.mode](asked)
 
 
 def _report(asked: asked_of.Asked) -> None:
@@ -179,7 +198,7 @@ def _verify(asked: asked_of.Asked) -> None:
     verify(asked)
 
 
-_RUN = {
+_WORK = {
     "report": _report,
     "compare": _compare,
     "curve": _curve,

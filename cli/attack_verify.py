@@ -2,6 +2,7 @@
 
 from tnn_robust_cli import _render
 from tnn_robust_cli._attack_asked import Asked
+from tnn_robust_cli._origin import with_origin
 
 from tnn_robust.base.files import write_json
 from tnn_robust.evaluation.verify import verify_file
@@ -22,7 +23,7 @@ def verify(asked: Asked) -> None:
         download=asked.download,
     )
     if asked.json_file is not None:
-        write_json(asked.json_file, found.report.to_json())
+        write_json(asked.json_file, with_origin(found.report.to_json()))
     _render.show_tables(attack_tables(found.report))
     if found.differences:
         _render.show_lines(f"WARNING: {line}" for line in found.differences)

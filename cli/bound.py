@@ -6,29 +6,56 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
+from tnn_robust_cli._origin import with_origin
 
 from tnn_robust.base.choices import FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
 
+_BOUNDS = shared.heading(
+    "Bounds",
+    click.option(
+        "--confidence", type=float, default=0.95, help="Let the bounds hold with this probability."
+    ),
+    click.option(
+        "--energy",
+        type=float,
+        default=0.99,
+        help="Keep this share of the energy where Thm 19 and 21 cut layers.",
+    ),
+    click.option("--gap/--no-gap", default=True, help="Measure the gap, by the attack below."),
+    click.option(
+        "--teacher",
+        type=shared.WHOLE_NUMBERS,
+        default="2,2",
+        help="Give the network g of Thm 16 its J,m_J.",
+    ),
+    click.option("--teacher-norm", type=float, default=1.0, help="Give it its B, at least 1."),
+    click.option(
+        "--input-norm",
+        type=float,
+        help="Take this B_x of Assumption 5.  [default: the largest of the training examples]",
+    ),
+    click.option(
+        "--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead."
+    ),
+)
 
-@shared.command("tnn-bound")
+
+@shared.command(
+    "tnn-bound",
+    main=("eps", "gap", "json_file"),
+    examples=(
+        "tnn-bound runs/first",
+        "tnn-bound runs/tracked --trajectory --figure trajectory.svg",
+    ),
+)
 @click.argument("run", type=shared.OUT)
-@click.option("--confidence", type=float, default=0.95, help="That the bounds hold.")
-@click.option("--energy", type=float, default=0.99, help="Kept where Thm 19 and 21 cut layers.")
-@click.option("--gap/--no-gap", default=True, help="Measure it, by the attack below.")
-@click.option(
-    "--teacher", type=shared.WHOLE_NUMBERS, default="2,2", help="J,m_J of the net g of Thm 16."
-)
-@click.option("--teacher-norm", type=float, default=1.0, help="Its B, at least 1.")
-@click.option(
-    "--input-norm",
-    type=float,
-    help="B_x of Assumption 5.  [default: the largest of the training examples]",
-)
+@_BOUNDS
 @shared.attacking
-@click.option("--seed", type=shared.SEED, default=0)
-@click.option("--trajectory", is_flag=True, help="Draw what tnn-train --track recorded instead.")
-@click.option("--figure", type=shared.RESULT, help="Of the trajectory: a .png, .svg or .pdf file.")
+@click.option("--seed", type=shared.SEED, default=0, help="Draw examples and attacks by this.")
+@click.option(
+    "--figure", type=shared.RESULT, help="Draw the trajectory there: a .png, .svg or .pdf file."
+)
 @shared.json_option
 @shared.overwriting
 def main(
@@ -38,7 +65,7 @@ def main(
     overwrite: bool,
     **given: Any,
 ) -> None:
-    """Evaluate the paper's theorems on the network of a run directory and its data.
+    """Evaluate the paper's bounds on a trained network.
 
     Prints constants, premises, every bound in two forms ("paper shape" with its
     unnamed constants 1, "explicit" with all of them), vacuous or not, the
@@ -83,7 +110,7 @@ def _trajectory(run: Path, figure: Path | None, json_file: Path | None, overwrit
             trajectory_figure(records, figure)
         if json_file is not None:
             found = [record.to_json() for record in records]
-            write_json(json_file, {"kind": "trajectory", "records": found})
+            write_json(json_file, with_origin({"kind": "trajectory", "records": found}))
     _render.show_chart(trajectory_lines(records, ascii_only=not _render.encodable("▁█")))
 
 

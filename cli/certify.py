@@ -11,36 +11,52 @@ from tnn_robust_cli import _results, _subjects
 from tnn_robust.base import choices
 from tnn_robust.base.errors import InputError
 
-_THREAT = shared.heading("Threat", shared.threat, shared.eps_unit)
 _METHOD = shared.heading(
     "Method",
     click.option(
         "--method",
+        metavar="NAME",
         default="alpha-crown",
-        help=f"{', '.join(choices.CERTIFY_METHODS)}, each at least as tight as the one before. "
+        help=f"Certify by {', '.join(choices.CERTIFY_METHODS)}, each at least as tight as the one "
+        "before. "
         "The default gives CROWN the easy examples and optimises slopes for the others alone: "
         "nearly all that can be certified without a search, in a second or less an example. "
         "Or smooth: randomised smoothing, of any module in l2, for the smoothed classifier.",
     ),
     click.option(
-        "--time-limit", type=float, default=60.0, help="Seconds an example, or a property."
+        "--time-limit",
+        type=float,
+        default=60.0,
+        help="Spend so many seconds on an example, or a property.",
     ),
     click.option(
         "--attack/--no-attack",
         default=True,
-        help="Also attack every example: breaks what is not certified, and checks what is.",
+        help="Attack every example too: breaks what is not certified, and checks what is.",
     ),
-    click.option("--sigma", type=float, help="Of smooth: the noise, e.g. 0.25; must be given."),
-    click.option("--samples", type=int, default=100_000, help="Of smooth: draws an example."),
-    click.option("--alpha", type=float, default=0.001, help="Of smooth: chance of an error."),
+    click.option(
+        "--sigma",
+        type=float,
+        help="Smooth by noise of this standard deviation, such as 0.25; smooth needs it.",
+    ),
+    click.option(
+        "--samples", type=int, default=100_000, help="Draw so often an example; of smooth."
+    ),
+    click.option(
+        "--alpha", type=float, default=0.001, help="Err with at most this probability; of smooth."
+    ),
 )
 _REPORT = shared.heading(
-    "Report",
-    click.option("--resume", is_flag=True, help="Go on with an interrupted certification."),
-    click.option("--examples", type=shared.RESULT, help="Decision per example: a .csv or .jsonl."),
-    click.option("--figure", type=shared.RESULT, help="Against eps, for a list: a .png or .svg."),
+    "Output",
+    shared.resuming("an interrupted certification"),
+    click.option(
+        "--examples", type=shared.RESULT, help="Write a line an example there: a .csv or .jsonl."
+    ),
+    click.option(
+        "--figure", type=shared.RESULT, help="Draw shares against eps, of a list: a .png or .svg."
+    ),
     click.option("--save-adv", type=shared.RESULT, help="Write the points that break examples."),
-    click.option("--json", "json_file", type=shared.RESULT, help="Write the report there too."),
+    shared.json_option,
     shared.overwriting,
 )
 _PROPERTY = shared.heading(
@@ -50,16 +66,24 @@ _PROPERTY = shared.heading(
         "properties",
         type=shared.OUT,
         multiple=True,
-        help="RUN is an ONNX network: answer sat, with a point, or unsat; several give a table.",
+        help="Decide a property of RUN, an ONNX network: sat, with a point, or unsat; several "
+        "give a table.",
     ),
 )
 
 _OF_PROPERTIES = ("runs", "properties", "time_limit", "seed", "json_file", "overwrite")
 
 
-@shared.command("tnn-certify")
+@shared.command(
+    "tnn-certify",
+    main=("eps", "method", "json_file"),
+    examples=(
+        "tnn-certify runs/first --eps 1/255,2/255 --n 200",
+        "tnn-certify net.onnx --vnnlib property.vnnlib --time-limit 60",
+    ),
+)
 @_subjects.subjects
-@shared.options(_THREAT, _METHOD, _subjects.examples, _REPORT, _PROPERTY)
+@shared.options(shared.threat, _METHOD, _subjects.examples, _REPORT, _PROPERTY)
 def main(
     properties: tuple[Path, ...],
     json_file: Path | None,
@@ -70,7 +94,9 @@ def main(
     resume: bool,
     **given: Any,
 ) -> None:
-    """Certify the decisions of a run directory's network, or of a torch Sequential.
+    """Certify which decisions no perturbation changes.
+
+    RUN is a run directory, or --model a torch Sequential.
 
     Prints how many examples are certified (no perturbation of the threat changes
     the decision), broken (one does) and unknown, with a 95 % interval of the

@@ -33,78 +33,117 @@ LC = {"lc_steps": "steps", "lc_mu": "mu0", "lc_growth": "growth", "lc_tolerance"
 
 _SIZE = shared.heading(
     "Size",
-    click.option("--rank", type=shared.WHOLE_NUMBERS, help="Tubal rank: one, or one a layer."),
+    click.option(
+        "--rank", type=shared.WHOLE_NUMBERS, help="Cut to this tubal rank: one, or one a layer."
+    ),
     click.option("--energy", type=float, help="Keep this share of each layer's squared F-norm."),
     click.option("--tolerance", type=float, help="Drop at most this F-norm of each layer."),
     click.option(
-        "--params", type=shared.AMOUNT, help="Keep at most so many: 0.25 of them, or 20k."
+        "--params",
+        type=shared.AMOUNT,
+        help="Keep so many parameters: a share 0.25 of them, or 20k.",
     ),
-    click.option("--flops", type=shared.AMOUNT, help="The same of operations per example."),
-    click.option("--bytes", type=shared.AMOUNT, help="The same of bytes on disk."),
-    click.option("--alpha", type=float, help="Of lc: the loss that a parameter is worth."),
+    click.option(
+        "--flops", type=shared.AMOUNT, help="Keep so many operations an example: a share, or 20k."
+    ),
+    click.option(
+        "--bytes", type=shared.AMOUNT, help="Keep so many bytes on disk: a share, or 20k."
+    ),
+    click.option("--alpha", type=float, help="Value a parameter at this loss; of lc."),
 )
 _METHOD = shared.heading(
     "Method",
     click.option(
         "--method",
         metavar="NAME",
-        help=f"{', '.join(choices.COMPRESSIONS)}.  [default: by the size]",
+        help=f"Choose ranks by {', '.join(choices.COMPRESSIONS)}.  [default: by the size]",
     ),
-    click.option("--granularity", metavar="NAME", help="Ranks for each face, or one a layer."),
+    click.option(
+        "--granularity",
+        metavar="NAME",
+        help=f"Choose ranks for each {' or '.join(choices.GRANULARITIES)}.  [default: the "
+        "method's]",
+    ),
     click.option("--whiten", is_flag=True, help="Weigh by the inputs that occur in training data."),
-    click.option("--second-order", is_flag=True, help="Of sensitivity: add the Gauss-Newton term."),
-    click.option("--dtype", metavar="NAME", help=f"Store as {', '.join(choices.STORAGE)}."),
+    click.option("--second-order", is_flag=True, help="Add the Gauss-Newton term; of sensitivity."),
+    click.option(
+        "--dtype",
+        metavar="NAME",
+        help=f"Store as {', '.join(choices.STORAGE)}.  [default: as the run]",
+    ),
     click.option(
         "--densify", is_flag=True, help="Store every layer as faces, with or without a rule."
     ),
 )
 _TRAINING = shared.heading(
     "Training",
-    click.option("--finetune", type=int, default=0, help="Epochs of training on the factors."),
-    click.option("--lr", type=float, help="Of the fine-tuning.  [default: the run's]"),
+    click.option("--finetune", type=int, default=0, help="Train the factors for so many epochs."),
     click.option(
-        "--distill", type=float, default=0.0, help="Weight of the original's scores in it."
+        "--lr", type=float, help="Train them at this learning rate.  [default: the run's]"
     ),
     click.option(
-        "--conditioning", type=float, default=0.0, help="Weight of equal singular values."
+        "--distill", type=float, default=0.0, help="Learn the original's scores, so weighed."
     ),
-    click.option("--lc-steps", type=int, default=10, help="Epochs of training, at most."),
-    click.option("--lc-mu", type=float, default=1e-3, help="The first pull to the factors."),
-    click.option("--lc-growth", type=float, default=2.0, help="Of the pull, an epoch."),
-    click.option("--lc-tolerance", type=float, default=0.01, help="Distance at which it ends."),
-    click.option("--theta", type=float, default=0.0, help="Of dynamic: tails a face drops."),
+    click.option(
+        "--conditioning", type=float, default=0.0, help="Even out singular values, so weighed."
+    ),
+    click.option("--lc-steps", type=int, default=10, help="Train lc for so many epochs at most."),
+    click.option("--lc-mu", type=float, default=1e-3, help="Pull to the factors so at first."),
+    click.option("--lc-growth", type=float, default=2.0, help="Multiply the pull an epoch."),
+    click.option(
+        "--lc-tolerance", type=float, default=0.01, help="End lc at this relative distance."
+    ),
+    click.option("--theta", type=float, default=0.0, help="Drop such tails of faces; of dynamic."),
 )
 _SWEEP = shared.heading(
     "Many sizes",
     click.option(
-        "--sweep", metavar="SIZES", help="A row a size: ranks 1,2,4 or shares 0.05:1:0.05."
+        "--sweep",
+        metavar="SIZES",
+        help="Compress to many sizes, a row each: ranks 1,2,4 or shares 0.05:1:0.05.",
     ),
     click.option(
         "--parent",
         type=shared.NAMES,
         is_flag=False,
         flag_value=",".join(choices.PARENTS),
-        help="Of --sweep: networks of as many parameters beside each.  [alone: all of these]",
+        help="Set networks of as many parameters beside each row.  [alone: all of these]",
     ),
-    click.option("--resume", is_flag=True, help="Of --sweep: go on at the row it was on."),
+    shared.resuming("an interrupted --sweep"),
+)
+_OUTPUT = shared.heading(
+    "Output",
+    click.option("--out", type=shared.RESULT, required=True, help="Write the new run there."),
+    click.option("--overwrite", is_flag=True, help="Replace what is in it."),
+    shared.json_option,
     click.option(
-        "--csv", "csv_file", type=shared.RESULT, help="Of --sweep: the table, a line a row."
+        "--csv", "csv_file", type=shared.RESULT, help="Write the table of --sweep, a line a row."
     ),
-    click.option("--figure", type=shared.RESULT, help="Of --sweep: a .png, .svg or .pdf file."),
+    click.option(
+        "--figure", type=shared.RESULT, help="Draw --sweep there: a .png, .svg or .pdf file."
+    ),
 )
 
 
-@shared.command("tnn-compress")
+@shared.command(
+    "tnn-compress",
+    main=("rank", "sweep", "out"),
+    examples=(
+        "tnn-compress runs/first --rank 4 --out runs/small",
+        "tnn-compress runs/first --sweep 1,2,4,8 --figure ranks.svg --out runs/ranks",
+    ),
+)
 @click.argument("run", type=shared.OUT)
 @_SIZE
 @_METHOD
 @_TRAINING
 @shared.attacking
-@click.option("--seed", type=shared.SEED, default=0)
-@click.option("--out", type=shared.RESULT, required=True, help="The new run directory.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@shared.json_option
+@click.option(
+    "--seed", type=shared.SEED, default=0, help="Draw examples, attacks and batches by this."
+)
+@shared.suite
 @_SWEEP
+@_OUTPUT
 def main(
     json_file: Path | None,
     sweep: str | None,
@@ -114,7 +153,7 @@ def main(
     figure: Path | None,
     **given: Any,
 ) -> None:
-    """Compress the network of a run directory by truncating its t-SVD.
+    """Compress a network by truncating its t-SVD.
 
     Give one size: --rank, --energy, --tolerance, --params, --flops or --bytes; or many
     with --sweep, tubal ranks or, for another --method, shares of its size.
@@ -130,6 +169,8 @@ def main(
 
     from tnn_robust_cli._rank_sweep import sweep_sizes
 
+    if given["suite"] is not None:
+        raise InputError("--suite is of one size: --sweep takes --attack")
     sweep_sizes(
         _request(given),
         sweep,
@@ -161,7 +202,7 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     from tnn_robust.compression.compress_run import compress_run
     from tnn_robust.compression.rules import make_rule
     from tnn_robust.models.checkpoint import FILE_NAME
-    from tnn_robust.reporting.compression import compression_tables
+    from tnn_robust.reporting.compression import compression_notes, compression_tables
 
     request = _request(given)
     without = not any(asked.values()) and (request.densify or request.dtype is not None)
@@ -171,8 +212,7 @@ def _one_size(given: dict[str, Any], asked: dict[str, Any], json_file: Path | No
     files = [] if json_file is None else [(json_file, kinds)]
     with _results.writing(files, overwrite=request.overwrite, out=request.out):
         report = _render.follow(compress_run(request))
-        lines = [report.note] if report.note else []
-        lines.append(_results.saved(request.out, FILE_NAME))
+        lines = [*compression_notes(report), _results.saved(request.out, FILE_NAME)]
         _render.deliver(report.to_json(), json_file, compression_tables(report), lines)
 
 

@@ -10,20 +10,38 @@ from tnn_robust_cli import _subjects
 from tnn_robust.base.errors import InputError
 
 
-@shared.command("tnn-export")
+@shared.command(
+    "tnn-export",
+    main=("onnx_file", "folder", "eps"),
+    examples=(
+        "tnn-export runs/first --onnx first.onnx",
+        "tnn-export runs/first --onnx first.onnx --vnnlib properties --eps 1/255",
+    ),
+)
 @_subjects.subjects
 @shared.options(
-    shared.heading("Threat", shared.threat, shared.eps_unit),
+    shared.threat,
+    shared.eps_unit,
     _subjects.examples,
     shared.heading(
-        "Files",
-        click.option("--onnx", "onnx_file", type=shared.OUT, required=True, help="Of the network."),
-        click.option("--vnnlib", "folder", type=shared.OUT, help="A folder for the properties."),
+        "Output",
+        click.option(
+            "--onnx",
+            "onnx_file",
+            type=shared.OUT,
+            required=True,
+            help="Write the network there, a .onnx file.",
+        ),
+        click.option(
+            "--vnnlib", "folder", type=shared.OUT, help="Write the properties to this folder."
+        ),
         shared.overwriting,
     ),
 )
 def main(onnx_file: Path, folder: Path | None, overwrite: bool, **given: Any) -> None:
-    """Write the network of a run as ONNX, and properties that other verifiers decide.
+    """Write a network as ONNX and its robustness as VNN-LIB.
+
+    Other verifiers decide these properties.
 
     The layers become dense matrices, with a bias each. A property asks for a
     perturbation of one example (the first ten unless you say more) that changes

@@ -16,19 +16,32 @@ if TYPE_CHECKING:
 POINTS = ".safetensors"
 
 
-@shared.command("tnn-report")
+@shared.command(
+    "tnn-report",
+    main=("html", "figure", "card"),
+    examples=(
+        "tnn-report report.json curve.json --html report.html",
+        "tnn-report adv.safetensors --picture gallery --figure gallery.png",
+    ),
+)
 @click.argument("files", nargs=-1, required=True, type=shared.OUT)
-@click.option("--html", type=shared.RESULT, help="Write all reports as one page, e.g. report.html.")
+@click.option("--html", type=shared.RESULT, help="Write all reports as one page: report.html.")
 @click.option("--figure", type=shared.RESULT, help="Draw one picture: a .png, .svg or .pdf file.")
 @click.option(
     "--picture",
     metavar="NAME",
-    help="Which picture --figure draws: accuracy, spectra, curve, sweep or gallery. "
-    "Default: the report's first.",
+    help="Choose what --figure draws: accuracy, spectra, curve, sweep or gallery.  [default: the "
+    "report's first]",
 )
-@click.option("--card", type=shared.RESULT, help="Write a model card in Markdown, e.g. card.md.")
-@click.option("--title", help="Of the page.  [default: the names of the files]")
-@click.option("--data-dir", metavar="DIR", help="Where the data of a gallery are.")
+@click.option("--card", type=shared.RESULT, help="Write a model card in Markdown: card.md.")
+@shared.heading(
+    "Output",
+    click.option("--title", help="Give the page this title.  [default: the files']"),
+)
+@shared.heading(
+    "Data",
+    click.option("--data-dir", metavar="DIR", help="Look for the data of a gallery there first."),
+)
 @shared.overwriting
 def main(
     files: tuple[Path, ...],
@@ -40,13 +53,10 @@ def main(
     data_dir: str | None,
     overwrite: bool,
 ) -> None:
-    """Show reports that were saved with --json, as the command showed them or as a page.
+    """Show saved reports as tables, a page, a picture or a card.
 
     FILES are .json reports of any command, or the .safetensors file of --save-adv, whose
     adversarial examples are then drawn too. Without an option the tables are printed.
-
-    Examples: tnn-report r.json --html report.html, or
-    tnn-report adv.safetensors --picture gallery --figure gallery.png.
     """
     if figure is not None and figure.suffix not in choices.FIGURES:
         raise InputError(f"--figure is a .png, .svg or .pdf file, got {figure}")
@@ -68,7 +78,7 @@ def main(
         if card is not None:
             model_card(card, sections)
         if html is not None:
-            write_page(html, sections, title or ", ".join(one.title for one in sections))
+            write_page(html, sections, title or _page_title(sections))
     if wanted:
         _render.show_lines([f"Saved in {', '.join(str(path) for path, _ in wanted)}."])
         return
@@ -76,6 +86,10 @@ def main(
         _render.show_lines(["", *one.summary, ""])
         _render.show_tables(one.tables)
         _render.show_lines(one.notes)
+
+
+def _page_title(sections: "list[Section]") -> str:
+    return f"Robustness report: {', '.join(one.title for one in sections)}"
 
 
 def _section(path: Path, data_dir: str | None) -> "Section":

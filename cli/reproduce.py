@@ -19,50 +19,99 @@ if TYPE_CHECKING:
 ENGINES = ("processes", "dask")
 
 
-@shared.command("tnn-reproduce")
-@click.argument("experiment", metavar="|".join((*EXPERIMENTS, *STUDIES)))
-@click.option("--corrected", is_flag=True, help="The paper's text done right; the default.")
-@click.option("--as-published", "published", is_flag=True, help="All departures of the demo.")
-@click.option(
-    "--with",
-    "departures",
-    multiple=True,
-    metavar="DEPARTURE",
-    help=f"One of them alone, repeatable: {', '.join(DEPARTURES)}.",
+_EXPERIMENT = shared.heading(
+    "Experiment",
+    click.option(
+        "--corrected", is_flag=True, help="Do what the paper's text says.  [default: this]"
+    ),
+    click.option(
+        "--as-published", "published", is_flag=True, help="Make all departures of the demo."
+    ),
+    click.option(
+        "--with",
+        "departures",
+        multiple=True,
+        metavar="DEPARTURE",
+        help=f"Make one of them alone, repeatable: {', '.join(DEPARTURES)}.",
+    ),
+    click.option("--scale", default="full", help=f"Run at the size {', '.join(SCALES)}."),
+    click.option(
+        "--seeds", type=click.IntRange(min=1), help="Repeat so often.  [default: by scale]"
+    ),
+    click.option(
+        "--ranks",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these ranks of a1 and rank; 0 is unfactorised.  [default: by scale]",
+    ),
+    click.option(
+        "--sizes",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these numbers N of examples of a1.  [default: by scale]",
+    ),
+    click.option(
+        "--match", default="epochs", help=f"Give each N of a1 equal: {', '.join(MATCHES)}."
+    ),
+    click.option(
+        "--widths",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these widths D of a2, a3 and flow.  [default: by scale]",
+    ),
+    click.option(
+        "--layers",
+        type=shared.WHOLE_NUMBERS,
+        help="Take these numbers of t-layers of flow.  [default: by scale]",
+    ),
+    click.option(
+        "--epochs",
+        type=click.IntRange(min=1),
+        help="Train for so many; of flow steps.  [default: by scale]",
+    ),
+    click.option("--lr", type=float, help="Train at this rate.  [default: the paper's]"),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Take so many examples a step.  [default: a1 50, a2 and a3 80; flow all]",
+    ),
+    click.option(
+        "--norm-bound", type=float, default=NORM_BOUND, help="Bound each layer's F-norm of a1 so."
+    ),
 )
-@click.option("--scale", default="full", help=f"{', '.join(SCALES)}.")
+
+
+@shared.command(
+    "tnn-reproduce",
+    main=("scale", "dataset", "out"),
+    examples=(
+        "tnn-reproduce a1 --scale smoke --dataset digits --out runs/a1-smoke",
+        "tnn-reproduce a2 --as-published --jobs 2 --out runs/a2",
+    ),
+)
+@click.argument("experiment", metavar="|".join((*EXPERIMENTS, *STUDIES)))
+@_EXPERIMENT
 @click.option(
     "--dataset",
-    help="mnist or digits, classes 3 and 7; of rank, transform and twin several, by commas.  "
-    "[default: mnist; by scale]",
+    help="Use the classes 3 and 7 of mnist or digits; of rank, transform and twin several, by "
+    "commas.  [default: mnist; by scale]",
 )
-@click.option("--seeds", type=click.IntRange(min=1), help="How many.  [default: by scale]")
-@click.option("--ranks", type=shared.WHOLE_NUMBERS, help="Of a1, rank; 0: unfactorised layers.")
-@click.option("--sizes", type=shared.WHOLE_NUMBERS, help="Of a1: numbers of examples N.")
-@click.option("--match", default="epochs", help=f"Of a1, for each N equal: {', '.join(MATCHES)}.")
-@click.option("--widths", type=shared.WHOLE_NUMBERS, help="Of a2, a3 and flow: D.")
-@click.option("--layers", type=shared.WHOLE_NUMBERS, help="Of flow: numbers of t-layers.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Of flow: steps.  [default: by scale]")
-@click.option("--lr", type=float, help="[default: that of the paper]")
+@click.option("--engine", default="processes", help="Share the work by processes or dask.")
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), help="[default: a1 50, a2 and a3 80; flow: all]"
-)
-@click.option("--norm-bound", type=float, default=NORM_BOUND, help="Of a1, on each layer.")
-@click.option("--engine", default="processes", help="processes, dask.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), help="Processes.  [default: 1; of dask one a core]"
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Start so many processes.  [default: 1; of dask one a core]",
 )
 @shared.scheduler
 @shared.device
 @shared.data_place
-@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
+@shared.resuming("an interrupted run of these options")
+@click.option("--out", type=shared.RESULT, required=True, help="Write what is found there.")
+@shared.heading("Output", click.option("--overwrite", is_flag=True, help="Replace what is in it."))
 def main(out: Path, **given: Any) -> None:
-    """Rerun an experiment of arXiv 2303.00196: a1 gap against rank and N, a2 implicit bias,
-    a3 the explicit regulariser; flow is a2 by gradient flow, beside a control. Three more put
-    questions that it leaves: does low tubal rank help certified robustness (rank), does the
-    transform matter (transform), does the t-product beat a dense network (twin)?
+    """Rerun an experiment of the paper, arXiv 2303.00196.
+
+    a1: gap against rank and N; a2: implicit bias; a3: the explicit regulariser; flow: a2 by
+    gradient flow, beside a control. Three more put questions that the paper leaves. rank: does
+    low tubal rank help certified robustness? transform: does the transform matter? twin: does
+    the t-product beat a dense network?
 
     Writes records.jsonl (a line a cell), table.md, table.csv, figures and verdicts.json,
     and ends with a verdict per claim of the paper, computed from the records.

@@ -6,24 +6,34 @@ from typing import TYPE_CHECKING, Any
 import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
+from tnn_robust_cli._origin import with_origin
 
 if TYPE_CHECKING:
     from tnn_robust.base.parallel import Failed
     from tnn_robust.experiments.grid_run import GridRequest
 
 
-@shared.command("tnn-sweep")
+@shared.command(
+    "tnn-sweep",
+    main=("workers", "resume", "out"),
+    examples=(
+        "tnn-sweep docs/examples/digits.toml --out runs/sweep",
+        "tnn-sweep docs/examples/digits.toml --workers 2 --resume --out runs/sweep",
+    ),
+)
 @click.argument("spec", type=shared.OUT)
-@click.option("--out", type=shared.RESULT, required=True, help="Directory of what is found.")
+@click.option("--out", type=shared.RESULT, required=True, help="Write what is found there.")
 @shared.scheduler
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Processes of the embedded cluster.  [default: one a core]",
+    help="Start so many processes.  [default: one a core]",
 )
-@click.option("--yes", is_flag=True, help="Also more than a million cells.")
-@click.option("--keep", is_flag=True, help="Keep the networks, in OUT/networks.")
-@click.option("--resume", is_flag=True, help="Go on in OUT, also with a spec that has grown.")
+@click.option("--yes", is_flag=True, help="Run more than a million cells too.")
+@shared.heading(
+    "Output", click.option("--keep", is_flag=True, help="Keep the networks, in OUT/networks.")
+)
+@shared.resuming("what is in OUT, also where SPEC has grown")
 @shared.device
 @shared.data_place
 def main(spec: Path, out: Path, **given: Any) -> None:
@@ -60,7 +70,7 @@ def main(spec: Path, out: Path, **given: Any) -> None:
     records = summary.watch(read_cells(out, grid))
     write_lines(out / "cells.csv", csv_lines(list(grid.swept), records))
     report = summary.report()
-    write_json(out / "summary.json", report.to_json())
+    write_json(out / "summary.json", with_origin(report.to_json()))
 
     from tnn_robust_cli import _render
 

@@ -23,6 +23,12 @@ COMMANDS = (
     "reproduce",
 )
 
+NEXT = """\
+Begin with: tnn train --out runs/first        about a minute, on digits
+Then:       tnn attack runs/first --json r.json
+And:        tnn report r.json --html r.html    open it in a browser
+Each command explains its options and shows examples: tnn train --help"""
+
 
 class _Group(click.Group):
     """Commands that are imported when they are asked for."""
@@ -56,12 +62,9 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="tnn")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Train, attack and compress tensor neural networks, and say how robust they are.
-
-    Begin with: tnn train --out runs/first, then tnn attack runs/first.
-    """
+    """Train, attack and compress tensor neural networks, and say how robust they are."""
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        click.echo(f"{ctx.get_help()}\n\n{NEXT}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
 
 from tnn_robust.base import choices
-from tnn_robust.base.errors import InputError
+from tnn_robust.base.errors import InputError, unknown_choice
 from tnn_robust.base.threat import Eps
 from tnn_robust.data.spec import MACHINE_SPECIFIC
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tnn_robust.base.progress import Steps
     from tnn_robust.training.certified_settings import CertifiedSettings
     from tnn_robust.training.gradient_flow import FlowSettings
+    from tnn_robust.training.results import EpochRecord, StackedEpoch
     from tnn_robust.training.run import TrainRequest
     from tnn_robust.training.run_state import TrainRun
     from tnn_robust.training.settings import TrainSettings
@@ -27,72 +28,162 @@ def _lists(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
-NETWORK = shared.options(
-    click.option("--layers", type=click.IntRange(min=1), default=3, help="Number of t-layers."),
-    click.option("--width", type=shared.WHOLE_NUMBERS, default="32", help="One, or one a layer."),
-    click.option("--rank", type=shared.WHOLE_NUMBERS, help="Tubal rank.  [default: dense layers]"),
-    click.option("--transform", default="dct", help=_lists(choices.TRANSFORMS) + "."),
-    click.option("--activation", default="relu", help=_lists(choices.ACTIVATIONS) + "."),
-    click.option("--bias", is_flag=True, help="Of every layer and the head; not in the paper."),
+NETWORK = shared.heading(
+    "Network",
+    click.option("--layers", type=click.IntRange(min=1), default=3, help="Build so many t-layers."),
+    click.option(
+        "--width", type=shared.WHOLE_NUMBERS, default="32", help="Make them so wide: one, or each."
+    ),
+    click.option(
+        "--rank",
+        type=shared.WHOLE_NUMBERS,
+        help="Factorise them at this tubal rank: one, or each.  [default: dense layers]",
+    ),
+    click.option(
+        "--transform",
+        metavar="NAME",
+        default="dct",
+        help=f"Multiply in this transform's domain: {_lists(choices.TRANSFORMS)}.",
+    ),
+    click.option(
+        "--activation",
+        metavar="NAME",
+        default="relu",
+        help=f"Put this between the layers: {_lists(choices.ACTIVATIONS)}.",
+    ),
+    click.option(
+        "--bias", is_flag=True, help="Give every layer and the head a bias; the paper has none."
+    ),
     click.option("--orthogonal", is_flag=True, help="Keep every layer 1-Lipschitz in l2 (Cayley)."),
 )
 
-_ATTACK = shared.options(
-    click.option("--attack", default="pgd", help=f"none, {_lists(choices.TRAINING_ATTACKS)}."),
-    click.option("--norm", help=f"Of pgd: {_lists(choices.NORMS)}.  [default: linf]"),
-    click.option("--eps", type=shared.ONE_EPS, default="8/255"),
+_ATTACK = shared.heading(
+    "Attack",
+    click.option(
+        "--attack",
+        metavar="NAME",
+        default="pgd",
+        help=f"Train against none, {_lists(choices.TRAINING_ATTACKS)}.",
+    ),
+    click.option(
+        "--norm",
+        metavar="NORM",
+        help=f"Measure the perturbations of pgd in {_lists(choices.NORMS)}.  [default: linf]",
+    ),
+    click.option(
+        "--eps",
+        type=shared.ONE_EPS,
+        default="8/255",
+        help="Allow perturbations of this size, of data scaled to [0, 1].",
+    ),
     shared.eps_unit,
-    click.option("--steps", type=int, help="Of pgd.  [default: 10]"),
-    click.option("--step-size", type=float, help="Of pgd.  [default: 2.5 eps / steps]"),
-    click.option("--channels", help="START:STOP, the only ones perturbed."),
-    click.option("--faces", help="START:STOP of the transform, the only ones perturbed."),
+    click.option("--steps", type=int, help="Take so many steps of pgd.  [default: 10]"),
+    click.option(
+        "--step-size",
+        type=float,
+        help="Move pgd so far in a step, in the unit of eps.  [default: 2.5 eps / steps]",
+    ),
+    click.option("--channels", metavar="START:STOP", help="Perturb these channels alone."),
+    click.option(
+        "--faces", metavar="START:STOP", help="Perturb these faces of the transform alone."
+    ),
 )
 
-_TRAINING = shared.options(
+_TRAINING = shared.heading(
+    "Training",
     click.option(
         "--objective",
+        metavar="NAME",
         default="adversarial",
-        help=f"What is minimised: {_lists(choices.OBJECTIVES)}.",
+        help=f"Minimise this: {_lists(choices.OBJECTIVES)}.",
     ),
-    click.option("--beta", type=float, help="Of trades and mart.  [default: 6 and 5]"),
-    click.option("--margin", type=float, help="Of hinge.  [default: 1]"),
-    click.option("--replays", type=int, help="Of free: steps a batch.  [default: 4]"),
-    click.option("--awp", type=float, default=0.0, help="Weight perturbation, such as 0.005."),
-    click.option("--epochs", type=int, default=20),
-    click.option("--batch-size", type=int, default=64),
-    click.option("--lr", type=float, default=1e-3),
-    click.option("--schedule", default="constant", help=f"Of lr: {_lists(choices.SCHEDULES)}."),
-    click.option("--warmup", type=float, default=0.0, help="Epochs in which lr rises from 0."),
-    click.option("--optimizer", default="adam", help=f"{_lists(choices.OPTIMIZERS)}."),
-    click.option("--momentum", type=float, default=0.0, help="Of sgd."),
-    click.option("--weight-decay", type=float, default=0.0),
-    click.option("--loss", default="cross-entropy", help="cross-entropy, logistic, exponential."),
-    click.option("--label-smoothing", type=float, default=0.0, help="A share, such as 0.1."),
-    click.option("--ema", type=float, default=0.0, help="Decay of averaged weights, which count."),
-    click.option("--norm-bound", type=float, help="Keep every ||W_l||_F and ||w|| at most so."),
-    click.option("--norm-penalty", type=float, default=0.0, help="Softly, with this weight."),
+    click.option("--beta", type=float, help="Weigh the KL of trades, mart so.  [default: 6, 5]"),
+    click.option("--margin", type=float, help="Ask this margin of hinge.  [default: 1]"),
+    click.option("--replays", type=int, help="Take so many steps a batch of free.  [default: 4]"),
+    click.option(
+        "--awp", type=float, default=0.0, help="Perturb the weights by this share, such as 0.005."
+    ),
+    click.option("--epochs", type=int, default=20, help="Go through the examples so often."),
+    click.option("--batch-size", type=int, default=64, help="Take so many examples a step."),
+    click.option("--lr", type=float, default=1e-3, help="Set the learning rate."),
+    click.option(
+        "--schedule",
+        metavar="NAME",
+        default="constant",
+        help=f"Change the rate so: {_lists(choices.SCHEDULES)}.",
+    ),
+    click.option(
+        "--warmup", type=float, default=0.0, help="Let the rate rise from 0 in so many epochs."
+    ),
+    click.option("--optimizer", default="adam", help=f"Descend by {_lists(choices.OPTIMIZERS)}."),
+    click.option("--momentum", type=float, default=0.0, help="Give sgd this momentum."),
+    click.option("--weight-decay", type=float, default=0.0, help="Decay the weights by this."),
+    click.option(
+        "--loss",
+        default="cross-entropy",
+        help=f"Take this loss of an example: {_lists(choices.TRAINING_LOSSES)}.",
+    ),
+    click.option(
+        "--label-smoothing",
+        type=float,
+        default=0.0,
+        help="Spread this share of a label over all classes, such as 0.1.",
+    ),
+    click.option(
+        "--ema",
+        type=float,
+        default=0.0,
+        help="Average the weights with this decay; the average counts.",
+    ),
+    click.option(
+        "--norm-bound",
+        type=float,
+        help="Keep every ||W_l||_F and ||w|| at most so.  [default: free]",
+    ),
+    click.option(
+        "--norm-penalty",
+        type=float,
+        default=0.0,
+        help="Keep them so softly, by a penalty of this weight.",
+    ),
     click.option(
         "--matmul-precision",
         default=choices.MATMUL_PRECISIONS[0],
-        help=f"Of training steps: {_lists(choices.MATMUL_PRECISIONS)} (high is TF32 on a GPU).",
+        help=f"Multiply in {_lists(choices.MATMUL_PRECISIONS)} precision (high is TF32 on a GPU).",
     ),
-    click.option("--nuclear", type=float, default=0.0, help="Weight of the tubal nuclear norm."),
+    click.option(
+        "--nuclear",
+        type=float,
+        default=0.0,
+        help="Penalise the tubal nuclear norm with this weight.",
+    ),
 )
 
-_CERTIFIED = shared.options(
+_CERTIFIED = shared.heading(
+    "Certified training",
     click.option(
         "--certified",
-        help=f"Train by a loss of bounds: {_lists(choices.CERTIFIED_TRAINING)}.",
+        metavar="NAME",
+        help=f"Train by a loss of bounds: {_lists(choices.CERTIFIED_TRAINING)}.  [default: none]",
     ),
-    click.option("--ramp-start", type=int, default=0, help="Epochs with eps 0."),
-    click.option("--ramp", type=int, default=0, help="Epochs after them in which eps rises."),
-    click.option("--bound-weight", type=float, default=1.0, help="Share of the bounds' loss."),
-    click.option("--weight-ramp", type=int, default=0, help="Epochs in which it rises from 0."),
-    click.option("--regularise", type=float, default=0.5, help="Weight, while eps rises."),
-    click.option("--box", type=float, default=0.4, help="Of sabr: its boxes' share of eps."),
+    click.option("--ramp-start", type=int, default=0, help="Keep eps at 0 for so many epochs."),
+    click.option("--ramp", type=int, default=0, help="Let eps rise in so many epochs after them."),
+    click.option(
+        "--bound-weight", type=float, default=1.0, help="Give the bounds' loss this share."
+    ),
+    click.option(
+        "--weight-ramp", type=int, default=0, help="Let the share rise from 0 in so many epochs."
+    ),
+    click.option(
+        "--regularise", type=float, default=0.5, help="Regularise so strongly while eps rises."
+    ),
+    click.option(
+        "--box", type=float, default=0.4, help="Give the boxes of sabr this share of eps."
+    ),
 )
 
-_VALIDATION = shared.options(
+_VALIDATION = shared.heading(
+    "Validation",
     click.option(
         "--validate",
         type=float,
@@ -109,15 +200,23 @@ _VALIDATION = shared.options(
     ),
 )
 
-_FLOW = shared.options(
-    click.option("--gradient-flow", is_flag=True, help="Full batch, float64, of log-risk."),
-    click.option("--flow-steps", type=int, default=10_000, help="Of gradient flow, at most."),
-    click.option("--until-log-risk", type=float, default=-500.0, help="Where the flow ends."),
-    click.option("--ode", help=f"Solve the flow: {_lists(choices.ODE_SOLVERS)}."),
+_FLOW = shared.heading(
+    "Gradient flow",
+    click.option(
+        "--gradient-flow", is_flag=True, help="Follow the flow of log-risk: full batch, float64."
+    ),
+    click.option("--flow-steps", type=int, default=10_000, help="End after so many steps."),
+    click.option(
+        "--until-log-risk", type=float, default=-500.0, help="End where the log-risk is so low."
+    ),
+    click.option(
+        "--ode",
+        help=f"Solve the flow by {_lists(choices.ODE_SOLVERS)}.  [default: Lyu-Li controller]",
+    ),
     click.option(
         "--hold-drift",
         type=float,
-        help="Of the growth of ||W||^2, the most that the flow's conserved quantities may drift.",
+        help="Let what the flow conserves drift by this share of the growth of ||W||^2, at most.",
     ),
     click.option(
         "--track",
@@ -160,30 +259,51 @@ _OF_REQUEST = ("transform", "seed", "device", "overwrite", "resume", "track", "e
 _OF_FLOW = ("flow_steps", "until_log_risk", "ode", "hold_drift")
 
 
-@shared.command("tnn-train", shared=True)
+@shared.command(
+    "tnn-train",
+    shared=True,
+    main=("dataset", "eps", "out"),
+    examples=(
+        "tnn-train --out runs/first",
+        "tnn-train --dataset mnist --classes 3,7 --rank 4 --attack fgsm --eps 20/255 \\\n"
+        "    --epochs 10 --out runs/digits37",
+    ),
+)
 @shared.options(
     *(shared.data_set, shared.data_place, NETWORK, _ATTACK, _TRAINING),
     *(_CERTIFIED, _VALIDATION, _FLOW),
 )
-@click.option("--seed", type=shared.SEED, default=0)
+@click.option(
+    "--seed", type=shared.SEED, default=0, help="Draw weights, batches and attacks by this."
+)
 @click.option(
     "--seeds",
     type=shared.SEEDS,
-    help="0:20 or 1,5: a network each, trained side by side, into OUT/seed-0, ...",
+    help="Train a network each side by side, 0:20 or 1,5, into OUT/seed-0, ...",
 )
 @shared.device
-@click.option("--out", type=shared.RESULT, required=True, help="The run directory.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in it.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of these options.")
-def main(out: Path, **given: Any) -> None:
-    """Train a t-NN, on clean or adversarial examples, into a run directory.
+@shared.resuming("an interrupted run of these options")
+@click.option("--out", type=shared.RESULT, required=True, help="Write the run directory there.")
+@shared.heading(
+    "Output",
+    click.option("--overwrite", is_flag=True, help="Replace what is in it."),
+    click.option(
+        "--tensorboard",
+        type=shared.RESULT,
+        metavar="DIR",
+        help="Write the numbers of every epoch there, for TensorBoard.",
+    ),
+)
+def main(out: Path, tensorboard: Path | None, **given: Any) -> None:
+    """Train a t-NN on clean or adversarial examples.
 
-    The directory gets model.safetensors (usable after every epoch),
+    The run directory gets model.safetensors (usable after every epoch),
     training.safetensors (to resume from) and metrics.jsonl (a line an epoch, of
     gradient flow one every 100 steps). Where held-back examples select another
     epoch than the last, last.safetensors has the last one's network.
     """
     seeds = _seeds(given)
+    _check(given)
     flow = given["gradient_flow"]
     _refuse_given(_OF_BATCHES if flow else _OF_FLOW, flow)
     if given["certified"] is None:
@@ -192,10 +312,20 @@ def main(out: Path, **given: Any) -> None:
         raise InputError("--seeds trains side by side: it takes no --gradient-flow and --track")
     request = _request(out, given)
     if flow:
+        if tensorboard is not None:
+            raise InputError("--tensorboard has the scalars of epochs: not with --gradient-flow")
         shared.refuse_processes("--gradient-flow")
         _flow(request)
     else:
-        _epochs(request, seeds)
+        _epochs(request, seeds, tensorboard)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Refuse what would be ignored, or be said of another option."""
+    if given["loss"] not in choices.TRAINING_LOSSES:
+        raise unknown_choice("training loss", given["loss"], choices.TRAINING_LOSSES, field="loss")
+    if given["momentum"] and given["optimizer"] == "adam":
+        raise InputError("adam takes no momentum: leave it out or use sgd", field="momentum")
 
 
 def _refuse_given(names: tuple[str, ...], flow: bool) -> None:
@@ -253,11 +383,15 @@ def _flow_lines(last: "FlowRecord | None", request: "TrainRequest") -> list[str]
     return lines
 
 
-def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
+def _epochs(
+    request: "TrainRequest", seeds: tuple[int, ...] | None, tensorboard: Path | None
+) -> None:
     from tnn_robust_cli import _render
+    from tnn_robust_cli._tensorboard import scalars
 
     from tnn_robust.base.team import joined
     from tnn_robust.models.checkpoint import FILE_NAME
+    from tnn_robust.training.results import guess_note
     from tnn_robust.training.run import open_run, train_steps
     from tnn_robust.training.run_state import STATE
     from tnn_robust.training.seeds import open_seeds, train_seeds
@@ -272,16 +406,32 @@ def _epochs(request: "TrainRequest", seeds: tuple[int, ...] | None) -> None:
             runs = open_seeds(request, seeds, team)
             steps = train_seeds(request.out, runs, team)
         _render.show_lines(_start_lines(runs[0], seeds, request.track))
-        found = _render.follow(steps)
+        labels = runs[0].dataset.test.y
+        with scalars(tensorboard) as also:
+            found = _render.follow(steps, also)
         notes = [
             f"Seed {run.seed}: {note}" if seeds else note for run in runs for note in run.notes
         ]
         del runs, steps  # the networks go before the team does
     epochs = getattr(request.settings, "epochs", 0)
     last = found[-1].text(epochs) if found else "Nothing left to train."
+    ends = _last_records(found[-1], seeds) if found else []
+    notes += [f"{who}{note}" for who, one in ends if (note := guess_note(one, labels))]
     folders = [""] if seeds is None else [f"seed-{seed}/" for seed in seeds]
     names = [folder + name for folder in folders for name in (FILE_NAME, STATE)]
     _render.show_lines([last, *notes, _results.saved(request.out, *names)])
+
+
+def _last_records(
+    last: "EpochRecord | StackedEpoch", seeds: tuple[int, ...] | None
+) -> "list[tuple[str, EpochRecord]]":
+    """Whose it is, in words, and its record of the last epoch."""
+    from tnn_robust.training.results import EpochRecord
+
+    if isinstance(last, EpochRecord):
+        return [("", last)]
+    many = seeds is not None and len(seeds) > 1
+    return [(f"Seed {seed}: " if many else "", one) for seed, one in last.records.items()]
 
 
 def _seeds(given: dict[str, Any]) -> tuple[int, ...] | None:
@@ -370,6 +520,9 @@ def _attack(given: dict[str, Any]) -> "Attack | None":
 
 
 def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | None) -> list[str]:
+    from tnn_robust.training.loop import TrainSettings
+    from tnn_robust.training.run import MONITOR
+
     a, data, settings = run.model.architecture, run.dataset, run.settings
     attack, count = run.attack, run.model.parameter_count
     against = "clean examples"
@@ -394,6 +547,10 @@ def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | No
         f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {count} parameters",
         f"Training: {against}; {_manner(settings)}, {settings.loss}, {seed}, on {run.device}",
     ]
+    if isinstance(settings, TrainSettings):
+        watched = min(MONITOR, len(data.test.y))
+        how = "clean" if attack is None else f"clean and under {attack.name}"
+        lines.append(f"Epoch lines: accuracy on {watched} test examples, drawn by seed, {how}")
     if run.tracked:
         n = len(data.train.y)
         which = f"all {n}" if run.tracked == n else f"{run.tracked} of {n}, drawn by seed,"

@@ -1,6 +1,7 @@
 """Use in CI: options in a file, the report on standard output, a gate with an exit code."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,3 +87,14 @@ def test_no_file_names_code_to_run(line, tmp_path) -> None:
     (tmp_path / "c.toml").write_text(f"[tnn-{command}]\n{line}\n")
     result = run_cli(command, "--config", tmp_path / "c.toml", "x")
     assert result.exit_code == 2 and "it is typed, never read from a file" in result.stderr
+
+
+def test_a_saved_report_says_when_how_and_on_what_it_was_made(digits_run, tmp_path) -> None:
+    file, page = tmp_path / "r.json", tmp_path / "r.html"
+    succeeded(run_cli("attack", digits_run, *ATTACK, "--json", file))
+    origin = json.loads(file.read_text())["origin"]
+    assert origin["command"].startswith(f"tnn-attack {digits_run} --attack fgsm --eps 0.1")
+    assert origin["seconds"] > 0 and origin["device"] in ("cpu", "cuda")
+    assert abs(datetime.fromisoformat(origin["date"]) - datetime.now(UTC)).total_seconds() < 600
+    succeeded(run_cli("report", file, "--html", page))
+    assert origin["date"] in page.read_text() and "--attack fgsm --eps 0.1" in page.read_text()

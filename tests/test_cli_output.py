@@ -24,7 +24,7 @@ from tnn_robust.compression.results import (
 from tnn_robust.evaluation.certified_results import Certified, CertifiedPart
 from tnn_robust.evaluation.results import AttackReport, AttackRow, Gap, PartResult
 from tnn_robust.reporting.bounds import bound_notes, bound_tables
-from tnn_robust.reporting.compression import compression_tables
+from tnn_robust.reporting.compression import compression_notes, compression_tables
 from tnn_robust.reporting.tables import attack_notes, attack_tables
 from tnn_robust.theory.results import (
     BoundFacts,
@@ -127,7 +127,10 @@ def compression(width: int, rank: int, verdicts: AttackReport) -> CompressionRep
             count, 4 * count + 2696, 2 * count, count // 2, 0.123, 4.567, worst
         )
     decisions = KeptDecisions(28.0, 246.8 * rank, 1234, 2038)
-    return CompressionReport({}, {}, f"ranks {rank}", 0, **sides, decisions=decisions)
+    attacks = ("fgsm", "pgd of 40 steps x 5")
+    return CompressionReport(
+        {}, {}, f"ranks {rank}", 0, **sides, decisions=decisions, attacks=attacks
+    )
 
 
 def bounds(scale: float, width: int, covered: bool, measured: MeasuredGap | None) -> BoundReport:
@@ -193,6 +196,7 @@ def shown(
         _render.show_lines(bound_notes(record), width=WIDTH)
     else:
         _render.show_tables(compression_tables(record), width=WIDTH)
+        _render.show_lines(compression_notes(record), width=WIDTH)
     return capsys.readouterr().out
 
 
@@ -248,6 +252,21 @@ def test_a_wide_terminal_is_not_filled(columns, width, monkeypatch):
     assert _render.console().width == width
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert _render.console().width == WIDTH
+
+
+def test_a_bar_keeps_its_times_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with _render.progress_bar() as bar:
+        bar.update("epoch 3/20  loss 2.385  450 test: clean 63.1 %, under attack 43.6 %", 3, 20)
+        assert bar._progress is not None
+        bar._progress.refresh()
+    lines = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").split("\n")
+    drawn = [line.rstrip() for line in lines if line.startswith("epoch")][-1]
+    assert len(drawn) <= 80 and "3/20" in drawn
+    assert re.search(r" 0:00:00 (-:--:--|\d:\d\d:\d\d)$", drawn), drawn
 
 
 @pytest.mark.parametrize("command", ("train", "attack", "compress", "bound"))

@@ -30,6 +30,9 @@ from tnn_robust.training import flow
 
 # Wall and processor time, and what is made of it: all that two undisturbed runs differ in.
 TIMES = (
+    "origin",
+    "date",
+    "command",
     "seconds",
     "train_seconds",
     "attack_seconds",

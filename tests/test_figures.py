@@ -138,3 +138,19 @@ def test_the_table_has_a_row_an_eps_and_fits_80_columns(certified):
     assert ("cert." in table.columns) == certified
     widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
     assert sum(widths) + len(widths) <= 80
+
+
+def test_a_figure_has_its_legend_outside_and_numbers_without_an_offset():
+    from matplotlib.figure import Figure
+
+    from tnn_robust.base.drawing import outside
+    from tnn_robust.reporting.figures import figure_bytes
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], label="a line")
+    outside(axes)
+    figure.draw_without_rendering()
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    text = figure_bytes("svg", (4, 3), lambda one: one.subplots().plot([873.2, 873.26])).decode()
+    assert ">873.26<" in text or ">873.25<" in text and "e2" not in text

@@ -29,7 +29,7 @@ def report(path: Path) -> dict:
 
     def timeless(value):
         if isinstance(value, dict):
-            return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+            return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "origin")}
         return [timeless(one) for one in value] if isinstance(value, list) else value
 
     return timeless(json.loads(path.read_text()))

@@ -118,6 +118,29 @@ def test_each_picture_alone(saved, tmp_path):
         refused(run_cli("report", *options), "--overwrite")
 
 
+def test_an_attack_draws_its_gallery_and_says_where_nothing_broke(digits_run, tmp_path):
+    out, options = tmp_path / "g.svg", ("--attack", "fgsm", "--n", 30)
+    printed = succeeded(run_cli("attack", digits_run, *options, "--eps", "0.3", "--gallery", out))
+    assert "Gallery in" in printed and ", taken for " in out.read_text()
+    none = tmp_path / "none.svg"
+    printed = succeeded(run_cli("attack", digits_run, *options, "--eps", "0", "--gallery", none))
+    assert "There is no gallery" in printed and not none.exists()
+    refused(run_cli("attack", digits_run, *options, "--gallery", tmp_path / "g.jpg"), "--gallery")
+    curve = ("--curve", "--eps", "0,0.1", "--gallery", out)
+    refused(run_cli("attack", digits_run, *curve), "--gallery is of the report")
+
+
+def test_the_bands_that_changed_most_are_named():
+    import torch
+
+    from tnn_robust.reporting.gallery import _most_changed
+
+    added = torch.zeros(9, 1)
+    added[[1, 4, 7], 0] = torch.tensor([0.2, -0.3, 0.1])
+    assert _most_changed(added) == ", most at 2, 5, 8"
+    assert _most_changed(torch.zeros(9, 2)) == "" == _most_changed(torch.zeros(3, 1))
+
+
 def test_a_card_has_the_figures_and_the_origin(saved, tmp_path):
     card = tmp_path / "card.md"
     succeeded(run_cli("report", saved / "r.json", "--card", card))

@@ -267,12 +267,12 @@ def test_the_files_and_the_tables_say_what_the_report_says(swept):
     assert "transfer" in " ".join(sweep_notes(report))
 
 
-def test_pareto_points_are_those_nothing_beats(swept):
+def test_pareto_points_are_those_nothing_beats_and_beat_guessing(swept):
     report = swept[1]
     points = [(row.summary.parameters, row.accuracy) for row in report.rows]
     for (size, acc), best in zip(points, report.pareto, strict=True):
         beaten = any((p < size and a >= acc) or (p <= size and a > acc) for p, a in points)
-        assert best != beaten
+        assert best == (not beaten and acc > 1 / len(report.dataset["classes"]))
 
 
 def test_condition_numbers_are_those_of_the_components_kept(swept):

@@ -15,7 +15,7 @@ from cli_checks import load_json, refused, without
 from conftest import run_cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tnn_robust_cli import _options
+from tnn_robust_cli import _command
 
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError
@@ -235,7 +235,7 @@ def test_what_one_process_does_refuses_to_be_started_twice(
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": number, "WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("LOCAL_RANK", str(number))
-    monkeypatch.setattr(_options, "_TIME_TO_SPEAK", 0)
+    monkeypatch.setattr(_command, "_TIME_TO_SPEAK", 0)
     places = {"RUN": digits_run, "OUT": tmp_path / "out"}
     result = run_cli(*(places.get(word, word) for word in command))
     if number == 0:

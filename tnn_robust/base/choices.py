@@ -46,6 +46,7 @@ TRAINING_ATTACKS = (*_ASCENTS, FAST)
 SUITES = ("standard", "quick", "paper")
 MODEL_INPUTS = ("auto", "tvector", "image", "flat")
 LOSSES = ("margin", "logistic", "cross-entropy", "exponential")
+TRAINING_LOSSES = tuple(name for name in LOSSES if name != "margin")  # a loss with no limit
 OPTIMIZERS = ("adam", "sgd")
 OBJECTIVES = ("adversarial", "trades", "mart", "hinge", "free")
 SCHEDULES = ("constant", "step", "cosine", "one-cycle")
@@ -71,6 +72,32 @@ CERTIFY_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "complete")
 SMOOTH = "smooth"  # the one method that certifies another classifier than the network
 DECISIONS = ("unknown", "certified", "broken")  # of a certificate, in the order of its numbers
 FIGURES = (".png", ".svg", ".pdf")
+# What other toolkits call these, without their case: the name here.
+ALSO_CALLED = {
+    "ce": "cross-entropy",
+    "crossentropy": "cross-entropy",
+    "nll": "cross-entropy",
+    "cw": "margin",
+    "dlr": "margin",
+    "inf": "linf",
+    "l-inf": "linf",
+    "linfinity": "linf",
+    "euclidean": "l2",
+    "bim": "pgd",
+    "ifgsm": "pgd",
+    "i-fgsm": "pgd",
+    "frank-wolfe": "fw",
+    "aa": "standard",
+    "autoattack": "standard",
+    "cifar": "cifar10",
+    "fft": "dft",
+    "wavelet": "haar",
+    "hyperspectral": "salinas-a",
+}
+# What is another kind of thing here.
+ELSEWHERE = {
+    "autoattack": "the suite standard runs the four attacks of AutoAttack at the same points",
+}
 LARGEST_SEED = 2**32 - 1  # what every generator takes
 # Kinds of result files that are no records.
 FIGURE, RANK_TABLE, EXAMPLES = "figure", "rank table", "table of examples"

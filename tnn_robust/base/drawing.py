@@ -10,6 +10,13 @@ from tnn_robust.base.codec import Interval
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#707070"
 
 
+def outside(axes: Any, **settings: Any) -> None:
+    """The legend to the right of the axes, where it hides no data."""
+    axes.legend(
+        loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, fontsize=8, **settings
+    )
+
+
 def line(
     axes: Any,
     x: Sequence[float],

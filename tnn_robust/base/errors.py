@@ -7,6 +7,8 @@ exception is a bug and keeps its traceback.
 import re
 from collections.abc import Iterable
 
+from tnn_robust.base.choices import ALSO_CALLED, ELSEWHERE
+
 LONGEST_LINE = 400  # of an error, with "Error: " before it and an option behind it
 _LONGEST = 380
 # What a terminal acts on or reorders text by: C0, DEL, C1, line and bidi controls, surrogates.
@@ -108,7 +110,11 @@ def unknown_choice(
 
     names = list(choices)
     plain = {name.lower().replace("_", "-"): name for name in names}
-    near = get_close_matches(came.lower().replace("_", "-"), plain, 1)
+    typed = came.lower().replace("_", "-")
+    meant = ALSO_CALLED.get(typed)
+    near = [meant] if meant in plain else get_close_matches(typed, plain, 1)
     hint = f", did you mean {plain[near[0]]}?" if near else ":"
+    if not near and typed in ELSEWHERE:
+        hint = f": {ELSEWHERE[typed]};"
     listed = ", ".join(names)
     return InputError(f"unknown {what} {came!r}{hint} choose from {listed}", field=field)

@@ -4,11 +4,14 @@ A function of long work is a generator, `Steps[T]`: it yields `Progress` and ret
 result. One calls another with `yield from`; whoever only wants the result calls `drain`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+LOGGER = "tnn_robust"  # of `logging`: what is finished is INFO, how far the work is DEBUG
+_log = logging.getLogger(LOGGER)
 
 
 class Progress(NamedTuple):
@@ -64,6 +67,7 @@ def drain(steps: Generator[Progress, None, T], tell: Tell | None = None) -> T:
     try:
         while True:
             progress = next(steps)
+            _log.log(logging.DEBUG if progress.found is None else logging.INFO, progress.text)
             if tell is not None:
                 tell(progress)
     except StopIteration as end:

@@ -1,5 +1,6 @@
 """tnn-compress: checkpoint -> truncated t-SVD -> (fine-tuning) -> smaller checkpoint, compared."""
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.locks import claim_directory
 from tnn_robust.base.progress import Steps
 from tnn_robust.compression.original import CompressRequest, Original, build, read_original
@@ -32,7 +33,14 @@ def compress_run(request: CompressRequest) -> Steps[CompressionReport]:
         rule=request.describe(),
         finetune_epochs=request.repair.epochs,
         rows=(before.report.worst_case, after.report.worst_case),
+        attacks=tuple(_described(one) for one in original.attacks),
     )
+
+
+def _described(attack: Attack) -> str:
+    steps = "" if attack.steps in (None, 1) else f" of {attack.steps} steps"
+    again = f" x {attack.restarts}" if attack.restarts > 1 else ""
+    return f"{attack.name}{steps}{again}"
 
 
 def attacked_alike(
@@ -43,6 +51,7 @@ def attacked_alike(
         subject,
         original.dataset,
         original.attacks,
+        suite=request.suite,
         seeds=(request.seed,),
         n=request.n,
         batch_size=request.batch_size,

@@ -8,7 +8,6 @@ from typing import Any
 
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.attacks.choice import AttackChoice
-from tnn_robust.attacks.registry import attacks_of
 from tnn_robust.base import choices
 from tnn_robust.base.devices import resolve_device
 from tnn_robust.base.errors import InputError, unknown_choice
@@ -29,6 +28,7 @@ from tnn_robust.compression.source import ToCompress, source_of
 from tnn_robust.compression.training_methods import require_trainable
 from tnn_robust.compression.truncate import densify
 from tnn_robust.data.dataset import Dataset, describe_data
+from tnn_robust.evaluation.report import chosen_attacks
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import Subject, load_run_data, subject_of
 from tnn_robust.models.checkpoint import (
@@ -51,7 +51,7 @@ class CompressRequest:
     rule: None to keep the weights, with densify or dtype alone; repair: training
     during and after; densify: store every layer as faces; dtype: "bf16" or "fp16"
     for weights stored so, "fp32" or None as they are; choice, n, seed, batch_size:
-    of the before / after report.
+    of the before / after report; suite: of attacks, in place of names in choice.
     """
 
     run: Path
@@ -61,6 +61,7 @@ class CompressRequest:
     densify: bool = False
     dtype: str | None = None
     choice: AttackChoice = AttackChoice()
+    suite: str | None = None
     n: int | None = None
     seed: int = 0
     batch_size: int = 256
@@ -118,7 +119,13 @@ def read_original(request: CompressRequest, *, retrains: bool = False) -> Origin
     if checkpoint.model.architecture.orthogonal:  # what is cut is the faces, which then are free
         checkpoint = checkpoint._replace(model=densify(checkpoint.model))
     subject, rule = subject_of(checkpoint), request.rule
-    attacks = attacks_of(request.choice, subject.trained)
+    attacks = chosen_attacks(
+        request.choice,
+        request.suite,
+        trained=subject.trained,
+        scores=subject.scores,
+        entries=subject.entries,
+    )
     check_attacks(attacks, subject)
     trains = rule is not None and (request.repair.epochs > 0 or rule.method in TRAINED)
     source = source_of(checkpoint, trains=trains or retrains)

@@ -148,10 +148,15 @@ class SweepReport(Record):
 
     @property
     def pareto(self) -> tuple[bool, ...]:
-        """Of each row: no other is at most as large and at least as robust, and better in one."""
+        """Of each row: no other is at most as large and at least as robust, and better in one.
+
+        A network no better than guessing is no such point, however small it is.
+        """
+        guess = 1 / max(len(self.dataset.get("classes", ())), 2)
         points = [(row.summary.parameters, -row.accuracy) for row in self.rows]
         return tuple(
-            not any(p <= size and a <= lost and (p, a) != (size, lost) for p, a in points)
+            -lost > guess
+            and not any(p <= size and a <= lost and (p, a) != (size, lost) for p, a in points)
             for size, lost in points
         )
 

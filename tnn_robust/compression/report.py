@@ -38,11 +38,12 @@ def compression_report(
     rule: str,
     finetune_epochs: int,
     rows: Sequence[AttackRow],
+    attacks: tuple[str, ...] = (),
 ) -> CompressionReport:
     """The record of a finished compression.
 
     measured: the test examples that decisions are proved for, on the models' device; rows:
-    the verdict of each network.
+    the verdict of each network; attacks: what it stands against, in words.
     """
     models = (source.model, target.model)
     times = forward_times(models, dataset, source.model.head)
@@ -65,6 +66,7 @@ def compression_report(
         before=before,
         after=after,
         decisions=decisions,
+        attacks=attacks,
     )
 
 

@@ -117,9 +117,11 @@ def _require_sizes(one: LayerRecord | ModelSummary) -> None:
 class CompressionReport(Record):
     """What tnn-compress did, layer by layer, and what it cost.
 
-    note: a sentence on how a method that trains went, else empty.
+    note: a sentence on how a method that trains went, else empty; attacks: what the robust
+    accuracies stood against, in words.
     """
 
+    LATER = ("attacks",)
     SCHEMA = "tnn-robust/compression-report/2"
     KIND = "compression-report"
 
@@ -133,6 +135,7 @@ class CompressionReport(Record):
     after: ModelSummary
     decisions: KeptDecisions
     note: str = ""
+    attacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least(0, finetune_epochs=self.finetune_epochs)

@@ -104,8 +104,24 @@ def chosen_ranks(
     elif name == "flops":
         costs, whole = flop_costs(model, svds), model.flops
     else:
+        if rule.method == "rank":
+            _require_held(model, rule)
         return choose_ranks(svds, rule)
     return choose_ranks(svds, rule, costs, budget_of(rule, whole))
+
+
+def _require_held(model: TNN, rule: Rule) -> None:
+    """InputError for more rank than the factors of a layer have: it would store zeros."""
+    asked = rule.rank or ()
+    layers = list(model.t_layers)
+    each = asked if len(asked) > 1 else asked * len(layers)
+    for number, (layer, rank) in enumerate(zip(layers, each, strict=False), start=1):
+        if layer.rank is not None and rank > layer.rank:
+            raise InputError(
+                f"layer {number} is stored at tubal rank {layer.rank}: compression needs at most "
+                f"that, got {rank}",
+                field="rank",
+            )
 
 
 def _within_bytes(model: TNN, svds: Sequence[LayerSVD], rule: Rule, file: FileSize) -> MultiRanks:

@@ -9,6 +9,35 @@ def compression_tables(report: CompressionReport) -> list[Table]:
     return [_layer_table(report), _bound_table(report), _summary_table(report)]
 
 
+def compression_notes(report: CompressionReport) -> list[str]:
+    """What was attacked with, and a warning where the network lost much of what it could do."""
+    worst = report.after.worst_case
+    lines = [report.note] if report.note else []
+    if report.attacks:
+        size = worst.eps if "+" in worst.norm else f"{worst.norm} {worst.eps}"
+        lines.append(
+            f"robust: worst case of {', '.join(report.attacks)} at {size}, "
+            f"n = {worst.test.n} test examples."
+        )
+    for name in ("clean_accuracy", "accuracy"):
+        before = getattr(report.before.worst_case.test, name)
+        after = getattr(worst.test, name)
+        if before - after > _LARGE_LOSS:
+            said = "clean" if name == "clean_accuracy" else "robust"
+            lines.append(
+                f"WARNING: {said} test accuracy fell from {percent(before)} % to "
+                f"{percent(after)} %: {_remedy(report)}."
+            )
+    return lines
+
+
+_LARGE_LOSS = 0.1
+
+
+def _remedy(report: CompressionReport) -> str:
+    return "take a larger size" if report.finetune_epochs else "fine-tune, or take a larger size"
+
+
 def _layer_table(report: CompressionReport) -> Table:
     rows: list[tuple[str, ...]] = []
     for before, after in zip(report.layers_before, report.layers_after, strict=True):

@@ -24,6 +24,7 @@ _STYLE: Any = {
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
+    "axes.formatter.useoffset": False,  # a number on an axis is the number
     "legend.frameon": False,
     "svg.hashsalt": "tnn-robust",  # the same curve is the same file
     "svg.fonttype": "none",  # text stays text, to be searched and read aloud

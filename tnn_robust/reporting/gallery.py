@@ -17,6 +17,7 @@ from tnn_robust.reporting.figures import save_figure
 from tnn_robust.reporting.pictures import Picture
 
 SHOWN = 6
+_CHOSEN = 3  # bands named
 
 
 class Pair(NamedTuple):
@@ -71,12 +72,13 @@ _IMAGES = "From left to right: the example, what was added to it, and their sum.
 _LINES = "Left: the example (orange) and the adversarial one (blue); right: what was added."
 
 
-def write_gallery(path: Path, dataset: Dataset, found: Evaluated) -> None:
-    """Write the gallery of an evaluation that kept its points; DataError where nothing broke."""
+def write_gallery(path: Path, dataset: Dataset, found: Evaluated) -> str:
+    """Write the gallery of an evaluation that kept its points; a sentence on what was done."""
     picture = gallery_of(dataset, found.points[-1]["test"])
     if picture is None:
-        raise DataError(f"nothing to draw in {path}: no attack broke a test example")
+        return f"There is no gallery {path}: no attack moved a test example to another class."
     save_figure(path, picture.inches, picture.draw)
+    return f"Gallery in {path}: {picture.words}"
 
 
 def saved_gallery(path: Path, data_dir: str | None = None) -> Picture | None:
@@ -159,6 +161,16 @@ def _draw_lines(figure: Any, pair: Pair, dataset: Dataset) -> None:
     right.plot(x, (adversarial - clean).numpy(), color=BLUE, linewidth=1.2)
     for axes in (left, right):
         axes.set_xlabel(line_axis(dataset))
+    left.set_title("the example and the adversarial one", fontsize=9)
+    right.set_title(f"added{_most_changed(adversarial - clean)}", fontsize=9)
+
+
+def _most_changed(added: Tensor) -> str:
+    """Where along a single line the attack chose to change most, counted from 1, in words."""
+    if added.shape[1] != 1 or len(added) < 2 * _CHOSEN:
+        return ""
+    places = added[:, 0].abs().topk(_CHOSEN).indices.sort().values + 1
+    return f", most at {', '.join(map(str, places.tolist()))}"
 
 
 def curves_of(values: Tensor, over_time: bool) -> Tensor:

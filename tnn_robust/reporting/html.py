@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tnn_robust import __version__
 from tnn_robust.base.files import write_bytes
+from tnn_robust.base.origin import origin_of
 from tnn_robust.evaluation.results import Check
 from tnn_robust.reporting.pictures import Picture
 from tnn_robust.reporting.saved import Report
@@ -62,6 +63,10 @@ def write_page(path: Path, sections: Sequence[Section], title: str) -> None:
 def facts_of(report: Report, source: Path) -> list[tuple[str, str]]:
     """Files, digests, seeds and versions behind a report, as far as it states them."""
     found = [("report", f"{source.name}, sha256 {_digest(source)}")]
+    origin = origin_of(source) if source.suffix == ".json" else None
+    if origin is not None:
+        found.append(("made", f"{origin.date}, in {origin.seconds:.1f} s on {origin.device}"))
+        found.append(("command", origin.command))
     model, dataset = getattr(report, "model", None), getattr(report, "dataset", None)
     if model:
         found.append(("network", _network(model)))

@@ -14,7 +14,7 @@ from tnn_robust.evaluation.curve_results import EpsCurve
 from tnn_robust.evaluation.results import AttackReport, AttackRow
 from tnn_robust.reporting.certificates import draw_certificates
 from tnn_robust.reporting.figures import draw_curve, figure_bytes, save_figure
-from tnn_robust.reporting.rank_sweep import draw_sweep
+from tnn_robust.reporting.rank_sweep import SWEEP_INCHES, draw_sweep
 
 
 class Picture(NamedTuple):
@@ -61,7 +61,7 @@ def of_sizes(report: SweepReport) -> list[Picture]:
             "sweep",
             "Robustness against size",
             "Robust test accuracy and the gap of each network against its parameters.",
-            (9.5, 4.4),
+            SWEEP_INCHES,
             lambda figure: draw_sweep(figure, report),
         )
     ]

@@ -156,9 +156,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def write_csv(report: SweepReport, path: Path) -> None:
-    """One line a network, numbers as they are; whole or not at all."""
-    rows = [_flat(row, best) for row, best in zip(report.rows, report.pareto, strict=True)]
+def write_csv(report: SweepReport, path: Path, origin: dict[str, Any] | None = None) -> None:
+    """One line a network, numbers as they are; whole or not at all. origin: in each line."""
+    pairs = zip(report.rows, report.pareto, strict=True)
+    rows = [_flat(row, best) | (origin or {}) for row, best in pairs]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -208,7 +209,7 @@ def _flat(row: SweepRow, best: bool) -> dict[str, Any]:
 
 def sweep_figure(report: SweepReport, path: Path) -> None:
     """Robust accuracy and AGP against parameters (log axis) as .png, .svg or .pdf."""
-    save_figure(path, (9.5, 4.4), lambda figure: draw_sweep(figure, report), dpi=110)
+    save_figure(path, SWEEP_INCHES, lambda figure: draw_sweep(figure, report))
 
 
 def draw_sweep(figure: Any, report: SweepReport) -> None:
@@ -217,19 +218,32 @@ def draw_sweep(figure: Any, report: SweepReport) -> None:
     pairs = list(zip(report.rows, report.pareto, strict=True))
     for axes in (accuracy, gap):
         axes.set_xscale("log")
-        axes.set_xlabel("parameters")
     points = [(row.accuracy, row.summary.worst_case.test.accuracy_ci) for row, _ in pairs]
     _panel(accuracy, pairs, points, 100.0)
     best = [(row.summary.parameters, 100 * row.accuracy) for row, is_best in pairs if is_best]
-    accuracy.plot(
-        *zip(*best, strict=True), "o", ms=13, mfc="none", mec=BLUE, mew=1.2, label="Pareto point"
-    )
-    accuracy.set_title("Robust test accuracy (%), bars: 95 % intervals")
-    accuracy.legend(loc="best", fontsize=8.5)
+    if best:
+        accuracy.plot(
+            *zip(*best, strict=True),
+            "o",
+            ms=13,
+            mfc="none",
+            mec=BLUE,
+            mew=1.2,
+            label="Pareto point",
+        )
+    classes = max(len(report.dataset.get("classes", ())), 2)
+    accuracy.axhline(100 / classes, color=GREY, linewidth=1.0, linestyle=":", label="guessing")
+    accuracy.set_title("Robust test accuracy, bars: 95 % intervals")
+    accuracy.set_ylabel("%")
+    accuracy.set_ylim(-3, 103)
     gap.axhline(0.0, color=GREY, linewidth=1.0)
     gaps = [row.summary.worst_case.both[2] for row, _ in pairs]
     _panel(gap, pairs, [(one.risk, one.risk_ci) for one in gaps], 1.0)
     gap.set_title("AGP in risk, test minus train")
+    gap.set_ylabel("nats")
+    for axes in (accuracy, gap):
+        _size_ticks(axes, report)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right upper", fontsize=8.5)
     worst = report.rows[0].summary.worst_case
     title = f"{report.dataset['name']}, {worst.norm} eps {worst.eps}: robustness against size"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -244,11 +258,43 @@ def draw_sweep(figure: Any, report: SweepReport) -> None:
     )
 
 
+SWEEP_INCHES = (11.0, 4.6)
+_NEAREST = 0.09  # of the axis' length, between two ticks
+
+
+def _size_ticks(axes: Any, report: SweepReport) -> None:
+    """A tick a t-SVD network, with its parameters and tubal ranks, where there is room."""
+    rows = sorted(
+        (row for row in report.rows if row.kind in ("t-SVD", "original")),
+        key=lambda row: row.summary.parameters,
+    )
+    places = [math.log(row.summary.parameters) for row in rows]
+    apart = _NEAREST * (places[-1] - places[0])
+    kept: list[int] = []
+    for i in reversed(range(len(rows))):  # the original always has its own
+        if not kept or places[kept[-1]] - places[i] > apart:
+            kept.append(i)
+    axes.set_xticks(
+        [rows[i].summary.parameters for i in kept], [_tick(rows[i]) for i in kept], fontsize=8
+    )
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("parameters, below them tubal ranks")
+
+
+def _tick(row: SweepRow) -> str:
+    count, ranks = row.summary.parameters, sorted(set(row.tubal_ranks))
+    size = f"{count / 1000:.3g}k" if count >= 1000 else f"{count}"
+    span = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}"
+    return f"{size}\n{'full' if row.kind == 'original' else span}"
+
+
 def _panel(axes: Any, pairs: Any, points: Any, scale: float) -> None:
     kinds = {"t-SVD": ("t-SVD", "o", BLUE), **_PARENTS, "original": ("original", "*", "black")}
-    for kind, (label, marker, colour) in kinds.items():
+    for place, (kind, (label, marker, colour)) in enumerate(kinds.items()):
+        # Networks of as many parameters stand side by side, so that no bar hides another.
+        aside = 1.0 if kind == "original" else 1.02**place
         chosen = [
-            (row.summary.parameters, scale * y, scale * (y - low), scale * (high - y))
+            (aside * row.summary.parameters, scale * y, scale * (y - low), scale * (high - y))
             for (row, _), (y, (low, high)) in zip(pairs, points, strict=True)
             if row.kind == kind
         ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tnn_robust.base.drawing import outside
 from tnn_robust.base.files import write_bytes
 from tnn_robust.experiments.plan import LAYERS
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
@@ -235,10 +236,13 @@ def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -
     """agp.png of A.1, trajectory.png of A.2, A.3 and the flow, mean.png of the flow."""
     if not records:
         return
-    if records[0].cell["experiment"] == "a1":
-        save_figure(out / "agp.png", (9.0, 3.8), lambda figure: _draw_gaps(figure, rows), dpi=100)
+    experiment = str(records[0].cell["experiment"])
+    if experiment == "a1":
+        save_figure(out / "agp.png", (10.5, 4.0), lambda figure: _draw_gaps(figure, rows))
         return
-    save_figure(out / "trajectory.png", (10.0, 6.4), lambda figure: _draw_run(figure, rows), dpi=90)
+    save_figure(
+        out / "trajectory.png", (12.0, 6.6), lambda figure: _draw_run(figure, rows, experiment)
+    )
     if "harmonic_mean_bound" in rows[0]:
         wide = 3.4 * len({row["layers"] for row in rows}) + 1.0
         save_figure(out / "mean.png", (wide, 3.8), lambda figure: _draw_mean(figure, rows), dpi=100)
@@ -257,16 +261,23 @@ def _draw_gaps(figure: Any, rows: Sequence[Summary]) -> None:
             _line(axes, x, own, "agp", arm, i)
         axes.set_xlabel(label)
     panels[0].set_ylabel(f"AGP in nats ({rows[0]['attack'].upper()}), test minus train")
-    panels[1].legend(fontsize=8)
-    figure.suptitle(
-        "Adversarial generalization gap by rank; bands: 95 % over seeds",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    outside(panels[1])
+    _head(figure, "A.1: adversarial generalization gap by rank", rows)
 
 
-def _draw_run(figure: Any, rows: Sequence[Summary]) -> None:
+def _head(figure: Any, title: str, rows: Sequence[Summary]) -> None:
+    seeds = max(row["seeds"] for row in rows)
+    spread = f"means of {seeds} seeds, bands: 95 % over them" if seeds > 1 else "one seed"
+    figure.suptitle(f"{title}; {spread}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+_EXPERIMENTS = {
+    "a2": "A.2: implicit bias to low rank",
+    "a3": "A.3: the explicit regulariser",
+}
+
+
+def _draw_run(figure: Any, rows: Sequence[Summary], experiment: str) -> None:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     panels = figure.subplots(2, 3).flatten()
     risk, norms, *ranks, gap = panels
@@ -277,16 +288,22 @@ def _draw_run(figure: Any, rows: Sequence[Summary]) -> None:
         if "agp_fgsm" in own[0]:
             _line(gap, x, own, "agp_fgsm", arm, i)
         for layer in (1, 2, 3):
-            _line(norms, x, own, f"norms_{layer}", f"layer {layer}" if i == 0 else None, layer - 1)
+            name = f"layer {layer}" if i == 0 else None
+            _line(norms, x, own, f"norms_{layer}", name, layer - 1, dash=i)
             _line(ranks[layer - 1], x, own, f"stable_ranks_{layer}", arm, i)
-    titles = ["adversarial training risk (FGSM)", "F-norms, all arms"]
-    titles += [f"stable rank, layer {layer}" for layer in (1, 2, 3)]
-    for axes, title in zip(panels, [*titles, "AGP (FGSM)"], strict=True):
+    titles = ["Adversarial training risk (FGSM)", "F-norms of the layers, dashed as the arms"]
+    titles += [f"Stable rank of layer {layer}" for layer in (1, 2, 3)]
+    units = ("nats", "F-norm", "stable rank", "stable rank", "stable rank", "nats")
+    for axes, title, unit in zip(
+        panels, [*titles, "AGP (FGSM), test minus train"], units, strict=True
+    ):
         axes.set_title(title, fontsize=9.5)
+        axes.set_ylabel(unit)
         axes.set_xscale("symlog", linthresh=1)
     risk.set_yscale("log")
-    for axes in (risk, norms):
-        axes.legend(fontsize=8)
+    for axes in (norms, ranks[0]):
+        outside(axes)
+    _head(figure, _EXPERIMENTS[experiment], rows)
     for axes in panels[3:]:
         axes.set_xlabel("epoch")
 
@@ -326,11 +343,23 @@ def _draw_mean(figure: Any, rows: Sequence[Summary]) -> None:
 
 
 def _line(
-    axes: Any, x: list[float], rows: Sequence[Summary], name: str, label: str | None, i: int
+    axes: Any,
+    x: list[float],
+    rows: Sequence[Summary],
+    name: str,
+    label: str | None,
+    i: int,
+    *,
+    dash: int | None = None,
 ) -> None:
+    """The colour and the marker are number i, the dashes of the arm: `dash`, else i too."""
     y = [row[name] for row in rows]
     reach = [row[f"{name}_ci"] or 0.0 for row in rows]
     colour = _COLOURS[i % len(_COLOURS)]
-    axes.plot(x, y, color=colour, marker=_MARKS[i % len(_MARKS)], markersize=3.5, label=label)
+    style = ("-", "--", "-.", ":")[(i if dash is None else dash) % 4]
+    mark = _MARKS[i % len(_MARKS)]
+    axes.plot(x, y, style, color=colour, marker=mark, markersize=3.5, label=label)
     low, high = ([a + side * b for a, b in zip(y, reach, strict=True)] for side in (-1, 1))
+    if min(y) >= 0 and not name.startswith("agp"):  # a norm, a rank, a risk: none is below 0
+        low = [max(value, 0.0) for value in low]
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)

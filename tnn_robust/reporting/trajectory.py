@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE
+from tnn_robust.base.drawing import BLUE, GREEN, GREY, ORANGE, outside
 from tnn_robust.reporting.figures import save_figure
 from tnn_robust.training.trajectory_results import FLOW_SHARE, TrajectoryRecord
 
@@ -18,7 +18,7 @@ def trajectory_figure(records: Records, path: Path) -> None:
 
     records: at least one, steps rising. Raises InputError as `save_figure`.
     """
-    save_figure(path, (12.0, 6.4), lambda figure: _draw(figure, records))
+    save_figure(path, (15.0, 6.8), lambda figure: _draw(figure, records))
 
 
 def _draw(figure: Any, records: Records) -> None:
@@ -55,15 +55,16 @@ def _title(records: Records) -> str:
 
 def _risk(axes: Any, steps: list[int], records: Records) -> None:
     axes.plot(steps, [r.log_risk for r in records], color=BLUE)
-    axes.set_title("log of the adversarial risk")
+    axes.set_title("Log of the adversarial risk")
+    axes.set_ylabel("log of nats")
 
 
 def _norms(axes: Any, steps: list[int], records: Records) -> None:
     _layers(axes, steps, [r.layer_norms for r in records], "||W_l||")
     axes.plot(steps, [r.head_norm for r in records], "--", color=GREEN, label="||w||")
     axes.plot(steps, [r.weight_norm for r in records], color=GREY, label="||W||")
-    axes.set_title("F-norms")
-    axes.legend(fontsize=8)
+    axes.set_title("F-norms of the weights")
+    outside(axes)
 
 
 def _margins(axes: Any, steps: list[int], records: Records) -> None:
@@ -76,11 +77,11 @@ def _margins(axes: Any, steps: list[int], records: Records) -> None:
         fell = [(s, v) for s, v, r in zip(steps, values, records, strict=True) if getattr(r, flag)]
         if fell:
             axes.plot(*zip(*fell, strict=True), "v", color=colour, label=f"fell ({len(fell)})")
+    # Before separation the normalised loss can be far below: linear, it would flatten the rest.
     scale = max(abs(r.smoothed_margin) for r in records if r.separable or r is records[-1])
-    # Before separation the normalised loss can be far below: it would flatten the rest.
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.2 * scale))
-    axes.set_title("Margins over ||W||^degree")
-    axes.legend(fontsize=8)
+    axes.set_yscale("symlog", linthresh=scale or 1.0)
+    axes.set_title("Margins, over ||W||^degree")
+    outside(axes)
 
 
 def _ranks(axes: Any, steps: list[int], records: Records) -> None:
@@ -96,7 +97,7 @@ def _ranks(axes: Any, steps: list[int], records: Records) -> None:
         axes.plot(*zip(*free, strict=True), "--", color=GREY, label="its teacher-free form")
         axes.set_yscale("log")
     axes.set_title("Square root of the stable rank")
-    axes.legend(fontsize=8)
+    outside(axes)
 
 
 def _residuals(axes: Any, steps: list[int], records: Records) -> None:
@@ -111,13 +112,14 @@ def _residuals(axes: Any, steps: list[int], records: Records) -> None:
             axes.plot(*zip(*kept, strict=True), style, color=colour, label=name)
     axes.set_yscale("log")
     axes.set_title("KKT residuals of (15)")
-    axes.legend(fontsize=8)
+    outside(axes)
 
 
 def _drift(axes: Any, steps: list[int], records: Records) -> None:
     shares = [r.drift / r.weight_norm**2 if r.weight_norm else 0.0 for r in records]
     axes.plot(steps, shares, color=BLUE)
-    axes.set_title("Drift of the balances over ||W||^2")
+    axes.set_title("Drift of the balances")
+    axes.set_ylabel("share of ||W||^2")
 
 
 def _layers(axes: Any, steps: list[int], rows: Sequence[Sequence[float]], name: str) -> None:

@@ -52,7 +52,10 @@ _VIEWS: dict[type, _Show] = {
         words.swept(r), [curve_table(r)], tables.network_notes(r.model), pictures.swept(r)
     ),
     CompressionReport: lambda r: View(
-        words.compressed(r), compression.compression_tables(r), [r.note] if r.note else [], []
+        words.compressed(r),
+        compression.compression_tables(r),
+        compression.compression_notes(r),
+        [],
     ),
     SweepReport: lambda r: View(
         words.of_sizes(r),

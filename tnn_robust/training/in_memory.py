@@ -16,7 +16,7 @@ from tnn_robust.training.constraints import require_free
 from tnn_robust.training.objectives import TrainObjective
 from tnn_robust.training.options import schedule_of, validation_of
 from tnn_robust.training.registry import named_objective
-from tnn_robust.training.results import EpochRecord
+from tnn_robust.training.results import EpochRecord, guess_note
 from tnn_robust.training.run import identity_of, require_bounds, resumed, train_steps
 from tnn_robust.training.run_state import STATE, TrainRun
 from tnn_robust.training.schedules import Schedule
@@ -30,7 +30,7 @@ class Training:
     epochs: a record each (see `EpochRecord`); kept: the epoch whose weights the network has,
     the last unless held-back examples selected another; stopped: why training ended before
     its last epoch, None where it did not; notes: what to know besides, a sentence each, such
-    as a warning of catastrophic overfitting.
+    as a warning of catastrophic overfitting, or that it learned nothing.
     """
 
     epochs: tuple[EpochRecord, ...]
@@ -156,7 +156,9 @@ def train(
             run.settle()
         finally:
             model.train(was_training)
-    return Training(epochs_done, run.kept, run.standing.stopped, run.notes)
+    guessing = guess_note(epochs_done[-1], data.test.y) if epochs_done else None
+    notes = (*run.notes, *([] if guessing is None else [guessing]))
+    return Training(epochs_done, run.kept, run.standing.stopped, notes)
 
 
 def _require_fit(model: TNN, data: Dataset, attack: Attack | None) -> None:

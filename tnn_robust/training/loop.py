@@ -147,7 +147,14 @@ def fit_stacked(
             seconds, n = time.perf_counter() - started, len(monitor)
             records = {
                 seeds[i]: EpochRecord(
-                    epoch, losses[i], clean[i], robust[i], n, norms[i], seconds, held[i]
+                    epoch,
+                    losses[i],
+                    clean[i],
+                    robust[i] if perturb else None,
+                    n,
+                    norms[i],
+                    seconds,
+                    held[i],
                 )
                 for i in running.living
             }

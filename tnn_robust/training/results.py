@@ -3,6 +3,9 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from tnn_robust.base.codec import Record, require, require_at_least
 
 
@@ -37,8 +40,9 @@ class EpochRecord(Record):
 
     loss: mean training loss over the epoch, of the moving model; clean and
     robust: accuracies on the monitor examples at the weights the epoch ended
-    with (their average, where one is kept), under the training attack; seconds: wall time of
-    the epoch; held_back: where examples are; warning: what went wrong in it.
+    with (their average, where one is kept), under the training attack (None where nothing
+    attacked); seconds: wall time of the epoch; held_back: where examples are; warning: what
+    went wrong in it.
     """
 
     LATER = ("held_back", "warning")
@@ -46,7 +50,7 @@ class EpochRecord(Record):
     epoch: int
     loss: float
     clean_accuracy: float
-    robust_accuracy: float
+    robust_accuracy: float | None
     monitor_n: int
     weight_norm: float
     seconds: float
@@ -58,7 +62,7 @@ class EpochRecord(Record):
         require_at_least(1, monitor_n=self.monitor_n)
         require_at_least(0, weight_norm=self.weight_norm, seconds=self.seconds)
         for share in (self.clean_accuracy, self.robust_accuracy):
-            require(0 <= share <= 1, "an accuracy from 0 to 1", share)
+            require(share is None or 0 <= share <= 1, "an accuracy from 0 to 1", share)
 
     def text(self, epochs: int) -> str:
         """The epoch in a line."""
@@ -97,12 +101,10 @@ def _figures(found: Sequence[EpochRecord]) -> str:
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    loss = mean([one.loss for one in found])
-    test = {
-        "clean": mean([one.clean_accuracy for one in found]),
-        "robust": mean([one.robust_accuracy for one in found]),
-    }
-    parts = [f"loss {loss:.4g}", f"test: {_shares(test)}"]
+    loss, clean = mean([one.loss for one in found]), mean([one.clean_accuracy for one in found])
+    robust = [one.robust_accuracy for one in found if one.robust_accuracy is not None]
+    test = {"clean": clean, **({"under attack": mean(robust)} if robust else {})}
+    parts = [f"loss {loss:.4g}", f"{found[0].monitor_n} test: {_shares(test)}"]
     held = [one.held_back for one in found if one.held_back is not None]
     if held:
         names = ("clean", "robust", "one_step", "certified")
@@ -114,3 +116,18 @@ def _figures(found: Sequence[EpochRecord]) -> str:
 
 def _shares(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.1f} %" for name, value in values.items())
+
+
+def guess_note(last: EpochRecord, y: Tensor) -> str | None:
+    """A warning where training ended no better than guessing the commonest class of y (n,)."""
+    guess = int(torch.bincount(y).max()) / len(y)
+    shares = {"clean": last.clean_accuracy, "robust": last.robust_accuracy}
+    low = [name for name, one in shares.items() if one is not None and one <= guess]
+    if not low:
+        return None
+    found = f"{100 * (shares[low[0]] or 0.0):.1f} %"
+    return (
+        f"WARNING: training ended at {found} {low[0]} test accuracy, no better than guessing the "
+        f"commonest class, {100 * guess:.1f} %: try a smaller lr{' or eps' * (low[0] == 'robust')},"
+        " or more epochs."
+    )
