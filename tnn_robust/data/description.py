@@ -139,15 +139,7 @@ def _unscaled(values: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -
 
 
 def _warned(found: DataDescription) -> DataDescription:
-    said = [
-        *_swapped(found),
-        *_flat(found),
-        *(
-            f"class {one.name} has {one.test} test examples: its share of the figures says little"
-            for one in found.classes
-            if one.test < _FEW
-        ),
-    ]
+    said = [*_swapped(found), *_flat(found), *_small(found)]
     constant = sum(a == b for a, b in zip(found.least, found.most, strict=True))
     if len(found.low) == 1 and constant:
         said.append("all values are alike")
@@ -155,6 +147,15 @@ def _warned(found: DataDescription) -> DataDescription:
         share = f"{100 * found.clipped:.3g} %"
         said.append(f"{share} of the test values lay outside the training range and were clipped")
     return replace(found, warnings=tuple(said))
+
+
+def _small(found: DataDescription) -> list[str]:
+    """Classes of which figures by class say little."""
+    few = [f"{one.name} ({one.test})" for one in found.classes if one.test < _FEW]
+    if not few:
+        return []
+    names = ", ".join(few[:6]) + (f" and {len(few) - 6} more" if len(few) > 6 else "")
+    return [f"fewer than {_FEW} test examples of a class say little of it: {names}"]
 
 
 def _swapped(found: DataDescription) -> list[str]:
