@@ -102,6 +102,15 @@ def test_what_looks_wrong_is_said_with_its_fix(saved, arrays, options, warning):
     assert any(line.startswith("WARNING: ") for line in data_notes(found))
 
 
+def test_training_says_that_axes_look_swapped(tmp_path, saved):
+    name = saved(x=RNG.random((60, 3, 28)), y=Y)
+    options = ("--dataset", name, "--epochs", 1, "--width", 2, "--layers", 1, "--attack", "none")
+    printed = succeeded(run_cli("train", *options, "--out", tmp_path / "a"))
+    assert "WARNING: axis 1 has 3 entries and axis 2 28" in printed
+    other = succeeded(run_cli("train", *options, "--axes", "ncd", "--out", tmp_path / "b"))
+    assert "WARNING" not in other and "28 features x 3" in other
+
+
 def test_values_outside_the_training_range_are_said(tmp_path):
     write_ts(tmp_path / "a.ts", X[:30], ["a", "b"] * 15)
     write_ts(tmp_path / "b.ts", X[30:] * 2, ["a", "b"] * 15)
@@ -131,7 +140,9 @@ def test_the_command_refuses_in_one_line(table, tmp_path):
     refused(run_cli("data", table, "--figure", tmp_path / "x.png", "--example", 99), "0 to 15")
     refused(run_cli("data", table, "--label", "weight"), "'weight'", "(--label)")
     refused(run_cli("data", table, "--keys", "x=small"), "keys is only for", "npz:FILE")
-    refused(run_cli("data", tmp_path), "unknown data set")
+    refused(run_cli("data", tmp_path), "is a folder: give images:", "npy:")
+    (tmp_path / "t.dat").write_text("1,a")
+    refused(run_cli("data", tmp_path / "t.dat"), "does not tell its format", "csv:")
     assert not list(tmp_path.glob("x.*"))
 
 

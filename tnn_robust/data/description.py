@@ -139,7 +139,7 @@ def _unscaled(values: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -
 
 
 def _warned(found: DataDescription) -> DataDescription:
-    said = [*_swapped(found), *_flat(found), *_small(found)]
+    said = [*shape_warnings(found), *_small(found)]
     constant = sum(a == b for a, b in zip(found.least, found.most, strict=True))
     if len(found.low) == 1 and constant:
         said.append("all values are alike")
@@ -158,7 +158,12 @@ def _small(found: DataDescription) -> list[str]:
     return [f"fewer than {_FEW} test examples of a class say little of it: {names}"]
 
 
-def _swapped(found: DataDescription) -> list[str]:
+def shape_warnings(found: DataDescription | Dataset) -> list[str]:
+    """What looks wrong with the axes, with the option that mends it."""
+    return [*_swapped(found), *_flat(found)]
+
+
+def _swapped(found: DataDescription | Dataset) -> list[str]:
     """Few features and many channels where nothing says which axis is which."""
     if found.layout != MATRIX or found.d > _SMALL or found.c < _MANY * found.d:
         return []
@@ -168,7 +173,7 @@ def _swapped(found: DataDescription) -> list[str]:
     ]
 
 
-def _flat(found: DataDescription) -> list[str]:
+def _flat(found: DataDescription | Dataset) -> list[str]:
     """Rows of numbers that could be square images."""
     width = max(found.d, found.c)
     side = math.isqrt(width)
