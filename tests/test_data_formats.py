@@ -354,6 +354,9 @@ def test_other_bytes_are_no_table(tmp_path):
         path = write(tmp_path / "t.csv", content)
         with pytest.raises(DataError, match=r"t\.csv"):
             load_data(str(path))
+    path = write(tmp_path / "t.csv", b"MATLAB 7.3 MAT-file \xff")
+    with pytest.raises(DataError, match="it is a MATLAB v7.3 file: give mat:t.csv"):
+        load_data(str(path))
 
 
 def test_one_train_and_attack_on_a_table(tmp_path):

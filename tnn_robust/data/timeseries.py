@@ -10,6 +10,7 @@ import numpy as np
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.base.reading import Room, read_text, reading, said
+from tnn_robust.data.entries import naming_the_format
 from tnn_robust.data.labels import require_classes
 from tnn_robust.data.missing import FIX, filled
 from tnn_robust.data.raw import Arrays
@@ -31,7 +32,8 @@ def read_time_series(
     """
     parts, n_missing = [], 0
     for path in (train_path, test_path):
-        samples, labels, header = read_ts(path, missing=missing)
+        with naming_the_format(path, "ts"):
+            samples, labels, header = read_ts(path, missing=missing)
         n_missing += sum(int(np.isnan(series).sum()) for sample in samples for series in sample)
         samples = [[filled(series, path) for series in sample] for sample in samples]
         parts.append((samples, labels, header))
