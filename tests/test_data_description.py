@@ -130,6 +130,8 @@ def test_the_command_describes_draws_and_writes(table, tmp_path):
     assert "test example 3" in figure.read_text()
     kept = load_json(file)
     assert kept["kind"] == "data-description" and kept["classes"][0]["name"] == "a"
+    assert isinstance(tr.load_report(file), DataDescription)
+    assert "Range of each channel" in succeeded(run_cli("report", file))
     named = succeeded(run_cli("data", "digits", "--classes", "3,7"))
     assert "rows = features, columns = channels" in named and "3..." not in named
 

@@ -359,6 +359,23 @@ def test_other_bytes_are_no_table(tmp_path):
         load_data(str(path))
 
 
+def test_other_keys_or_labels_that_split_otherwise_are_refused(tmp_path):
+    name = saved(tmp_path, x=X, other=X[::-1].copy(), y=Y, z=Y[::-1].copy())
+    data = load_data(name, keys={"x": "x", "y": "y"})
+    for keys in ({"x": "x", "y": "z"}, {"x": "other", "y": "y"}, None):
+        with pytest.raises(InputError, match="keys needs to be x=x,y=y, as in training"):
+            load_data(name, keys=keys, like=data)
+    text = "a,b,k,l\n" + "".join(f"{i},{i},{i % 2},{i % 3 % 2}\n" for i in range(24))
+    data = load_data(csv(tmp_path, text), label="k")
+    with pytest.raises(InputError, match="label needs to be k, as in training"):
+        load_data(csv(tmp_path, text), label="l", like=data)
+    parts = {"x_train": X[:12], "y_train": Y[:12], "x_test": X[12:], "y_test": Y[12:]}
+    name = saved(tmp_path, **parts, shifted=X[12:] / 2)
+    data = load_data(name, keys={role: role for role in parts})
+    other = load_data(name, keys={"x_test": "shifted", "y_test": "y_test"}, like=data)
+    assert torch.equal(other.test.x, torch.from_numpy(X[12:] / 2))
+
+
 def test_one_train_and_attack_on_a_table(tmp_path):
     data = load_data(csv(tmp_path, IRIS))
     model = tr.TNN.for_data(data, layers=1, width=3, seed=0)
