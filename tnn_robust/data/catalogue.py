@@ -201,7 +201,7 @@ def _unknown(dataset: str) -> InputError:
     """What is wrong with a name that is none, also of a file or folder without its format."""
     path = Path(dataset)
     with contextlib.suppress(OSError, ValueError):
-        if path.is_dir():
+        if dataset and path.is_dir():
             return InputError(
                 f"{dataset} is a folder: give images:{dataset} for a folder of images a class, or "
                 f"npy:{dataset} for arrays",

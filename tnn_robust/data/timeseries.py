@@ -123,14 +123,13 @@ def _parse_sample(line: str, *, where: str, missing: str) -> tuple[Sample, str]:
     sample = []
     for channel in channels:
         tokens = [token.strip() for token in channel.split(",")]
-        if "?" in tokens:
-            if missing == "refuse":
-                raise DataError(f"{where}: a value is missing ('?'): {FIX}", field="missing")
-            tokens = ["nan" if token == "?" else token for token in tokens]
+        tokens = ["nan" if token == "?" else token for token in tokens]
         try:
             sample.append(np.array([float(token) for token in tokens]))
         except ValueError as e:
             raise DataError(f"{where}: {said(e)}") from e
+        if missing == "refuse" and np.isnan(sample[-1]).any():
+            raise DataError(f"{where}: a value is missing ('?' or NaN): {FIX}", field="missing")
     return sample, label
 
 
