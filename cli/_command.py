@@ -209,6 +209,8 @@ def _discard_output() -> None:
 def _option_of(command: click.Command, field: str | None) -> str:
     """The option that gives an argument of the library, in brackets; empty for none."""
     for parameter in command.params:
+        if not isinstance(parameter, click.Option):
+            continue
         if field is not None and parameter.name in (field, f"{field}s", f"{field}_file"):
             return f" ({parameter.opts[0]})"
     return ""

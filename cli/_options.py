@@ -181,6 +181,7 @@ data_cut = heading(
     click.option(
         "--keys",
         type=NAMES,
+        metavar="ROLE=NAME,...",
         help="Say which array of your file is what: x=spectra,y=labels or cube=a,map=b.",
     ),
     click.option(

@@ -520,8 +520,9 @@ def _attack(given: dict[str, Any]) -> "Attack | None":
 
 
 def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | None) -> list[str]:
-    from tnn_robust.training.loop import TrainSettings
-    from tnn_robust.training.run import MONITOR
+    from tnn_robust.data.description import shape_warnings
+    from tnn_robust.training.run_state import MONITOR
+    from tnn_robust.training.settings import TrainSettings
 
     a, data, settings = run.model.architecture, run.dataset, run.settings
     attack, count = run.attack, run.model.parameter_count
@@ -543,6 +544,7 @@ def _start_lines(run: "TrainRun", seeds: tuple[int, ...] | None, track: int | No
         f"Data: {data.name}, {len(data.train.y)} train and {len(data.test.y)} test examples of "
         f"{data.d} features x {data.c} channels ({data.layout}), classes {', '.join(data.classes)}",
         *(f"      {note}" for note in data.notes),
+        *(f"WARNING: {text}" for text in shape_warnings(data)),
         f"Network: {len(a.widths)} t-layers of width {','.join(map(str, a.widths))}, {ranks}, "
         f"{a.transform}, {a.scores} score{'s' * (a.scores > 1)}, {count} parameters",
         f"Training: {against}; {_manner(settings)}, {settings.loss}, {seed}, on {run.device}",

@@ -66,6 +66,73 @@ def npz_claim(place: Path) -> Made:
     return ("train", "--dataset", f"npz:{place / 'c.npz'}")
 
 
+def npz_header(place: Path) -> Made:
+    """A packed header of half a gigabyte, of which every byte is a blank."""
+    import zipfile
+
+    with zipfile.ZipFile(place / "h.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        start = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**29)
+        archive.writestr("x.npy", start + b" " * 2**24)
+    return ("data", place / "h.npz")
+
+
+def csv_cells(place: Path) -> Made:
+    """Four megabytes of commas, each a cell."""
+    (place / "c.csv").write_bytes((b"," * 2**16 + b"\n") * 64)
+    return ("data", place / "c.csv", "--max-bytes", 2**26)
+
+
+def hdf5_claim(place: Path) -> Made:
+    import h5py
+
+    with h5py.File(place / "a.h5", "w") as file:
+        file.create_dataset("x", (2**20, 64, 64), "f8", chunks=(1, 64, 64), compression="gzip")
+        file["y"] = np.arange(2**10)
+    return ("data", place / "a.h5", "--keys", "x=x,y=y")
+
+
+def envi_claim(place: Path) -> Made:
+    text = "ENVI\nsamples = 99999\nlines = 99999\nbands = 999\ndata type = 5\n"
+    (place / "a.hdr").write_text(text)
+    (place / "a.img").write_bytes(bytes(99))
+    return ("data", f"{place / 'a.hdr'},{place / 'a.hdr'}")
+
+
+def tiff_claim(place: Path) -> Made:
+    """Two gigabytes of zeros in ten megabytes."""
+    import tifffile
+
+    tifffile.imwrite(place / "a.tif", np.zeros((9, 9), np.uint8))
+    content = bytearray((place / "a.tif").read_bytes())
+    for tag in (256, 257):  # width and length
+        at = (
+            content.index(struct.pack("<HH", tag, 4))
+            if struct.pack("<HH", tag, 4) in content
+            else content.index(struct.pack("<HH", tag, 3))
+        )
+        content[at : at + 12] = struct.pack("<HHII", tag, 4, 1, 2**18)
+    (place / "a.tif").write_bytes(content)
+    return ("data", f"{place / 'a.tif'},{place / 'a.tif'}")
+
+
+def pt_claim(place: Path) -> Made:
+    torch.save({"x": torch.zeros(1).expand(2**17, 2**17), "y": torch.arange(9)}, place / "a.pt")
+    return ("data", place / "a.pt")
+
+
+def image_claim(place: Path) -> Made:
+    from PIL import Image
+
+    (place / "all" / "a").mkdir(parents=True)
+    path = place / "all" / "a" / "0.png"
+    Image.new("L", (9, 9)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 2**30, 2**30)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return ("data", f"images:{place / 'all'}")
+
+
 def fifo(place: Path) -> Path:
     os.mkfifo(place / "fifo")
     return place / "fifo"
@@ -101,6 +168,14 @@ BOMBS: dict[str, Callable[[Path], Made]] = {
     "mat": mat_bomb,
     "npz with wide labels": npz_labels,
     "npz that claims more": npz_claim,
+    "npz with an endless header": npz_header,
+    "csv of empty cells": csv_cells,
+    "hdf5 that claims more": hdf5_claim,
+    "envi that claims more": envi_claim,
+    "tiff that claims more": tiff_claim,
+    "pt of one number": pt_claim,
+    "an image that claims more": image_claim,
+    "a device as a table": lambda _: ("data", "csv:/dev/zero"),
     "packed ranks": packed_ranks,
     "width": trained("--width", HUGE),
     "a width that fits a number": trained("--width", 10**9),

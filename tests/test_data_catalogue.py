@@ -36,7 +36,10 @@ def test_wrong_number_of_files(name):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (DataSpec("mnist", patch=3), "patch is only for salinas-a, mat:CUBE.mat,GT.mat, not"),
+        (
+            DataSpec("mnist", patch=3),
+            "patch is only for salinas-a, mat:CUBE.mat,GT.mat, npz:FILE, .* not for mnist",
+        ),
         (DataSpec("mnist", resample=9), "resample is only for ts:TRAIN.ts,TEST.ts, not for mnist"),
         (DataSpec("digits", split="random"), "split is only for salinas-a"),
         (

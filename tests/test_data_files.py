@@ -12,7 +12,7 @@ from data_files import write
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from tnn_robust.base.errors import DataError, MissingPackage, TnnError
+from tnn_robust.base.errors import DataError, InputError, MissingPackage, TnnError
 from tnn_robust.base.reading import Room
 from tnn_robust.data import matlab
 from tnn_robust.data.catalogue import load_data
@@ -140,6 +140,12 @@ def test_keys_pick_the_cube_of_several(tmp_path, plain):
     assert load_data(str(path), keys={"cube": "corrected"}).digest == plain.digest
     with pytest.raises(DataError, match="no cube and map of the same rows"):
         load_data(str(path), keys={"cube": "corrected", "map": "raw"})
+
+
+def test_a_cube_takes_no_axes(tmp_path, plain):
+    for option in ({"axes": "ncd"}, {"shape": "3,2"}):
+        with pytest.raises(InputError, match="holds a cube, whose map tells its axes"):
+            load_data(f"{tmp_path}/c.mat,{tmp_path}/g.mat", **option)
 
 
 def test_spectra_in_a_matrix_with_a_vector_of_labels(tmp_path):

@@ -332,8 +332,8 @@ def test_missing_values_are_refused_or_interpolated(tmp_path):
         ("1\n2\n", "got one column"),
         ("1,2,a\n1,b\n1,2,a\n1,2,a\n1,2,a\n1,2,a\n", r"line 2: 2 columns, the first has 3"),
         (IRIS.replace("5.3", "5.3cm"), "t.csv, line 5, sepal: needed a number, got '5.3cm'"),
-        (IRIS.replace("5.3", "inf"), "line 5, sepal: 'inf' is not finite"),
-        (IRIS.replace("5.3", "1e999"), "line 5, sepal: '1e999' is not finite"),
+        (IRIS.replace("5.3", "inf"), "line 5, sepal: inf is not finite"),
+        (IRIS.replace("5.3", "1e999"), "line 5, sepal: inf is not finite"),
         (IRIS.replace("A", "B").replace("C", "B"), "one class only"),
         (IRIS.replace(",A", ",", 1), "an example needs a label"),
         ("".join(f"{i},{i * 7}\n" for i in range(30)), "30 different labels of 30 examples"),
@@ -354,6 +354,26 @@ def test_other_bytes_are_no_table(tmp_path):
         path = write(tmp_path / "t.csv", content)
         with pytest.raises(DataError, match=r"t\.csv"):
             load_data(str(path))
+    path = write(tmp_path / "t.csv", b"MATLAB 7.3 MAT-file \xff")
+    with pytest.raises(DataError, match="it is a MATLAB v7.3 file: give mat:t.csv"):
+        load_data(str(path))
+
+
+def test_other_keys_or_labels_that_split_otherwise_are_refused(tmp_path):
+    name = saved(tmp_path, x=X, other=X[::-1].copy(), y=Y, z=Y[::-1].copy())
+    data = load_data(name, keys={"x": "x", "y": "y"})
+    for keys in ({"x": "x", "y": "z"}, {"x": "other", "y": "y"}, None):
+        with pytest.raises(InputError, match="keys needs to be x=x,y=y, as in training"):
+            load_data(name, keys=keys, like=data)
+    text = "a,b,k,l\n" + "".join(f"{i},{i},{i % 2},{i % 3 % 2}\n" for i in range(24))
+    data = load_data(csv(tmp_path, text), label="k")
+    with pytest.raises(InputError, match="label needs to be k, as in training"):
+        load_data(csv(tmp_path, text), label="l", like=data)
+    parts = {"x_train": X[:12], "y_train": Y[:12], "x_test": X[12:], "y_test": Y[12:]}
+    name = saved(tmp_path, **parts, shifted=X[12:] / 2)
+    data = load_data(name, keys={role: role for role in parts})
+    other = load_data(name, keys={"x_test": "shifted", "y_test": "y_test"}, like=data)
+    assert torch.equal(other.test.x, torch.from_numpy(X[12:] / 2))
 
 
 def test_one_train_and_attack_on_a_table(tmp_path):

@@ -198,6 +198,30 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "What a verification proves" in (tmp_path / "site" / "security.html").read_text()
 
 
+def test_the_page_of_formats_runs_as_it_stands(tmp_path: Path, monkeypatch) -> None:
+    page = ROOT / "docs" / "formats.md"
+    printed = run_python_of(page, tmp_path)
+    assert "66 train and 24 test examples of 64 features x 3 channels" in printed
+    monkeypatch.chdir(tmp_path)
+    described, *rest = commands_of(page)[:2], *commands_of(page)[2:]
+    for name, *arguments in described:
+        assert "Classes" in succeeded(run_cli(name.removeprefix("tnn-"), *arguments))
+    assert (tmp_path / "plant.png").is_file() and len(rest) == 4
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_of_formats_run(tmp_path: Path, monkeypatch) -> None:
+    page = ROOT / "docs" / "formats.md"
+    run_python_of(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, *arguments in commands_of(page):
+        succeeded(run_cli(name.removeprefix("tnn-"), *arguments))
+    assert "50raw=0.0125" in (tmp_path / "runs" / "field" / "model.safetensors").read_text(
+        "latin-1"
+    )
+    assert "100raw" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_certification_page_run(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("onnx")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from tnn_robust.base.choices import DATASETS, MISSING, SPLITS
 from tnn_robust.base.errors import DataError, InputError, unknown_choice
@@ -188,12 +189,31 @@ def _parse(dataset: str) -> tuple[Source, list[str]]:
     key, colon, argument = dataset.partition(":")
     source = LOADERS.get(key)
     if source is None or bool(colon) != (source.n_files != (0,)):
-        raise unknown_choice("data set", dataset, DATASETS)
+        raise _unknown(dataset)
     several = max(source.n_files) > 1
     files = [name.strip() for name in argument.split(",")] if several else [argument] * bool(colon)
     if colon and (len(files) not in source.n_files or not all(files)):
         raise InputError(f"data set {dataset!r} is not of the form {_typed(key)}")
     return source, files
+
+
+def _unknown(dataset: str) -> InputError:
+    """What is wrong with a name that is none, also of a file or folder without its format."""
+    path = Path(dataset)
+    with contextlib.suppress(OSError, ValueError):
+        if dataset and path.is_dir():
+            return InputError(
+                f"{dataset} is a folder: give images:{dataset} for a folder of images a class, or "
+                f"npy:{dataset} for arrays",
+                field="dataset",
+            )
+        if path.is_file():
+            return InputError(
+                f"the name of {dataset} does not tell its format: write it before, as in "
+                f"csv:{dataset}",
+                field="dataset",
+            )
+    return unknown_choice("data set", dataset, DATASETS)
 
 
 def _typed(key: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,11 @@ def read_table(path: Path, *, label: str | None, missing: str) -> LabelledTable:
         values = np.empty((len(cells.rows), width - 1))
         rest = [i for i in range(width) if i != where]
         for k, (row, line) in enumerate(zip(cells.rows, cells.lines, strict=True)):
-            values[k] = [_number(row[i], f"{path}, line {line}, {names[i]}") for i in rest]
+            try:
+                values[k] = [float(row[i]) for i in rest]
+            except ValueError:
+                values[k] = [_number(row[i], f"{path}, line {line}, {names[i]}") for i in rest]
+        _require_finite(values, cells.lines, [names[i] for i in rest], path)
         n_missing = int(np.isnan(values).sum())
         if n_missing and missing == "refuse":
             k, i = np.argwhere(np.isnan(values))[0]
@@ -181,9 +186,14 @@ def _number(cell: str, where: str) -> float:
     if cell.lower() in _MISSING:
         return math.nan
     try:
-        value = float(cell)
+        return float(cell)
     except ValueError:
         raise DataError(f"{where}: needed a number, got {cell!r}") from None
-    if math.isinf(value):
-        raise DataError(f"{where}: {cell!r} is not finite")
-    return value
+
+
+def _require_finite(
+    values: np.ndarray, lines: Sequence[int], names: Sequence[str], path: Path
+) -> None:
+    """DataError for a value beyond what float64 holds, or infinity; NaN is missing."""
+    for k, i in np.argwhere(np.isinf(values))[:1]:
+        raise DataError(f"{path}, line {lines[k]}, {names[i]}: {values[k, i]} is not finite")

@@ -139,15 +139,7 @@ def _unscaled(values: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -
 
 
 def _warned(found: DataDescription) -> DataDescription:
-    said = [
-        *_swapped(found),
-        *_flat(found),
-        *(
-            f"class {one.name} has {one.test} test examples: its share of the figures says little"
-            for one in found.classes
-            if one.test < _FEW
-        ),
-    ]
+    said = [*shape_warnings(found), *_small(found)]
     constant = sum(a == b for a, b in zip(found.least, found.most, strict=True))
     if len(found.low) == 1 and constant:
         said.append("all values are alike")
@@ -157,7 +149,21 @@ def _warned(found: DataDescription) -> DataDescription:
     return replace(found, warnings=tuple(said))
 
 
-def _swapped(found: DataDescription) -> list[str]:
+def _small(found: DataDescription) -> list[str]:
+    """Classes of which figures by class say little."""
+    few = [f"{one.name} ({one.test})" for one in found.classes if one.test < _FEW]
+    if not few:
+        return []
+    names = ", ".join(few[:6]) + (f" and {len(few) - 6} more" if len(few) > 6 else "")
+    return [f"fewer than {_FEW} test examples of a class say little of it: {names}"]
+
+
+def shape_warnings(found: DataDescription | Dataset) -> list[str]:
+    """What looks wrong with the axes, with the option that mends it."""
+    return [*_swapped(found), *_flat(found)]
+
+
+def _swapped(found: DataDescription | Dataset) -> list[str]:
     """Few features and many channels where nothing says which axis is which."""
     if found.layout != MATRIX or found.d > _SMALL or found.c < _MANY * found.d:
         return []
@@ -167,7 +173,7 @@ def _swapped(found: DataDescription) -> list[str]:
     ]
 
 
-def _flat(found: DataDescription) -> list[str]:
+def _flat(found: DataDescription | Dataset) -> list[str]:
     """Rows of numbers that could be square images."""
     width = max(found.d, found.c)
     side = math.isqrt(width)

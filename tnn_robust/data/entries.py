@@ -1,6 +1,7 @@
 """The arrays of files by name: what each says it is, and how it is read when it is wanted."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -189,20 +190,15 @@ def seems(path: Path) -> tuple[str, str]:
     return next(((form, said) for magic, form, said in _MAGIC if start.startswith(magic)), ("", ""))
 
 
-class naming_the_format:  # noqa: N801
+@contextlib.contextmanager
+def naming_the_format(path: Path, kind: str) -> Iterator[None]:
     """Inside, an error in reading a file that is of another format says of which."""
-
-    def __init__(self, path: Path, kind: str):
-        self._path, self._kind = path, kind
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if not isinstance(error, DataError):
-            return
-        form, said = seems(self._path)
-        same = form == self._kind or (form, self._kind) in (("npz", "pt"), ("mat", "hdf5"))
-        if said and not same and said not in str(error):
-            fix = f": give {form}:{self._path.name}" if form and form != "images" else ""
-            raise DataError(f"{error.args[0]}; it is {said}{fix}") from error
+    try:
+        yield
+    except DataError as error:
+        form, said = seems(path)
+        same = form == kind or (form, kind) in (("npz", "pt"), ("mat", "hdf5"))
+        if not said or same or said in str(error):
+            raise
+        fix = f": give {form}:{path.name}" if form and form != "images" else ""
+        raise DataError(f"{error.args[0]}; it is {said}{fix}", field=error.field) from error

@@ -35,13 +35,23 @@ def require_unseen(spec: DataSpec, trained: TrainedOn) -> None:
     was = trained.spec
     if was is None or was.dataset != spec.dataset:
         return
-    for name in ("split_seed", "split", "patch"):
+    # Labels of another column or array split the rows otherwise.
+    for name in ("split_seed", "split", "patch", "label", "keys"):
         if getattr(spec, name) != getattr(was, name):
+            needed = getattr(was, name)
+            if name == "keys" and _of_parts(spec.keys) and _of_parts(needed):
+                continue
+            said = ",".join(needed) if isinstance(needed, tuple) else needed
             raise InputError(
                 f"{spec.dataset} split in another way could hold examples that the network was "
-                f"trained on: {name} needs to be {getattr(was, name)}, as in training",
+                f"trained on: {name} needs to be {said}, as in training",
                 field=name,
             )
+
+
+def _of_parts(keys: tuple[str, ...] | None) -> bool:
+    """Whether keys name arrays of parts, which nobody splits."""
+    return keys is not None and all("_" in key.partition("=")[0] for key in keys)
 
 
 def test_part(raw: Raw) -> Raw:

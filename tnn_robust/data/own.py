@@ -11,7 +11,7 @@ from tnn_robust.base.reading import Room, naming
 from tnn_robust.base.stored import Array, chosen
 from tnn_robust.data import find, pictures, split
 from tnn_robust.data.csv_table import LabelledTable, read_table
-from tnn_robust.data.entries import Entry, entries_of
+from tnn_robust.data.entries import Entry, entries_of, naming_the_format
 from tnn_robust.data.labels import indexed, label_vector
 from tnn_robust.data.pictures import image_parts
 from tnn_robust.data.prepare import value_range
@@ -40,13 +40,25 @@ def read_files(kind: str, paths: Sequence[Path], spec: DataSpec) -> Raw:
     where = " and ".join(map(str, dict.fromkeys(paths)))
     roles = roles_of(entries_of(kind, paths, Room()), spec.keys, where)
     if set(roles) == set(SCENE):
+        _require_no_axes(spec, where)
         return split_scene(scene_of(roles), spec)
-    require_no_scene(spec, where)
+    _require_no_scene(spec, where)
     with naming(where):
         return _parts(roles, spec, "c" if kind in MEASURED else "d", kind, where)
 
 
-def require_no_scene(spec: DataSpec, where: str) -> None:
+def _require_no_axes(spec: DataSpec, where: str) -> None:
+    """InputError for a request that cubes do not know."""
+    for name in ("axes", "shape"):
+        if getattr(spec, name) is not None:
+            raise InputError(
+                f"{name} is of an array x, and {where} holds a cube, whose map tells its axes: "
+                "give keys x=NAME,y=NAME if it is none",
+                field=name,
+            )
+
+
+def _require_no_scene(spec: DataSpec, where: str) -> None:
     """InputError for a request that only cubes know."""
     for name in ("patch", "split"):
         if getattr(spec, name) != DataSpec.__dataclass_fields__[name].default:
@@ -110,7 +122,10 @@ def limited(raw: Raw, spec: DataSpec, kind: str) -> Raw:
 def load_csv(spec: DataSpec, files: Sequence[str]) -> Raw:
     """Tables of text with a column of labels: one that is split, or one a part."""
     paths = [find.find_file(name, folder=None, data_dir=spec.data_dir) for name in files]
-    tables = [read_table(path, label=spec.label, missing=spec.missing) for path in paths]
+    tables = []
+    for path in paths:
+        with naming_the_format(path, "csv"):
+            tables.append(read_table(path, label=spec.label, missing=spec.missing))
     where = " and ".join(map(str, paths))
     with naming(where):
         _require_alike(tables, paths)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.base.reading import Room, read_text, reading, said
+from tnn_robust.data.entries import naming_the_format
 from tnn_robust.data.labels import require_classes
 from tnn_robust.data.missing import FIX, filled
 from tnn_robust.data.raw import Arrays
@@ -31,7 +32,8 @@ def read_time_series(
     """
     parts, n_missing = [], 0
     for path in (train_path, test_path):
-        samples, labels, header = read_ts(path, missing=missing)
+        with naming_the_format(path, "ts"):
+            samples, labels, header = read_ts(path, missing=missing)
         n_missing += sum(int(np.isnan(series).sum()) for sample in samples for series in sample)
         samples = [[filled(series, path) for series in sample] for sample in samples]
         parts.append((samples, labels, header))
@@ -121,14 +123,13 @@ def _parse_sample(line: str, *, where: str, missing: str) -> tuple[Sample, str]:
     sample = []
     for channel in channels:
         tokens = [token.strip() for token in channel.split(",")]
-        if "?" in tokens:
-            if missing == "refuse":
-                raise DataError(f"{where}: a value is missing ('?'): {FIX}", field="missing")
-            tokens = ["nan" if token == "?" else token for token in tokens]
+        tokens = ["nan" if token == "?" else token for token in tokens]
         try:
             sample.append(np.array([float(token) for token in tokens]))
         except ValueError as e:
             raise DataError(f"{where}: {said(e)}") from e
+        if missing == "refuse" and np.isnan(sample[-1]).any():
+            raise DataError(f"{where}: a value is missing ('?' or NaN): {FIX}", field="missing")
     return sample, label
 
 

@@ -114,7 +114,7 @@ def data_picture(dataset: Dataset, number: int = 0) -> Picture:
             image_of(x[0], dataset), vmin=0.0, vmax=1.0, cmap="gray", interpolation="nearest"
         )
         axes.grid(visible=False)
-        whole = dataset.image_shape[0] > 1
+        whole = dataset.image is not None
         axes.set_xlabel("columns" if whole else "channels (c)")
         axes.set_ylabel("rows" if whole else "features (d)")
 

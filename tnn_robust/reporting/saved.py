@@ -8,6 +8,7 @@ from tnn_robust.base.reading import parsed_json, read_bytes, reading
 from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
+from tnn_robust.data.description import DataDescription
 from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
@@ -25,6 +26,7 @@ Report = (
     | SmoothedReport
     | SweepReport
     | BoundReport
+    | DataDescription
 )
 _KINDS: dict[str, Any] = {
     "attack-report": AttackReport,
@@ -36,6 +38,7 @@ _KINDS: dict[str, Any] = {
     "smoothed-report": SmoothedReport,
     "sweep-report": SweepReport,
     "bound-report": BoundReport,
+    "data-description": DataDescription,
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from tnn_robust.certification.property_results import PropertyReport
 from tnn_robust.compression.rank_sweep_results import SweepReport
 from tnn_robust.compression.results import CompressionReport
+from tnn_robust.data.description import DataDescription
 from tnn_robust.evaluation.certificate_results import CertificationReport
 from tnn_robust.evaluation.comparison_results import ComparisonReport
 from tnn_robust.evaluation.curve_results import EpsCurve
@@ -16,6 +17,7 @@ from tnn_robust.reporting import (
     certificates,
     comparison,
     compression,
+    data,
     pictures,
     rank_sweep,
     smoothed,
@@ -78,6 +80,7 @@ _VIEWS: dict[type, _Show] = {
     BoundReport: lambda r: View(
         words.bounded(r), bounds.bound_tables(r), bounds.bound_notes(r), []
     ),
+    DataDescription: lambda r: View([str(r)], data.data_tables(r), data.data_notes(r), []),
 }
 
 

@@ -114,7 +114,6 @@ class TrainSettings:
         """What is not as usual, for a line that tells how a network is trained."""
         found = {
             f"objective {self.objective}": self.objective != Adversarial(),
-            f"certified by {self.certified and self.certified.method}": self.certified is not None,
             f"weight perturbation {self.awp:g}": self.awp,
             f"label smoothing {self.label_smoothing:g}": self.label_smoothing,
             f"schedule {self.schedule}": self.schedule.changes,
