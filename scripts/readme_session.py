@@ -16,7 +16,7 @@ SESSIONS = {
     "README.md": (
         "tnn-train --dataset digits --width 32 --epochs 30 --batch-size 32 --eps 0.1 --out demo",
         "tnn-attack demo --eps 0.03 --certify --json r.json",
-        "tnn-report r.json --html report.html --card card.md",
+        'tnn-report r.json --html report.html --title "Digits, trained by PGD"',
     ),
     "docs/bounds.md": (
         """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
