@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import margin
+from tnn_robust.base.progress import Steps
+from tnn_robust.certification.certify import certify_steps
 from tnn_robust.certification.lipschitz import worst_margins
+from tnn_robust.certification.work import merged_entries
 from tnn_robust.data.parts import Part
+from tnn_robust.evaluation.attack_part import Target
+from tnn_robust.evaluation.certified import METHOD, MOST_ENTRIES, chain_or_why
+from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.models.quantised import quantised
 from tnn_robust.theory.results import RiskBound
@@ -106,6 +113,18 @@ def _held_out(asked: Asked, held: Held | None, *, robust: bool) -> RiskBound:
         holds=None,
         premise="no choice looked at the test part",
     )
+
+
+def certified_test(subject: Subject, test: Target, attack: Attack) -> Steps[Held | None]:
+    """By CROWN; None where it does not go through the network, or would take too much memory."""
+    chain, _ = chain_or_why(subject, None)
+    if chain is None or merged_entries(chain) > MOST_ENTRIES:
+        return None
+    x, y = test.examples
+    found = yield from certify_steps(
+        subject.model, (x, y), attack.threat, method=METHOD, attack=False
+    )
+    return Held(found.n, found.n - found.certified, "CROWN")
 
 
 class _Written(NamedTuple):
