@@ -39,8 +39,8 @@ def _controls(records: Sequence[CellRecord]) -> list[tuple[CellRecord, CellRecor
     return [(r, clean.get(_shape(r))) for r in records if r.cell.get("adversary", True)]
 
 
-def _shape(record: CellRecord) -> tuple[int, int]:
-    return record.cell["width"], record.cell.get("layers", LAYERS)
+def _shape(record: CellRecord) -> tuple[int, int, int]:
+    return record.cell["width"], record.cell.get("layers", LAYERS), record.cell["n"] or 0
 
 
 def _drifts(records: Sequence[CellRecord]) -> list[Finding]:
