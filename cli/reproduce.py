@@ -46,7 +46,7 @@ _EXPERIMENT = shared.heading(
     click.option(
         "--sizes",
         type=shared.WHOLE_NUMBERS,
-        help="Take these numbers N of examples of a1.  [default: by scale]",
+        help="Take these numbers N of examples of a1 and flow.  [default: by scale]",
     ),
     click.option(
         "--match", default="epochs", help=f"Give each N of a1 equal: {', '.join(MATCHES)}."

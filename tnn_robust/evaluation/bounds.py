@@ -24,7 +24,13 @@ from tnn_robust.evaluation.report import (
     evaluate_steps,
     targets_of,
 )
-from tnn_robust.evaluation.risk_bounds import Asked, Held, initial_weights, risk_bounds
+from tnn_robust.evaluation.risk_bounds import (
+    Bounded,
+    HeldOut,
+    certified_test,
+    initial_weights,
+    risk_bounds,
+)
 from tnn_robust.evaluation.rows import check_attacks
 from tnn_robust.evaluation.subject import Subject, live_subject
 from tnn_robust.models.network import TNN
@@ -132,7 +138,7 @@ def bound_steps(
     whole = targets_of(subject, dataset, None, seed)
     radius = facts.eps_value * facts.constant
     train, test = (whole[part].examples for part in PARTS)
-    asked = Asked(model, train, test, radius, 1 - confidence)
+    asked = Bounded(model, train, test, radius, 1 - confidence)
     began = initial_weights(model, subject.info.get("training"), dataset.train.x)
     fixed = model.architecture.transform.partition(":")[0] not in _FROM_DATA
     premises = (
@@ -271,17 +277,12 @@ def _measured_gap(
     n: int,
     seed: int,
     block: int,
-) -> Steps[tuple[MeasuredGap, Held | None]]:
+) -> Steps[tuple[MeasuredGap, HeldOut | None]]:
     """Gaps under the attacks' worst case, the certain bracket around the adversarial one, and
-    the certificates of test examples, by CROWN where that is cheap."""
+    the certificates of the same test examples."""
     found = yield from evaluate_steps(
-        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False, certify=None
+        subject, dataset, attacks, seeds=(seed,), n=n, batch_size=block, checks=False
     )
-    certified_test = found.report.certified
-    held = None
-    if certified_test is not None:
-        part = certified_test.test
-        held = Held(part.n, part.n - part.certified, certified_test.method)
     train, test, agp = found.report.worst_case.both
     targets = targets_of(subject, dataset, n, seed)
     clean = [_losses(subject, targets[part], 0.0, block) for part in PARTS]
@@ -302,7 +303,7 @@ def _measured_gap(
         adversarial_ci=agp.risk_ci,
         bracket=(test.risk - certified["train"], certified["test"] - train.risk),
     )
-    return measured, held
+    return measured, (yield from certified_test(subject, targets["test"], attacks[0]))
 
 
 def _losses(subject: Subject, target: Target, radius: float, block: int) -> Tensor:

@@ -33,7 +33,7 @@ METHOD = "crown"
 # Where nothing was asked for: the best of these whose multiplications are at most a tenth of
 # those of the attacks.
 _BY_DEFAULT, _SHARE = (METHOD, "crown-ibp"), 0.1
-_MOST_ENTRIES = 2**27  # of merged matrices, by default: 1 GB
+MOST_ENTRIES = 2**27  # of merged matrices, by default: 1 GB
 _ROUNDING = 1e-9  # of losses in float64, relative
 
 
@@ -74,7 +74,7 @@ def affordable(
     standing: of each part how many examples the first attack runs on, and how many the others
     do; balls: in how many each example is certified.
     """
-    if merged_entries(chain) > _MOST_ENTRIES:
+    if merged_entries(chain) > MOST_ENTRIES:
         return ChosenMethod(None, "its merged matrices would take more than 1 GB")
     first, *rest = (one.passes(chain.scores) for one in attacks)
     each = sum(first * n + sum(rest) * left for n, left in standing)

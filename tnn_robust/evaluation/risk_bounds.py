@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import margin
+from tnn_robust.base.progress import Steps
+from tnn_robust.certification.certify import certify_steps
 from tnn_robust.certification.lipschitz import worst_margins
+from tnn_robust.certification.work import bound_products, merged_entries, pass_products
 from tnn_robust.data.parts import Part
+from tnn_robust.evaluation.attack_part import Target
+from tnn_robust.evaluation.certified import METHOD, MOST_ENTRIES, chain_or_why
+from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.network import TNN, new_model
 from tnn_robust.models.quantised import quantised
 from tnn_robust.theory.results import RiskBound
@@ -28,9 +35,10 @@ _SIGMAS = (0.003, 0.01, 0.03, 0.1, 0.3)
 _DRAWS = 20
 _HOPELESS = 1.4  # nats an example: a bound of 0.75 were no example wrong
 _BLOCK = 1024
+_LEAST_CERTIFIED = 100  # test examples, where there are so many
 
 
-class Held(NamedTuple):
+class HeldOut(NamedTuple):
     """n held-out examples, how many are not certified, and by what."""
 
     n: int
@@ -38,7 +46,7 @@ class Held(NamedTuple):
     method: str
 
 
-class Asked(NamedTuple):
+class Bounded(NamedTuple):
     """What the bounds are of: the network, both parts as it takes them, the ball in l2."""
 
     model: TNN
@@ -49,9 +57,9 @@ class Asked(NamedTuple):
 
 
 def risk_bounds(
-    asked: Asked, held: Held | None, prior: TNN | None, *, fixed: bool
+    asked: Bounded, held: HeldOut | None, prior: TNN | None, *, fixed: bool
 ) -> tuple[RiskBound, ...]:
-    """Held-out, Occam and PAC-Bayes bounds of the clean and of the robust error.
+    """HeldOut-out, Occam and PAC-Bayes bounds of the clean and of the robust error.
 
     They hold together with probability 1 - delta. held: certificates of test examples, None
     for those of the Lipschitz constant; prior: the initial weights, None for zeros; fixed:
@@ -84,11 +92,11 @@ def wrong(model: TNN, part: Part, radius: float) -> Tensor:
     return torch.cat(found)
 
 
-def _wrong(asked: Asked, model: TNN, part: Part, *, robust: bool) -> int:
+def _wrong(asked: Bounded, model: TNN, part: Part, *, robust: bool) -> int:
     return int(wrong(model, part, asked.radius if robust else 0.0).sum())
 
 
-def _held_out(asked: Asked, held: Held | None, *, robust: bool) -> RiskBound:
+def _held_out(asked: Bounded, held: HeldOut | None, *, robust: bool) -> RiskBound:
     n, method = len(asked.test.y), LIPSCHITZ if robust else ""
     if robust and held is not None:
         n, bad, method = held
@@ -108,6 +116,23 @@ def _held_out(asked: Asked, held: Held | None, *, robust: bool) -> RiskBound:
     )
 
 
+def certified_test(subject: Subject, test: Target, attack: Attack) -> Steps[HeldOut | None]:
+    """By CROWN, as many examples as cost about what their attack did, and 100 at least; None
+    where it does not go through the network, or would take too much memory."""
+    chain, _ = chain_or_why(subject, None)
+    if chain is None or merged_entries(chain) > MOST_ENTRIES:
+        return None
+    attacked = attack.passes(chain.scores) * pass_products(chain) * len(test.indices)
+    count = max(_LEAST_CERTIFIED, attacked // bound_products(chain, METHOD))
+    x, y = test.examples
+    generator = torch.Generator().manual_seed(test.seed)
+    rows = torch.randperm(len(y), generator=generator)[:count].to(x.device)
+    found = yield from certify_steps(
+        subject.model, (x[rows], y[rows]), attack.threat, method=METHOD, attack=False
+    )
+    return HeldOut(found.n, found.n - found.certified, "CROWN")
+
+
 class _Written(NamedTuple):
     """A network near the one asked for, and the bits of its code; None where these are so many
     that the bound is hopeless however well it does."""
@@ -117,7 +142,7 @@ class _Written(NamedTuple):
     words: str
 
 
-def _candidates(asked: Asked) -> list[_Written]:
+def _candidates(asked: Bounded) -> list[_Written]:
     choices = [(energy, width) for energy in _ENERGIES for width in _WIDTHS]
     found = []
     for energy, width in choices:
@@ -129,7 +154,7 @@ def _candidates(asked: Asked) -> list[_Written]:
     return found
 
 
-def _occam(asked: Asked, given: tuple[list[_Written], bool], *, robust: bool) -> RiskBound:
+def _occam(asked: Bounded, given: tuple[list[_Written], bool], *, robust: bool) -> RiskBound:
     candidates, fixed = given
     n, found = len(asked.train.y), []
     for bits, model, words in candidates:
@@ -150,7 +175,7 @@ def _occam(asked: Asked, given: tuple[list[_Written], bool], *, robust: bool) ->
     )
 
 
-def _pac_bayes(asked: Asked, given: tuple[TNN | None, bool], *, robust: bool) -> RiskBound:
+def _pac_bayes(asked: Bounded, given: tuple[TNN | None, bool], *, robust: bool) -> RiskBound:
     prior, fixed = given
     n, delta = len(asked.train.y), asked.delta / 2 / len(_SIGMAS)
     pairs = list(zip(asked.model.parameters(), _of(prior, asked.model), strict=True))
@@ -189,7 +214,7 @@ def _of(prior: TNN | None, model: TNN) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _mean_share(asked: Asked, sigma: float, *, robust: bool) -> float:
+def _mean_share(asked: Bounded, sigma: float, *, robust: bool) -> float:
     """The mean share wrong over draws of the noise."""
     kept = [p.detach().clone() for p in asked.model.parameters()]
     generator = torch.Generator().manual_seed(0)

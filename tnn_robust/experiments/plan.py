@@ -172,25 +172,27 @@ class Plan:
 
     def _flows(self) -> list[Cell]:
         """Gradient flow with the adversary and, as its control, without."""
-        scale, found = self.scale, []
-        steps, n = self.epochs or _FLOW_STEPS[scale], (self.sizes or (_FLOW_N[scale],))[0]
-        for width in self.widths or (_FLOW_WIDTH[scale],):
-            for layers in self.layers or (LAYERS,):
-                for adversary in (True, False):
-                    arm = f"D = {width}, L = {layers}{'' if adversary else ', no adversary'}"
-                    cell = replace(
-                        self._cell(arm, steps),
-                        width=width,
-                        n=n,
-                        layers=layers,
-                        adversary=adversary,
-                        seeds=tuple(range(self.seeds or _FLOW_SEEDS[scale])),
-                        lr=self.lr or 1e-3,
-                        optimizer="flow",
-                        batch_size=n,
-                    )
-                    found.append(cell)
-        return found
+        scale = self.scale
+        return [
+            replace(
+                self._cell(
+                    f"D = {width}, L = {layers}{'' if adversary else ', no adversary'}",
+                    self.epochs or _FLOW_STEPS[scale],
+                ),
+                width=width,
+                n=n,
+                layers=layers,
+                adversary=adversary,
+                seeds=tuple(range(self.seeds or _FLOW_SEEDS[scale])),
+                lr=self.lr or 1e-3,
+                optimizer="flow",
+                batch_size=n,
+            )
+            for n in self.sizes or (_FLOW_N[scale],)
+            for width in self.widths or (_FLOW_WIDTH[scale],)
+            for layers in self.layers or (LAYERS,)
+            for adversary in (True, False)
+        ]
 
     def _trajectories(self) -> list[Cell]:
         weights = (0.0, NUCLEAR) if self.experiment == "a3" else (0.0,)

@@ -21,6 +21,7 @@ from tnn_robust.experiments.judging import (
 )
 from tnn_robust.experiments.plan import LAYERS
 from tnn_robust.experiments.results import CellRecord, Finding, Verdict
+from tnn_robust.training.trajectory_results import FLOW_SHARE
 
 VANISHED = 0.01  # nats: an empirical adversarial risk that is called 0
 
@@ -38,12 +39,27 @@ def _controls(records: Sequence[CellRecord]) -> list[tuple[CellRecord, CellRecor
     return [(r, clean.get(_shape(r))) for r in records if r.cell.get("adversary", True)]
 
 
-def _shape(record: CellRecord) -> tuple[int, int]:
-    return record.cell["width"], record.cell.get("layers", LAYERS)
+def _shape(record: CellRecord) -> tuple[int, int, int]:
+    return record.cell["width"], record.cell.get("layers", LAYERS), record.cell["n"] or 0
+
+
+def _drifts(records: Sequence[CellRecord]) -> list[Finding]:
+    """Of gradient flows: how far their steps left the flow, beside what a flow may."""
+    found = []
+    for record in records:
+        if "drift" not in record.last:
+            continue
+        first, last = record.points[0].columns["weight_norm"], record.last["weight_norm"]
+        growth = [abs(b**2 - a**2) for a, b in zip(first, last, strict=True)]
+        shares = [d / g for d, g in zip(record.last["drift"], growth, strict=True) if g > 0]
+        marked = "" if max(shares, default=0.0) <= FLOW_SHARE else ", NOT A FLOW"
+        what = f"{record.cell['arm']}: largest drift over growth of ||W||^2{marked}"
+        found.append(Finding(what, max(shares, default=0.0), None, ""))
+    return found
 
 
 def claim_3(records: Sequence[CellRecord]) -> Verdict:
-    findings = []
+    findings = _drifts(records)
     for record, control in _controls(records):
         column, sign = _stable(record)
         for layer in range(len(record.last[column][0])):
@@ -63,7 +79,8 @@ def claim_3(records: Sequence[CellRecord]) -> Verdict:
         "log(last / first stable rank) with the adversary less the same without one, paired over "
         "seeds: below 0 by its interval in every layer is supported, above 0 in one is not; the "
         "change with the adversary alone is reported, not judged, for training without one lowers "
-        "stable ranks too"
+        f"stable ranks too; a flow whose conserved quantities drift by more than {FLOW_SHARE} of "
+        "the growth of ||W||^2 is marked"
     )
     return verdict(3, "adversarial training lowers stable ranks over time", rule, findings)
 

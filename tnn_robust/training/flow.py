@@ -22,6 +22,7 @@ from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import subset
 from tnn_robust.models.checkpoint import FILE_NAME, save_checkpoint
 from tnn_robust.models.network import model_from_tensors, model_tensors, new_model
+from tnn_robust.training.full_batch import squared_norms
 from tnn_robust.training.gradient_flow import (
     FlowSettings,
     FlowState,
@@ -113,6 +114,7 @@ def _flow(run: TrainRun, state: FlowState) -> Steps[FlowRecord | None]:
     settings, out, last = run.settings, run.out, None
     assert isinstance(settings, FlowSettings) and out is not None
     (x, y), _ = subset(run.dataset.train, None, run.seed, run.device, torch.float64)
+    state = state._replace(start=state.start or tuple(squared_norms(run.model)))
     with removed_on_error(run.lock, out):
         if state.step == 0:
             _save(run, state)
@@ -128,7 +130,8 @@ def _flow(run: TrainRun, state: FlowState) -> Steps[FlowRecord | None]:
             if recorder is not None and last.ended:
                 recorder.add(last.step)
             append_line(out / METRICS, json.dumps(last.to_json(), allow_nan=False))
-            _save(run, FlowState(**{name: getattr(last, name) for name in FlowState._fields}))
+            named = {name: getattr(last, name) for name in FlowState._fields if name != "start"}
+            _save(run, FlowState(**named, start=state.start))
         text = f"step {last.step}/{settings.steps}  log-risk {last.log_risk:.6g}"
         yield Progress(text, last.step, settings.steps, last)
     return last

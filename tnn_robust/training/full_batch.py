@@ -19,6 +19,11 @@ from tnn_robust.training.objectives import Perturb
 _BLOCK = 1024  # examples; the memory of activations grows with it, not with the data
 
 
+def squared_norms(model: TNN) -> list[float]:
+    """||W||^2 of each weight held, the head last: their differences are conserved by the flow."""
+    return [float(p.detach().square().sum()) for p in model.parameters()]
+
+
 class PerturbedSample(NamedTuple):
     """Perturbed points x (n, d, c) and their margins q (n,), float64."""
 
@@ -86,10 +91,6 @@ class Objective:
     @property
     def log_risk(self) -> float:
         return self.seen.log_risk
-
-    def squares(self) -> list[float]:
-        """||W||^2 of each weight held, the head last: their differences are conserved."""
-        return [float(p.detach().square().sum()) for p in self.parameters]
 
     def log_risk_at(self, x: Tensor) -> float:
         """log L at other points (n, d, c), which are not perturbed."""

@@ -13,7 +13,7 @@ from tnn_robust.base.choices import ODE_SOLVERS
 from tnn_robust.base.errors import InputError, TrainingError, unknown_choice
 from tnn_robust.base.losses import LOG_LOSSES, is_separable
 from tnn_robust.models.network import TNN, weight_norm
-from tnn_robust.training.full_batch import Objective
+from tnn_robust.training.full_batch import Objective, squared_norms
 from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.steppers import Dopri5, LyuLi, Stepper
 from tnn_robust.training.trajectory_results import FlowRecord
@@ -96,7 +96,7 @@ def gradient_flow(
     objective = Objective(model, x, y, settings.loss, perturb, seed)
     if not math.isfinite(objective.log_risk):
         raise TrainingError("the log-risk is not finite before the first step")
-    state = state._replace(start=state.start or tuple(objective.squares()))
+    state = state._replace(start=state.start or tuple(squared_norms(model)))
     stepper: Stepper = (
         LyuLi(objective, state.step_size, settings.hold_drift)
         if settings.ode is None
@@ -136,7 +136,8 @@ def require_flow(model: TNN, x: Tensor) -> None:
 
 def _record(objective: Objective, state: FlowState, ended: str) -> FlowRecord:
     q, n = objective.seen.sample.q, len(objective.y)
-    moved = [now - then for now, then in zip(objective.squares(), state.start, strict=True)]
+    now = squared_norms(objective.model)
+    moved = [after - before for after, before in zip(now, state.start, strict=True)]
     numbers = {name: value for name, value in state._asdict().items() if name != "start"}
     return FlowRecord(
         **numbers,

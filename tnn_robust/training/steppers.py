@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tnn_robust.base.errors import TrainingError
-from tnn_robust.training.full_batch import Objective
+from tnn_robust.training.full_batch import Objective, squared_norms
 
 _GROW, _SHRINK = 2.0 ** (1 / 5), 2.0 ** (-1 / 10)
 _RTOL, _ATOL = 1e-4, 1e-7  # of dopri5, an entry of W
@@ -56,7 +56,7 @@ class LyuLi:
         pairs = zip(self._objective.parameters, self._gradient, strict=True)
         growth = 2 * abs(sum(float((p.detach() * g).sum()) for p, g in pairs))
         # Where ||W|| hardly moves, as before the margins have a sign, a small share of itself.
-        size = sum(self._objective.squares())
+        size = sum(squared_norms(self._objective.model))
         floor = math.sqrt(_STILL * self._hold * size / drift) if drift > 0 else math.inf
         return max(self._hold * growth / drift, floor) if drift > 0 else math.inf
 

@@ -63,7 +63,7 @@ class Tracker:
         self._streams = Streams(seed, torch.arange(len(y), device=y.device))
         self._teacher = teacher
         self._first = past[0].balances if past else None
-        self._began = past[0].weight_norm ** 2 - past[0].growth if past else None
+        self._began = past[0].weight_norm ** 2 if past else None
         self._previous = past[-1] if past else None
 
     def record(self, step: int) -> TrajectoryRecord:
@@ -74,7 +74,9 @@ class Tracker:
         squares = _squared_norms(model)
         balances = tuple(a - b for a, b in zip(squares, squares[1:], strict=False))
         self._first = self._first or balances
-        self._began = sum(squares) if self._began is None else self._began
+        # From the number that is written, so that a resumed run has the same.
+        size = math.sqrt(sum(squares)) ** 2
+        self._began = size if self._began is None else self._began
         spectra = _layer_spectra(model)
         counts = model.transform.multiplicity.double().cpu()
         norms = tuple(float((counts @ s.square()).sum().sqrt()) for s in spectra)
@@ -100,7 +102,7 @@ class Tracker:
             smoothed_fell=False,
             kkt=self._kkt(sample, weights, squares),
             teacher=tuple(self._teacher),
-            growth=sum(squares) - self._began,
+            growth=size - self._began,
             teacher_free=teacher_free_16(
                 norms,
                 math.sqrt(squares[-1]),
