@@ -120,8 +120,8 @@ RECIPES = {
     ),
     "salinas-a-linf-0.02": Recipe(
         "Six crops from their spectra (Salinas-A, a blocked split), trained by interval bounds.",
-        {"dataset": "salinas-a", "patch": 5}, {"layers": 2, "width": 24, "bias": True},
-        tr.Threat("linf", 0.02), ibp(0.02, 24, ramp=10, lr=2e-3),
+        {"dataset": "salinas-a"}, {"layers": 2, "width": 4, "bias": True},
+        tr.Threat("linf", 0.02), ibp(0.02, 16, ramp=8, lr=3e-3),
     ),
     "basic-motions-linf-0.02": Recipe(
         "Four motions from six accelerometer channels (BasicMotions), trained by interval bounds.",

@@ -59,9 +59,9 @@ def certify(
 
     Parameters
     ----------
-    model: a `TNN`, or a torch Sequential of Linear, Flatten, ReLU and LeakyReLU layers; float32
-        or float64, and the verdicts are of its own forward pass, rounding included, in
-        full precision (no TF32).
+    model: a `TNN`, or a torch Sequential of Linear, Flatten, ReLU and LeakyReLU layers, and of
+        those of `models.activations`; float32 or float64, and the verdicts are of its own
+        forward pass, rounding included, in full precision (no TF32).
     part: a part of a data set, or x and y: (n, d, c) or images in [0, 1], (n,) int64.
     threat: any norm, channels, faces.
     method: ibp, crown-ibp, crown, alpha-crown, each at least as tight as the one before and
