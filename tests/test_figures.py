@@ -1,15 +1,20 @@
 """The curve as a figure file (whole or absent), as text of 80 columns and as a table."""
 
 import dataclasses
+import itertools
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from test_cli_output import part, row
 from test_evaluation import planted
 
 from tnn_robust.base.errors import InputError
+from tnn_robust.compression.rank_sweep_results import SweepReport, SweepRow, WeightFacts
+from tnn_robust.compression.results import ModelSummary
 from tnn_robust.evaluation.eps_sweep import curve_of
 from tnn_robust.reporting.figures import curve_figure, curve_lines, curve_table
+from tnn_robust.reporting.rank_sweep import draw_sweep, sweep_figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -154,3 +159,55 @@ def test_a_figure_has_its_legend_outside_and_numbers_without_an_offset():
     assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
     text = figure_bytes("svg", (4, 3), lambda one: one.subplots().plot([873.2, 873.26])).decode()
     assert ">873.26<" in text or ">873.25<" in text and "e2" not in text
+
+
+def sweep_of(ranks=(1, 2, 4, 8, 12, 16)) -> SweepReport:
+    """A sweep of ten classes whose smallest network guesses."""
+    shares = dict(zip(ranks, (0.05, 0.4, 0.6, 0.72, 0.74, 0.75), strict=True))
+    facts = WeightFacts(2.0, 3.0, 0.1, "linf", None, None)
+    rows = []
+    for kind, size in [("original", 16), *((k, r) for r in ranks for k in ("t-SVD", "matrix"))]:
+        correct = round(100 * (shares[size] - 0.03 * (kind == "matrix")))
+        worst = row(
+            "worst case", "linf", "0.1", {}, part(100, 95, correct, 0.1, 0.5),
+            part(100, 95, correct, 0.1, 0.6),
+        )  # fmt: skip
+        count = 400 * size + (1000 if kind == "original" else 0)
+        summary = ModelSummary(count, 4 * count, 2 * count, count // 2, 0.1, 1.0, worst)
+        rows.append(
+            SweepRow(
+                "" if kind == "original" else str(size),
+                kind,
+                ((size,),) * 2,
+                summary,
+                worst,
+                None,
+                0.1,
+                1.0,
+                facts,
+                None,
+                100,
+            )  # fmt: skip
+        )
+    classes = {"name": "digits", "classes": [str(i) for i in range(10)]}
+    return SweepReport({}, classes, "rank", 0, 0, {}, tuple(rows))
+
+
+def test_a_sweep_names_ranks_on_ticks_that_do_not_collide_and_no_guesser_is_best(tmp_path):
+    from matplotlib.figure import Figure
+
+    report = sweep_of()
+    best = [one.size for one, is_best in zip(report.rows, report.pareto, strict=True) if is_best]
+    assert "1" not in best and {"2", "4", "8", "12", "16"} == set(best)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    draw_sweep(figure, report)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(sorted(boxes, key=lambda b: b.x0)))
+        texts = [label.get_text() for label in axes.get_xticklabels()]
+        assert "7.4k\nfull" in texts and "400\n1" in texts and "800\n2" in texts
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x0 >= max(one.get_window_extent().x1 for one in figure.axes)
+    sweep_figure(report, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(PNG)

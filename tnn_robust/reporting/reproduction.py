@@ -238,10 +238,13 @@ def figures(out: Path, records: Sequence[CellRecord], rows: Sequence[Summary]) -
         return
     experiment = str(records[0].cell["experiment"])
     if experiment == "a1":
-        save_figure(out / "agp.png", (10.5, 4.0), lambda figure: _draw_gaps(figure, rows))
+        save_figure(out / "agp.png", (10.5, 4.0), lambda figure: _draw_gaps(figure, rows), dpi=100)
         return
     save_figure(
-        out / "trajectory.png", (12.0, 6.6), lambda figure: _draw_run(figure, rows, experiment)
+        out / "trajectory.png",
+        (12.0, 6.6),
+        lambda figure: _draw_run(figure, rows, experiment),
+        dpi=90,
     )
     if "harmonic_mean_bound" in rows[0]:
         wide = 3.4 * len({row["layers"] for row in rows}) + 1.0

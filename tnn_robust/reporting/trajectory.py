@@ -77,9 +77,11 @@ def _margins(axes: Any, steps: list[int], records: Records) -> None:
         fell = [(s, v) for s, v, r in zip(steps, values, records, strict=True) if getattr(r, flag)]
         if fell:
             axes.plot(*zip(*fell, strict=True), "v", color=colour, label=f"fell ({len(fell)})")
-    # Before separation the normalised loss can be far below: linear, it would flatten the rest.
     scale = max(abs(r.smoothed_margin) for r in records if r.separable or r is records[-1])
-    axes.set_yscale("symlog", linthresh=scale or 1.0)
+    lowest = min(min(r.smoothed_margin, r.normalised_margin) for r in records)
+    if scale and lowest < -10 * scale:
+        # Before separation the margins can be far below: linear, they would flatten the rest.
+        axes.set_yscale("symlog", linthresh=scale)
     axes.set_title("Margins, over ||W||^degree")
     outside(axes)
 
