@@ -21,13 +21,19 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """The folder with the real data sets; skips where it is absent."""
+def real_data() -> Path | None:
+    """The folder with the real data sets, None where it is absent."""
     places = [os.environ.get("TNN_DATA"), REPOSITORY.parent / "shared" / "data"]
-    for place in places:
-        if place and (Path(place) / "mnist").is_dir():
-            return Path(place)
-    pytest.skip("the real data sets are not here: set TNN_DATA to their folder")
+    found = (Path(place) for place in places if place and (Path(place) / "mnist").is_dir())
+    return next(found, None)
+
+
+@pytest.fixture(scope="session")
+def data_dir(real_data: Path | None) -> Path:
+    """The same; skips where it is absent."""
+    if real_data is None:
+        pytest.skip("the real data sets are not here: set TNN_DATA to their folder")
+    return real_data
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """tnn-info says what a checkpoint is; tnn-load makes one of weights from elsewhere."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import run_cli
 import tnn_robust as tr
 from tnn_robust.algebra.tproduct import from_faces
 from tnn_robust.models.info import CheckpointInfo
+from tnn_robust.reporting.info import info_lines
 
 
 def test_info_says_what_a_run_is(digits_run, tmp_path):
@@ -122,3 +124,10 @@ def test_a_loaded_run_replaces_all_of_another(digits_run, tubes, tmp_path):
     refused(run_cli("load", tubes, *options), "exists")
     succeeded(run_cli("load", tubes, *options, "--overwrite"))
     assert content(out).keys() <= {".lock", "model.safetensors"}
+
+
+def test_what_not_every_network_has_is_said_where_it_is(digits_run):
+    found = tr.info(digits_run)
+    more = {**found.architecture, "activation": "maxmin", "bias": False}
+    (line,) = (one for one in info_lines(replace(found, architecture=more)) if "Network" in one)
+    assert line.endswith("FLOPs an example; activation maxmin")

@@ -32,10 +32,12 @@ def test_there_are_three() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path: Path, tmp_path: Path, request) -> None:
+def test_a_notebook_runs(path: Path, tmp_path: Path, real_data: Path | None) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     if path.stem in NEED_DATA:
-        environment["TNN_DATA"] = str(request.getfixturevalue("data_dir"))
+        if real_data is None:
+            pytest.skip("the real data sets are not here")
+        environment["TNN_DATA"] = str(real_data)
     script = "\n\n".join("".join(cell["source"]) for cell in cells_of(path))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script],

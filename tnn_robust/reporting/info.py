@@ -6,15 +6,20 @@ from typing import Any
 from tnn_robust.models.info import CheckpointInfo
 from tnn_robust.reporting.tables import Table
 
+_SHAPE = ("features", "channels", "widths", "ranks", "scores", "transform")
+
 
 def info_lines(found: CheckpointInfo) -> list[str]:
     """Above the table: the network, its data, training and origin, a line each."""
     a = found.architecture
     scores = f"{a['scores']} score{'s' * (a['scores'] > 1)}"
+    # What not every network has: of newer versions too.
+    rest = {k: v for k, v in a.items() if k not in _SHAPE and v not in (None, False)}
     lines = [
         f"{found.path}: {found.bytes} bytes, {found.dtype}",
         f"Network: ({a['features']}, {a['channels']}) -> {scores}, {len(found.layers)} t-layers "
-        f"under {a['transform']}, {found.parameters} parameters, {found.flops} FLOPs an example",
+        f"under {a['transform']}, {found.parameters} parameters, {found.flops} FLOPs an example"
+        + (f"; {_said(rest)}" if rest else ""),
         f"Data: {_data(found.data)}",
         f"Training: {_training(found.training, found.seed)}",
     ]
