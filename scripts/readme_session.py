@@ -21,7 +21,7 @@ SESSIONS = {
     "docs/bounds.md": (
         """tnn-train --dataset mnist --classes 3,7 --n-train 2000 --layers 3 --width 28 \\
     --rank 4 --attack fgsm --eps 8/255 --norm-bound 10 --epochs 5 --out runs/a""",
-        "tnn-bound runs/a --input-norm 28",
+        "tnn-bound runs/a",
     ),
 }
 # Where tables and notes begin that a document leaves out, up to the next empty line.

@@ -31,7 +31,7 @@ FIGURES = {"a1": "agp.png"}  # of others the trajectory, and the means of the fl
 def main(pages: Path = PAGES) -> None:
     details, claims = [], []
     found = {path.parent for path in pages.glob("*/records.jsonl")}
-    for folder in sorted(one for one in found if one.name not in {"a1-base", *_APART}):
+    for folder in sorted(one for one in found if one.name not in _APART):
         text, rows = study(folder) if is_study(folder) else experiment(folder)
         details.append(text)
         claims += rows
@@ -43,7 +43,7 @@ def main(pages: Path = PAGES) -> None:
     replace(page, text + "\n" + apart(pages))
 
 
-# What differs from `a1-base` in one thing alone, and in what.
+# What differs from `a1` in one thing alone, and in what; the same seeds have the same examples.
 _APART = {
     "a1-unbounded": "norm bound 1e5, which never binds, for 10",
     "a1-batch-30": "batches of 30 for 50",
@@ -54,9 +54,9 @@ _APART = {
 
 def apart(pages: Path) -> str:
     """What each difference from an independent implementation does to A.1's gap."""
-    if not (pages / "a1-base" / "records.jsonl").is_file():
+    if not (pages / "a1" / "records.jsonl").is_file():
         return ""
-    base = gaps(read_records(pages / "a1-base"))
+    base = gaps(read_records(pages / "a1"))
     rows = []
     for name, words in _APART.items():
         if not (pages / name / "records.jsonl").is_file():
@@ -65,7 +65,7 @@ def apart(pages: Path) -> str:
             values = paired(base[arm], sizes)
             mean = math.fsum(values) / len(values)
             low, high = interval(values) or (mean, mean)
-            level = [v for by_seed in base[arm].values() for v in by_seed.values()]
+            level = [base[arm][n][seed] for n in sizes for seed in sizes[n]]
             share = mean / (math.fsum(level) / len(level))
             rows.append(
                 f"| {words} | {arm} | {mean:+.4f} ({low:+.4f} to {high:+.4f}) | {share:+.0%} |\n"

@@ -50,7 +50,7 @@ def cells(shift: float) -> list[CellRecord]:
 
 def test_the_table_says_how_each_difference_alone_moves_the_gap(page, tmp_path):
     assert page.apart(tmp_path) == ""
-    written(tmp_path / "a1-base", cells(0.0), "tnn-robust.reproduction")
+    written(tmp_path / "a1", cells(0.0), "tnn-robust.reproduction")
     written(tmp_path / "a1-unbounded", cells(0.02), "tnn-robust.reproduction")
     written(tmp_path / "a1-fan-in", cells(-0.01), "tnn-robust.reproduction")
     text = page.apart(tmp_path)
