@@ -11,13 +11,17 @@ from tnn_robust.base.choices import FIGURE, FIGURES
 from tnn_robust.base.errors import InputError
 
 
-@shared.command("tnn-data")
+@shared.command(
+    "tnn-data",
+    main=("n_train", "figure", "json_file"),
+    examples=("tnn-data mine.csv", "tnn-data cube.mat,map.mat --figure pixel.png"),
+)
 @click.argument("dataset", metavar="FILE|NAME")
 @shared.heading("Data", shared.data_cut, shared.data_place)
 @shared.heading(
     "Output",
     click.option("--figure", type=shared.RESULT, help="Draw one example: .png, .svg or .pdf."),
-    click.option("--example", type=int, default=0, help="Which test example that is, from 0."),
+    click.option("--example", type=int, default=0, help="Draw this test example, from 0."),
     shared.json_option,
     shared.overwriting,
 )
@@ -29,8 +33,6 @@ def main(
     Prints the examples, what their axes are, the classes with their counts, which values
     become 0 and 1, how parts were split, what was missing, what eps means in the unit of
     the file, and what looks wrong, with the option that mends it.
-
-    Examples: tnn data mine.csv, or tnn data cube.mat,map.mat --figure pixel.png.
     """
     if figure is not None and figure.suffix not in FIGURES:
         raise InputError(f"--figure is a .png, .svg or .pdf file, got {figure}")

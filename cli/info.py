@@ -7,7 +7,11 @@ from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
 
 
-@shared.command("tnn-info")
+@shared.command(
+    "tnn-info",
+    main=("json_file",),
+    examples=("tnn-info runs/first", "tnn-info runs/first --json first.json"),
+)
 @click.argument("run", metavar="RUN", type=shared.OUT)
 @shared.json_option
 @shared.overwriting

@@ -15,15 +15,15 @@ _WEIGHTS = shared.heading(
     click.option(
         "--layout",
         default="faces",
-        help="How layers lie in the file: faces (k, d_out, d_in) in the transform's domain, or "
-        "tubes (d_out, d_in, c) in the data's own.",
+        help="Read layers of the file as faces (k, d_out, d_in) in the transform's domain, or "
+        "as tubes (d_out, d_in, c) in the data's own.",
     ),
     click.option(
         "--map",
         "names",
         multiple=True,
         metavar="OURS=THEIRS",
-        help="Which tensor of the file becomes which, e.g. layers.0.weight=w1; repeatable. "
+        help="Say which tensor of the file becomes which: layers.0.weight=w1; repeatable. "
         "By default names are the same, or the order of a .pt says it.",
     ),
 )
@@ -32,12 +32,19 @@ _LIKE = click.option(
 )
 _OUTPUT = shared.heading(
     "Output",
-    click.option("--out", type=shared.RESULT, required=True, help="The new run directory."),
+    click.option("--out", type=shared.RESULT, required=True, help="Write the run directory there."),
     click.option("--overwrite", is_flag=True, help="Replace what is in it."),
 )
 
 
-@shared.command("tnn-load")
+@shared.command(
+    "tnn-load",
+    main=("like", "dataset", "out"),
+    examples=(
+        "tnn-load weights.pt --like runs/mnist --layout tubes --out runs/mine",
+        "tnn-load weights.safetensors --dataset mnist --width 28 --out runs/mine",
+    ),
+)
 @click.argument("weights", metavar="WEIGHTS", type=shared.OUT)
 @shared.options(
     _WEIGHTS,
@@ -60,8 +67,6 @@ def main(
     read, or a .safetensors file. The network has the shape of --like RUN, or of
     --dataset and --layers, --width, --rank, --transform. What has no place, is
     missing or does not fit is named, and then nothing is written.
-
-    Example: tnn-load weights.pt --like runs/mnist --layout tubes --out runs/mine
     """
     from tnn_robust_cli import _render
 

@@ -9,18 +9,22 @@ from tnn_robust_cli import _results
 from tnn_robust.base.errors import InputError
 
 
-@shared.command("tnn-zoo")
+@shared.command(
+    "tnn-zoo",
+    main=("out",),
+    examples=("tnn-zoo", "tnn-zoo mnist-linf-0.1 --out runs/zoo"),
+)
 @click.argument("name", required=False)
-@click.option("--out", type=shared.RESULT, help="Copy the network's checkpoint into this folder.")
+@shared.heading(
+    "Output",
+    click.option("--out", type=shared.RESULT, help="Copy the network's checkpoint to this folder."),
+)
 @shared.overwriting
 def main(name: str | None, out: Path | None, overwrite: bool) -> None:
     """List the trained networks of the package, or show the model card of one.
 
     Each is small, was attacked and certified, and says the command that trains it.
     With --out its checkpoint is copied to a folder that every command takes.
-
-    Examples: tnn zoo, tnn zoo mnist-linf-0.1, or
-    tnn zoo mnist-linf-0.1 --out runs/zoo and then tnn attack runs/zoo.
     """
     if name is None and out is not None:
         raise InputError("--out copies one network: name it, as tnn zoo lists them")

@@ -31,7 +31,8 @@ def page(command: click.Command) -> list[str]:
 def test_a_page_has_three_main_options_headings_and_two_examples(name: str) -> None:
     command = COMMANDS[name]
     lines = page(command)
-    assert max(map(len, lines)) <= 80 and len(command.main_options) == 3
+    few = {"info": 1, "zoo": 1}  # that have hardly any options
+    assert max(map(len, lines)) <= 80 and len(command.main_options) == few.get(name, 3)
     titles = [line[:-1] for line in lines if re.fullmatch(r"[A-Z][A-Za-z ]+:", line)]
     assert titles[0] == "Main options" and titles[-2:] in (
         ["Output", "Examples"],

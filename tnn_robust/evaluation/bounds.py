@@ -25,8 +25,8 @@ from tnn_robust.evaluation.report import (
     targets_of,
 )
 from tnn_robust.evaluation.risk_bounds import (
-    Bounded,
     HeldOut,
+    Judged,
     certified_test,
     initial_weights,
     risk_bounds,
@@ -138,7 +138,7 @@ def bound_steps(
     whole = targets_of(subject, dataset, None, seed)
     radius = facts.eps_value * facts.constant
     train, test = (whole[part].examples for part in PARTS)
-    asked = Bounded(model, train, test, radius, 1 - confidence)
+    asked = Judged(model, train, test, radius, 1 - confidence)
     began = initial_weights(model, subject.info.get("training"), dataset.train.x)
     fixed = model.architecture.transform.partition(":")[0] not in _FROM_DATA
     premises = (

@@ -46,7 +46,7 @@ class HeldOut(NamedTuple):
     method: str
 
 
-class Bounded(NamedTuple):
+class Judged(NamedTuple):
     """What the bounds are of: the network, both parts as it takes them, the ball in l2."""
 
     model: TNN
@@ -57,7 +57,7 @@ class Bounded(NamedTuple):
 
 
 def risk_bounds(
-    asked: Bounded, held: HeldOut | None, prior: TNN | None, *, fixed: bool
+    asked: Judged, held: HeldOut | None, prior: TNN | None, *, fixed: bool
 ) -> tuple[RiskBound, ...]:
     """HeldOut-out, Occam and PAC-Bayes bounds of the clean and of the robust error.
 
@@ -92,11 +92,11 @@ def wrong(model: TNN, part: Part, radius: float) -> Tensor:
     return torch.cat(found)
 
 
-def _wrong(asked: Bounded, model: TNN, part: Part, *, robust: bool) -> int:
+def _wrong(asked: Judged, model: TNN, part: Part, *, robust: bool) -> int:
     return int(wrong(model, part, asked.radius if robust else 0.0).sum())
 
 
-def _held_out(asked: Bounded, held: HeldOut | None, *, robust: bool) -> RiskBound:
+def _held_out(asked: Judged, held: HeldOut | None, *, robust: bool) -> RiskBound:
     n, method = len(asked.test.y), LIPSCHITZ if robust else ""
     if robust and held is not None:
         n, bad, method = held
@@ -142,7 +142,7 @@ class _Written(NamedTuple):
     words: str
 
 
-def _candidates(asked: Bounded) -> list[_Written]:
+def _candidates(asked: Judged) -> list[_Written]:
     choices = [(energy, width) for energy in _ENERGIES for width in _WIDTHS]
     found = []
     for energy, width in choices:
@@ -154,7 +154,7 @@ def _candidates(asked: Bounded) -> list[_Written]:
     return found
 
 
-def _occam(asked: Bounded, given: tuple[list[_Written], bool], *, robust: bool) -> RiskBound:
+def _occam(asked: Judged, given: tuple[list[_Written], bool], *, robust: bool) -> RiskBound:
     candidates, fixed = given
     n, found = len(asked.train.y), []
     for bits, model, words in candidates:
@@ -175,7 +175,7 @@ def _occam(asked: Bounded, given: tuple[list[_Written], bool], *, robust: bool) 
     )
 
 
-def _pac_bayes(asked: Bounded, given: tuple[TNN | None, bool], *, robust: bool) -> RiskBound:
+def _pac_bayes(asked: Judged, given: tuple[TNN | None, bool], *, robust: bool) -> RiskBound:
     prior, fixed = given
     n, delta = len(asked.train.y), asked.delta / 2 / len(_SIGMAS)
     pairs = list(zip(asked.model.parameters(), _of(prior, asked.model), strict=True))
@@ -214,7 +214,7 @@ def _of(prior: TNN | None, model: TNN) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _mean_share(asked: Bounded, sigma: float, *, robust: bool) -> float:
+def _mean_share(asked: Judged, sigma: float, *, robust: bool) -> float:
     """The mean share wrong over draws of the noise."""
     kept = [p.detach().clone() for p in asked.model.parameters()]
     generator = torch.Generator().manual_seed(0)
