@@ -187,25 +187,33 @@ def certified_losses(
         reach = eps * TO_L2[settings.norm](*x.shape[1:])
         losses = plain(as_scores(lipschitz_margins(model, scores, y, reach), y), y)
         return _mixed(losses, share, lambda: plain(scores, y)), none
-    chain = from_tnn(model, live=True)
-    rows = merged_all(chain)
-    center, radius = x, eps
     if settings.method == "sabr":
         radius = settings.box * eps
-        center = _within(adversarial(), x, eps - radius)
-    low, high = (center - radius).clamp_min(0.0), (center + radius).clamp_max(1.0)
-    bounded = interval_margins(chain, rows, low, high, y, model.activation)
-    margins = bounded.margins
-    if settings.method == "crown-ibp":
-        margins = torch.maximum(margins, backward_margins(chain, bounded, y))
-    losses = plain(as_scores(margins, y), y)
+        bounded, losses = _interval_losses(
+            model, _within(adversarial(), x, eps - radius), y, radius, settings, plain
+        )
+        return _mixed(losses, share, lambda: plain(model(x), y)), none
+    bounded, losses = _interval_losses(model, x, y, eps, settings, plain)
     if settings.method == "mtl-ibp":
         return _mixed(losses, share, lambda: plain(model(_within(adversarial(), x, eps)), y)), none
     losses = _mixed(losses, share, lambda: plain(model(x), y))
     fading = settings.regularise * (1 - eps / settings.eps)
-    if fading > 0 and eps > 0 and settings.method != "sabr" and _is_relu(model):
+    if fading > 0 and _is_relu(model):
         return losses, fading * regularisers(bounded)
     return losses, none
+
+
+def _interval_losses(
+    model: TNN, center: Tensor, y: Tensor, radius: float, settings: CertifiedSettings, plain: Loss
+) -> tuple[Bounded, Tensor]:
+    """Bounds over boxes around `center` (n, d, c), cut with [0, 1], and their losses (n,)."""
+    chain = from_tnn(model, live=True)
+    low, high = (center - radius).clamp_min(0.0), (center + radius).clamp_max(1.0)
+    bounded = interval_margins(chain, merged_all(chain), low, high, y, model.activation)
+    margins = bounded.margins
+    if settings.method == "crown-ibp":
+        margins = torch.maximum(margins, backward_margins(chain, bounded, y))
+    return bounded, plain(as_scores(margins, y), y)
 
 
 def regularisers(bounded: Bounded) -> Tensor:
