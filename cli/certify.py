@@ -83,7 +83,7 @@ _OF_PROPERTIES = ("runs", "properties", "time_limit", "seed", "json_file", "over
     ),
 )
 @_subjects.subjects
-@shared.options(shared.threat, _METHOD, _subjects.examples, _REPORT, _PROPERTY)
+@shared.options(shared.threat, shared.eps_unit, _METHOD, _subjects.examples, _REPORT, _PROPERTY)
 def main(
     properties: tuple[Path, ...],
     json_file: Path | None,

@@ -98,7 +98,7 @@ def test_the_loss_has_its_gradient(method):
 
     def loss():
         losses, more = certified_losses(
-            model, x, y, settings=settings, loss="cross-entropy", at=2.0,
+            model, x, y, settings=settings, loss=LOSSES["cross-entropy"], at=2.0,
             adversarial=lambda: x + 0.04, noise=lambda: x,
         )  # fmt: skip
         return losses.sum() + more
@@ -125,8 +125,8 @@ def test_without_a_radius_the_bound_is_the_clean_loss():
         losses.sum().backward()
         assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
         losses, more = certified_losses(
-            model, x, y, settings=CertifiedSettings(method, start=2), loss="cross-entropy", at=1.0,
-            adversarial=lambda: x, noise=lambda: x,
+            model, x, y, settings=CertifiedSettings(method, start=2), loss=LOSSES["cross-entropy"],
+            at=1.0, adversarial=lambda: x, noise=lambda: x,
         )  # fmt: skip
         assert torch.equal(losses, LOSSES["cross-entropy"](model(x), y)) and float(more) == 0
 

@@ -78,7 +78,8 @@ def test_weights_from_elsewhere_become_a_run(digits_run, tubes, tmp_path, like):
     out = tmp_path / "mine"
     shape = ("--like", digits_run) if like else ("--layers", 2, "--width", 12)
     printed = succeeded(run_cli("load", tubes, *shape, "--layout", "tubes", *NAMES, "--out", out))
-    assert "Network: (8, 8) -> 10 scores" in printed and printed.endswith(f"Saved in {out}.\n")
+    assert "Network: (8, 8) -> 10 scores" in printed
+    assert " ".join(printed.split()).endswith(f"Saved in {out}.")
     x = tr.load_data("digits").test.x
     assert torch.allclose(tr.load_model(out)(x), tr.load_model(digits_run)(x), atol=1e-5)
     described = tr.info(out)

@@ -19,15 +19,15 @@ def listed() -> set[int]:
     return {int(code) for code in re.findall(r"^\| (\d+) \|", text, flags=re.M)}
 
 
-def interrupted(number: int) -> Callable[[object], None]:
-    def follow(_: object) -> None:
+def interrupted(number: int) -> Callable[..., None]:
+    def follow(*_: object) -> None:
         os.kill(os.getpid(), number)
         raise AssertionError("the signal did not come")
 
     return follow
 
 
-def closed(_: object) -> None:
+def closed(*_: object) -> None:
     raise BrokenPipeError
 
 

@@ -152,7 +152,7 @@ def rewritten(path, **changes):
 def test_newer_versions_other_kinds_and_changed_headers(small):
     whole = rewritten(small)
     for changes, what in (
-        ({"version": 3}, "has format version 3, this tnn-robust reads up to 2: update tnn-robust"),
+        ({"version": 4}, "has format version 4, this tnn-robust reads up to 3: update tnn-robust"),
         ({"version": 0}, "not of tnn-robust"),
         ({"kind": "map"}, "holds a map, a test is needed"),
         ({"header": '{"n": 4}'}, "was altered after it was written: its digest differs"),

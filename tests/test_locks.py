@@ -272,8 +272,8 @@ def test_a_directory_removed_meanwhile_is_not_called_saved(name, binary_run, tmp
         "compress": ("compress", binary_run, "--rank", 2, "--attack", "fgsm", "--out", out),
     }
 
-    def removed(steps):
-        found = follow(steps)
+    def removed(*steps):
+        found = follow(*steps)
         shutil.rmtree(out)
         return found
 

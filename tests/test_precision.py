@@ -7,7 +7,7 @@ from conftest import run_cli, train_digits
 
 from tnn_robust.base.precision import FULL, in_full_float32, matmul_precision
 from tnn_robust.models.network import TNN
-from tnn_robust.training import loop
+from tnn_robust.training import step
 
 ATTACK = ("--attack", "pgd", "--steps", 2, "--eps", "0.1", "--n", 20)
 
@@ -36,15 +36,15 @@ def seen(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_training_steps_take_it_and_the_monitor_does_not(precision, seen, tmp_path, monkeypatch):
-    step, in_steps = loop.train_step, []
+    train, in_steps = step.train_step, []
 
-    def counted(*arguments):
+    def counted(*arguments, **more):
         before = len(seen)
-        found = step(*arguments)
+        found = train(*arguments, **more)
         in_steps.extend(range(before, len(seen)))
         return found
 
-    monkeypatch.setattr(loop, "train_step", counted)
+    monkeypatch.setattr(step, "train_step", counted)
     run = train_digits(tmp_path / "run", "--matmul-precision", precision, "--epochs", 1)
     assert 0 < len(in_steps) < len(seen)
     assert {seen[i] for i in in_steps} == {precision}

@@ -38,6 +38,7 @@ from tnn_robust.models.stacked import unstack_models
 from tnn_robust.theory.network import DataFacts, dense_bounds, low_rank_bounds
 from tnn_robust.training.examples import Examples
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
 
 DIGITS = load_dataset(DataSpec("digits", classes=("3", "7")))
 N_TRAIN = len(DIGITS.train.y)
@@ -373,7 +374,7 @@ def test_the_published_dct_is_the_orthogonal_one_scaled_by_rows() -> None:
 
 def test_make_optimizer_takes_the_published_network() -> None:
     _, model, _ = pair("head-bias")
-    rates = type("R", (), {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0})()
+    rates = TrainSettings(optimizer="sgd", lr=0.1)
     groups = make_optimizer(model, rates).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 

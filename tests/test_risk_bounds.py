@@ -14,7 +14,7 @@ from scipy import stats
 from tnn_robust.algebra.transforms import make_transform
 from tnn_robust.base.errors import InputError
 from tnn_robust.data.parts import Part
-from tnn_robust.evaluation.risk_bounds import Bounded, initial_weights, risk_bounds, wrong
+from tnn_robust.evaluation.risk_bounds import Judged, initial_weights, risk_bounds, wrong
 from tnn_robust.models.checkpoint import load_checkpoint
 from tnn_robust.models.network import TNN, Architecture
 from tnn_robust.models.quantised import on_grid, quantised
@@ -161,7 +161,7 @@ def test_the_bounds_cover_the_truth_over_many_samples():
     for _ in range(60):
         rows = [torch.from_numpy(rng.integers(0, 4000, n)) for n in (40, 80)]
         train, test = (Part(population.x[r], population.y[r]) for r in rows)
-        found = risk_bounds(Bounded(model, train, test, 0.01, DELTA), None, None, fixed=True)
+        found = risk_bounds(Judged(model, train, test, 0.01, DELTA), None, None, fixed=True)
         held = {one.robust: one.value for one in found if one.name.startswith("held-out")}
         fails += held[False] < truth[0] or held[True] < truth[0.01]
     assert fails <= 60 * DELTA + 2
@@ -180,7 +180,7 @@ def test_more_noise_costs_less_and_the_weights_are_left_as_they_are():
     model = network(ranks=(None, None))
     before = [p.detach().clone() for p in model.parameters()]
     part = parts(model, 400, 2)
-    found = risk_bounds(Bounded(model, part, part, 0.0, DELTA), None, model, fixed=False)
+    found = risk_bounds(Judged(model, part, part, 0.0, DELTA), None, model, fixed=False)
     for p, kept in zip(model.parameters(), before, strict=True):
         assert torch.equal(p.detach(), kept)
     bayes = [one for one in found if one.name.startswith("PAC-Bayes")]

@@ -149,7 +149,7 @@ def test_interrupted_between_and_within_seeds_it_goes_on(binary_run, tmp_path, m
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (("--seed", "1,1"), "different seeds, got 1,1"),
+        (("--seed", "1,1"), "different seeds, got 1 more than once"),
         (("--seed", "5:2"), "START < STOP, got 5:2"),
         (("--seed", "0:2000"), "at most 1000 seeds"),
         (("--seed", "-1"), "seeds from 0"),

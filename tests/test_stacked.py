@@ -1,6 +1,7 @@
 """Networks trained side by side come out as if each had been trained alone."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -210,7 +211,9 @@ def test_each_network_is_trained_as_if_alone(training, form):
             assert not epoch.failures
             found = epoch.records[seed]
             for name in ("loss", "weight_norm", "clean_accuracy", "robust_accuracy"):
-                assert getattr(found, name) == pytest.approx(getattr(record, name), rel=1e-9)
+                wanted = getattr(record, name)
+                close = wanted if wanted is None else pytest.approx(wanted, rel=1e-9)
+                assert getattr(found, name) == close
             assert (found.epoch, found.monitor_n) == (record.epoch, 20)
         losses.append([record.loss for record in expected])
         for name, tensor in unstack_models(stack)[i].state_dict().items():
@@ -226,7 +229,7 @@ def test_states_go_from_stack_to_networks_and_back(optimizer):
 
     stack = stack_models(alone)
     state = make_optimizer(stack, settings)
-    first = TrainSettings(**{**settings.to_json(), "epochs": 1})
+    first = replace(settings, epochs=1)
     list(train(stack, state, first, None))
     parts = unstack_states(optimizer_tensors(state), 3)
     for model, part in zip(unstack_models(stack), parts, strict=True):

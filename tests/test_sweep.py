@@ -300,7 +300,7 @@ def test_parents_have_at_most_the_parameters_of_their_row(swept):
         # A value and its place: 8 bytes a weight of the layers, 4 one of the head, and a header.
         head = 10 * 12 * 8
         exact = 8 * (pruned.summary.parameters - head) + 4 * (head + 64)
-        assert 0 < pruned.summary.bytes - exact < 3000
+        assert 0 < pruned.summary.bytes - exact < 4000
         # Rank 5 of 12 x 8 is no fewer numbers than the faces: trained dense, as it is stored.
         assert trained.tubal_ranks == ((2, 2) if like.size == "2" else (8, 5))
 

@@ -21,6 +21,7 @@ DEFAULT_MOST = 4096 * MIB
 # Real data shrink 2 to 20 times: what is large and shrank more is made to fill the memory.
 _MOST_UNPACKED = 256 * MIB
 _LARGEST_RATIO = 100
+_LONGEST_NAME = 60
 _DEEPEST = 200  # lists and objects of JSON within each other
 
 _asked: ContextVar[int | None] = ContextVar("most bytes", default=None)
@@ -196,3 +197,8 @@ def require_sound(value: Any, deep: int = 0) -> None:
         for one in value:
             if not isinstance(one, int | float):
                 require_sound(one, deep + 1)
+
+
+def inside(path: Path, name: str) -> str:
+    """What messages call a part of a file by its name there, which may be anything."""
+    return f"{shown(name, _LONGEST_NAME)} of {path}"

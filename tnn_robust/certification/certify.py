@@ -135,7 +135,7 @@ def chain_of(model: nn.Module, shape: Sequence[int]) -> Chain:
         return from_sequential(model, tuple(shape))
     raise InputError(
         "a certificate is of a TNN or a torch Sequential of Linear, Flatten, ReLU and LeakyReLU, "
-        f"got {type(model).__name__}, for which there is randomised smoothing alone"
+        f"got a {type(model).__name__}, for which there is randomised smoothing alone"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tnn_robust.base.errors import DataError
 from tnn_robust.base.npy import NpyHeader, listed_array, listed_arrays, stored_array, stored_arrays
-from tnn_robust.base.reading import Room, opened, reading
+from tnn_robust.base.reading import Room, inside, opened, reading
 from tnn_robust.base.stored import Array
 from tnn_robust.data import envi, hdf5, pictures
 from tnn_robust.data.matlab import is_v73, read_mat
@@ -50,7 +50,7 @@ def npz_entries(path: Path, room: Room) -> Entries:
 
     def entry(name: str, header: NpyHeader | None) -> Entry:
         shape, _, dtype = header or _NO_ARRAY
-        where = f"{name} of {path}"
+        where = inside(path, name)
         return Entry(where, shape, dtype, lambda: stored_arrays(path, [name], room)[name])
 
     return {name: entry(name, header) for name, header in listed_arrays(path).items()}
@@ -77,7 +77,7 @@ def mat_entries(path: Path, room: Room) -> Entries:
             for name, entry in hdf5_entries(path, room).items()
         }
     found = read_mat(path, room)
-    return {name: _held(f"{name} of {path}", x) for name, x in found.items()}
+    return {name: _held(inside(path, name), x) for name, x in found.items()}
 
 
 def _held(where: str, x: np.ndarray) -> Entry:
@@ -93,7 +93,7 @@ def hdf5_entries(path: Path, room: Room) -> Entries:
     """The arrays of an HDF5 file by GROUP/NAME."""
 
     def entry(name: str, header: NpyHeader) -> Entry:
-        where, (shape, _, dtype) = f"{name} of {path}", header
+        where, (shape, _, dtype) = inside(path, name), header
         return Entry(where, shape, dtype, lambda: hdf5.read(path, name, room))
 
     return {name: entry(name, header) for name, header in hdf5.listed(path).items()}
@@ -117,7 +117,7 @@ def pt_entries(path: Path, room: Room) -> Entries:
     from tnn_robust.data import torch_file
 
     def entry(name: str, header: "torch_file.TensorHeader") -> Entry:
-        where = f"{name} of {path}"
+        where = inside(path, name)
         return Entry(where, *header, lambda: torch_file.read_tensor(path, name, room))
 
     return {name: entry(name, header) for name, header in torch_file.listed_tensors(path).items()}

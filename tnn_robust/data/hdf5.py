@@ -11,7 +11,7 @@ import numpy as np
 
 from tnn_robust.base.errors import DataError, MissingPackage
 from tnn_robust.base.npy import NpyHeader
-from tnn_robust.base.reading import Room, opened, reading
+from tnn_robust.base.reading import Room, inside, opened, reading
 
 if TYPE_CHECKING:
     import h5py
@@ -65,7 +65,7 @@ def read(path: Path, name: str, room: Room) -> np.ndarray:
     """One of these arrays. Raises DataError for what does not fit or lies elsewhere."""
     import h5py
 
-    where = f"{name} of {path}"
+    where = inside(path, name)
     with reading(where, "an array of an HDF5 file"), _h5py()(path, "r", locking=False) as file:
         one = file[name]
         if one.external or one.is_virtual:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from tnn_robust.base.errors import DataError
-from tnn_robust.base.reading import MIB, Room, opened, reading
+from tnn_robust.base.reading import MIB, Room, inside, opened, reading
 from tnn_robust.data.pickled import STORED, Made, Name, Vocabulary, plain_content
 
 _TYPES = {
@@ -71,7 +71,7 @@ def listed_tensors(path: Path) -> dict[str, TensorHeader]:
         folder = members[0].filename.partition("/")[0]
         content = plain_content(archive.read(f"{folder}/data.pkl"), _WORDS)
     found = _named(content, path)
-    return {name: _header(made, sizes, f"{name} of {path}") for name, made in found.items()}
+    return {name: _header(made, sizes, inside(path, name)) for name, made in found.items()}
 
 
 def _named(content: Any, path: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _header(made: Made, sizes: dict[str, int], where: str) -> TensorHeader:
 def read_tensor(path: Path, name: str, room: Room) -> np.ndarray:
     """One of these tensors as an array; half precision becomes float32."""
     header = listed_tensors(path)[name]
-    where = f"{name} of {path}"
+    where = inside(path, name)
     # All storages are read at once, and the tensor may be wider than its storage.
     room.take(path.stat().st_size, path)
     room.take(math.prod(header.shape) * max(4, header.dtype.itemsize), where)

@@ -277,6 +277,7 @@ def _head(figure: Any, title: str, rows: Sequence[Summary]) -> None:
 _EXPERIMENTS = {
     "a2": "A.2: implicit bias to low rank",
     "a3": "A.3: the explicit regulariser",
+    "flow": "A.2 by gradient flow, beside a control",
 }
 
 

@@ -43,6 +43,7 @@ _SINCE = {  # what runs of before an option was there had
     "bias": False,
     "orthogonal": False,
 }
+_DATA_SINCE = DataSpec().to_json()
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,8 @@ def require_same_run(
     wanted = {key: value for key, value in run.identity.items() if key not in free}
     with reading(path, "a training state", CheckpointError):
         stored = {key: header["request"].get(key, _SINCE.get(key)) for key in wanted}
+        if isinstance(stored.get("data"), dict):
+            stored["data"] = {**_DATA_SINCE, **stored["data"]}
         digest = header["data_digest"]
     require_same(path, stored, json.loads(json.dumps(wanted)))
     if digest != run.dataset.digest:
