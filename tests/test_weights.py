@@ -1,6 +1,7 @@
 """Weights from elsewhere in a t-NN: by name, in order, faces or tubes, or one line why not."""
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -155,9 +156,9 @@ def test_files_that_hold_no_weights_are_one_line(tmp_path, monkeypatch):
         "evil.pt": "more than tensors",
         "list.pt": "needs tensors by name, as a state dict has, got a list",
         "text.pt": "needs tensors by name, got a str at 'a'",
-        "half.pt": "no archive of torch.save",
-        "legacy.pt": "no archive of torch.save",
-        "bomb.pt": "more than 100 times as many",
+        "half.pt": "not a file of torch.save",
+        "legacy.pt": "not a file of torch.save",
+        "bomb.pt": "members are packed, which torch.save does not do",
         "nowhere.pt": "cannot read nowhere.pt: No such file",
         "weights.bin": "a .pt, .pth or .safetensors file, got weights.bin",
     }.items():
@@ -170,3 +171,18 @@ def test_files_that_hold_no_weights_are_one_line(tmp_path, monkeypatch):
         tr.load_state_dict(network(2), "other.safetensors")
     with pytest.raises(DataError, match="limit of 1000"), at_most(1000):
         tr.load_state_dict(network(2), "good.pt")
+
+
+def test_weights_that_claim_more_than_is_there_never_reach_torch(tmp_path):
+    """torch believes the number of values that a pickle gives a storage."""
+    path, whole = tmp_path / "w.pt", tmp_path / "whole.pt"
+    torch.save({"head": torch.zeros(720)}, whole)
+    with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(whole) as was:
+        for one in was.infolist():
+            body = was.read(one)
+            if one.filename.endswith("data.pkl"):  # 720 numbers become 2^30
+                assert struct.pack("<BH", 0x4D, 720) in body
+                body = body.replace(struct.pack("<BH", 0x4D, 720), struct.pack("<Bi", 0x4A, 2**30))
+            archive.writestr(one.filename, body)
+    with pytest.raises(DataError, match=r"tensor 0 of .* asks for \d+ bytes, 2880 are there"):
+        tr.load_state_dict(network(2), path)

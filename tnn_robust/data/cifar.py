@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tnn_robust.base.errors import DataError
+from tnn_robust.base.pickled import Made, plain_content
 from tnn_robust.base.reading import Room, read_bytes, reading, said
-from tnn_robust.data.pickled import Made, plain_content
 from tnn_robust.data.raw import Arrays
 
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))

@@ -71,11 +71,20 @@ def plain_content(pickled: bytes, words: Vocabulary = NUMPY) -> Any:
     Raises DataError for other names than `words` has, by default those of numpy's arrays, and
     ValueError and its like for what is torn or made of more than data.
     """
+    (found,) = _run(pickled, words).stack
+    return found
+
+
+def objects_of(pickled: bytes, words: Vocabulary) -> list[Made]:
+    """Every `Made` of a pickle, wherever it is put; raises as `plain_content`."""
+    return _run(pickled, words).made
+
+
+def _run(pickled: bytes, words: Vocabulary) -> "_Machine":
     machine = _Machine(words)
     for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         machine.step(opcode.name, argument, number)
-    (found,) = machine.stack
-    return found
+    return machine
 
 
 class _Machine:
@@ -85,6 +94,7 @@ class _Machine:
         self.words = words
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.made: list[Made] = []
         self._do: dict[str, Callable[[], None]] = {
             "STACK_GLOBAL": lambda: self._name(*reversed((self._pop(str), self._pop(str)))),
             "REDUCE": self._reduce,
@@ -145,7 +155,8 @@ class _Machine:
         arguments, by = self._pop(tuple), self._pop(Name)
         if by not in self.words.called:
             raise ValueError(f"it calls {by.module}.{by.name}")
-        self.stack.append(Made(by, arguments))
+        self.made.append(made := Made(by, arguments))
+        self.stack.append(made)
 
     def _build(self) -> None:
         state = self._pop()
