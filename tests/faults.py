@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 KILL, TORN, FULL, BROKEN, TERM = "kill", "torn", "full", "broken", "term"
 KINDS = (KILL, TORN, FULL, BROKEN, TERM)
-_LONGEST = 120  # seconds
+_LONGEST = 600  # seconds: the machine may be full
 _TAKES_ROOM = ("create", "write", "mkdir")  # what a full disk refuses
 
 

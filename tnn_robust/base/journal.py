@@ -1,5 +1,6 @@
 """The record of unfinished work beside what it is of, from which an interrupted one goes on."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Sequence
@@ -84,6 +85,8 @@ class WorkJournal(Generic[K, R]):
         except InputError:
             if resume:
                 raise
+            with contextlib.suppress(OSError):  # written all the same, where the folder's sync failed
+                self._ledger.finish()
 
     def add(self, entries: Sequence[R]) -> None:
         """Put finished pieces on disk; they survive the death of the process.
