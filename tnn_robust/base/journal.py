@@ -85,7 +85,7 @@ class WorkJournal(Generic[K, R]):
         except InputError:
             if resume:
                 raise
-            with contextlib.suppress(OSError):  # written all the same, where the folder's sync failed
+            with contextlib.suppress(OSError):  # there, if only the sync of the folder failed
                 self._ledger.finish()
 
     def add(self, entries: Sequence[R]) -> None:
