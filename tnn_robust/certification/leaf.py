@@ -25,7 +25,7 @@ def solved(forest: Forest, nodes: Nodes, until: float) -> Halves:
     found = bounded(forest, nodes, _STEPS if not _has_program(forest) else 1, rate=1.0)
     if not _has_program(forest):
         return found
-    ground = forest.around(nodes)
+    ground = _all_signed(forest.around(nodes))
     seeds = forest.seeds(ground, nodes.claim)
     lower, places = found.nodes.lower.clone(), found.places.clone()
     for i in range(len(nodes)):
@@ -38,6 +38,17 @@ def solved(forest: Forest, nodes: Nodes, until: float) -> Halves:
             places[i] = place
         lower[i] = max(float(lower[i]), value)
     return Halves(replace(found.nodes, lower=lower), places)
+
+
+def _all_signed(ground: Ground) -> Ground:
+    """With the signs of all neurons and not of the split ones alone: those that narrowing found
+    hold wherever the claim fails, as those of splits do, but not in the whole region."""
+    assert ground.signs is not None
+    signs = (
+        torch.where(own == 0, torch.where(one.lower >= 0, 1.0, -1.0).to(own), own)
+        for own, one in zip(ground.signs, ground.bounds, strict=True)
+    )
+    return replace(ground, signs=tuple(signs))
 
 
 def _has_program(forest: Forest) -> bool:
