@@ -9,6 +9,7 @@ import tnn_robust as tr
 
 NORMS = tuple(sound.DUALS)
 COMPLETE, GRIDS, T_NETWORKS = sound.complete_on_grids, sound.on_grids, sound.on_t_networks
+SPLITS = sound.complete_by_splits
 
 
 def exact(norm):
@@ -135,7 +136,7 @@ MUTANTS = {
         "nodes",
         "tuple(t.double() for t in signs)",
         "tuple(-t.double() for t in signs)",
-        COMPLETE,
+        SPLITS,
     ),
     "multipliers of splits below 0": (
         "ascent",
@@ -183,6 +184,7 @@ MUTANTS = {
 CHECKS = {
     "grids": GRIDS,
     "complete": COMPLETE,
+    "complete by splits": SPLITS,
     "rounding": sound.under_rounding,
     **{f"exact, {norm}": exact(norm) for norm in NORMS},
     **{f"points, {norm}": partial(T_NETWORKS, norm) for norm in NORMS},
