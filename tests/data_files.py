@@ -1,6 +1,7 @@
 """Small synthetic data files, byte by byte, for the tests of readers and loading."""
 
 import struct
+import zipfile
 
 import numpy as np
 
@@ -19,6 +20,18 @@ def idx_images(x=IMAGES, magic=2051, count=None):
 
 def idx_labels(y=LABELS, magic=2049):
     return struct.pack(">2I", magic, len(y)) + y
+
+
+def torch_claim(path, whole):
+    """A file of torch.save with a tensor of 720 numbers, which claims to have 2^30."""
+    with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(whole) as was:
+        for one in was.infolist():
+            body = was.read(one)
+            if one.filename.endswith("data.pkl"):
+                assert struct.pack("<BH", 0x4D, 720) in body
+                body = body.replace(struct.pack("<BH", 0x4D, 720), struct.pack("<Bi", 0x4A, 2**30))
+            archive.writestr(one.filename, body)
+    return path
 
 
 def write(path, content):

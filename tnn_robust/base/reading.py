@@ -5,6 +5,7 @@ A file is foreign: `reading` turns whatever its bytes lead a parser into to one 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
@@ -197,6 +198,12 @@ def require_sound(value: Any, deep: int = 0) -> None:
         for one in value:
             if not isinstance(one, int | float):
                 require_sound(one, deep + 1)
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's bytes, in hexadecimal, read block by block."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def inside(path: Path, name: str) -> str:

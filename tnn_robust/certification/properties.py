@@ -1,6 +1,5 @@
 """Properties of an ONNX network, file by file."""
 
-import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.progress import Progress, Steps
+from tnn_robust.base.reading import sha256_of
 from tnn_robust.certification.certify import require_time
 from tnn_robust.certification.decide import decide
 from tnn_robust.certification.onnx_network import read_onnx
@@ -31,7 +31,7 @@ def property_steps(
     if not properties:
         raise InputError("a network needs at least one property, got none")
     held = read_onnx(network)
-    digest = hashlib.sha256(network.read_bytes()).hexdigest()
+    digest = sha256_of(network)
     files = [one for path in properties for one in _files(path)]
     wanted = [read_vnnlib(path) for path in files]
     rows: list[PropertyRow] = []

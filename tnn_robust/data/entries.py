@@ -1,9 +1,10 @@
 """The arrays of files by name: what each says it is, and how it is read when it is wanted."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -114,11 +115,16 @@ def tiff_entries(path: Path, room: Room) -> Entries:
 
 def pt_entries(path: Path, room: Room) -> Entries:
     """The tensors of a file of torch.save."""
+    from tnn_robust.base.torch_files import TensorHeader, read_torch
     from tnn_robust.data import torch_file
 
-    def entry(name: str, header: "torch_file.TensorHeader") -> Entry:
+    @functools.cache  # all storages are read at once
+    def content() -> Any:
+        return read_torch(path, room)
+
+    def entry(name: str, header: TensorHeader) -> Entry:
         where = inside(path, name)
-        return Entry(where, *header, lambda: torch_file.read_tensor(path, name, room))
+        return Entry(where, *header, lambda: torch_file.array_of(content(), name, where, room))
 
     return {name: entry(name, header) for name, header in torch_file.listed_tensors(path).items()}
 

@@ -1,6 +1,5 @@
 """Tensors as examples and labels, of files that torch.save wrote; see `torch_files`."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from tnn_robust.base.torch_files import (
     TENSOR,
     WORDS,
     TensorHeader,
-    read_torch,
     tensor_header,
     torch_archive,
 )
@@ -57,12 +55,8 @@ def _named(content: Any, path: Path) -> list[tuple[str, Made]]:
     return tensors
 
 
-def read_tensor(path: Path, name: str, room: Room) -> np.ndarray:
-    """One of these tensors as an array; half precision becomes float32."""
-    header = listed_tensors(path)[name]
-    # The tensor may be wider than its storage.
-    room.take(math.prod(header.shape) * max(4, header.dtype.itemsize), inside(path, name))
-    content = read_torch(path, room)
+def array_of(content: Any, name: str, where: str, room: Room) -> np.ndarray:
+    """One of these tensors, of what `read_torch` gave; half precision becomes float32."""
     if isinstance(content, torch.Tensor):
         tensor = content
     elif isinstance(content, dict):
@@ -70,5 +64,7 @@ def read_tensor(path: Path, name: str, room: Room) -> np.ndarray:
     else:
         tensor = content[_PAIR.index(name) if len(content) == 2 else int(name)]
     tensor = tensor.detach()
+    # It may be wider than its storage.
+    room.take(tensor.numel() * max(4, tensor.element_size()), where)
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     return (tensor.float() if half else tensor).numpy()

@@ -1,6 +1,5 @@
 """Reports as one HTML page that needs nothing else: no network, no other file."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 from tnn_robust import __version__
 from tnn_robust.base.files import write_bytes
 from tnn_robust.base.origin import origin_of
+from tnn_robust.base.reading import sha256_of
 from tnn_robust.evaluation.results import Check
 from tnn_robust.reporting.pictures import Picture
 from tnn_robust.reporting.saved import Report
@@ -62,7 +62,7 @@ def write_page(path: Path, sections: Sequence[Section], title: str) -> None:
 
 def facts_of(report: Report, source: Path) -> list[tuple[str, str]]:
     """Files, digests, seeds and versions behind a report, as far as it states them."""
-    found = [("report", f"{source.name}, sha256 {_digest(source)}")]
+    found = [("report", f"{source.name}, sha256 {sha256_of(source)}")]
     origin = origin_of(source) if source.suffix == ".json" else None
     if origin is not None:
         found.append(("made", f"{origin.date}, in {origin.seconds:.1f} s on {origin.device}"))
@@ -98,8 +98,3 @@ def _network(model: dict[str, Any]) -> str:
     if "parameters" in model:
         words.append(f"{model['parameters']} parameters")
     return "; ".join(words)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,12 +1,12 @@
 """A run directory of weights that were trained elsewhere: to attack, certify and compress."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.locks import claim_directory, removed_on_error
+from tnn_robust.base.reading import sha256_of
 from tnn_robust.data.catalogue import load_dataset
 from tnn_robust.data.dataset import describe_data
 from tnn_robust.data.spec import DataSpec
@@ -58,7 +58,7 @@ def import_run(
             dataset = load_dataset(data)
             model, described = TNN.for_data(dataset, **(network or {})), describe_data(dataset)
         load_state_dict(model, weights, names=names, layout=layout)
-        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        digest = sha256_of(Path(weights))
         training = {"imported": {"file": Path(weights).name, "sha256": digest}}
         header = Header(model.architecture, data=described, training=training, seed=0)
         save_checkpoint(Path(out) / FILE_NAME, model, header)
