@@ -27,7 +27,7 @@ from tnn_robust.data.dataset import Dataset
 from tnn_robust.models.checkpoint import Header, checkpoint_bytes
 from tnn_robust.models.network import TNN
 from tnn_robust.training.learning_compression import LCSchedule
-from tnn_robust.training.loop import TrainSettings
+from tnn_robust.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, eq=False, repr=False)

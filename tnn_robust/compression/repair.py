@@ -11,10 +11,11 @@ from tnn_robust.compression.source import ToCompress
 from tnn_robust.data.dataset import subset
 from tnn_robust.models.network import TNN
 from tnn_robust.training.learning_compression import LCSchedule
-from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.loop import fit
 from tnn_robust.training.optimizers import make_optimizer
 from tnn_robust.training.penalties import conditioning, distillation, total
 from tnn_robust.training.run import training_perturb
+from tnn_robust.training.settings import TrainSettings
 
 _MONITOR = 512
 

@@ -23,8 +23,9 @@ from tnn_robust.evaluation.results import Check
 from tnn_robust.evaluation.subject import Subject
 from tnn_robust.models.network import Architecture, new_model
 from tnn_robust.models.reshaped import OneChannel
-from tnn_robust.training.loop import TrainSettings, fit
+from tnn_robust.training.loop import fit
 from tnn_robust.training.optimizers import make_optimizer
+from tnn_robust.training.settings import TrainSettings
 
 SAMPLE = 100  # test points: a hundredth is then one point
 _STEPS = 40  # of PGD where the report has no iterated attack, and of each restart

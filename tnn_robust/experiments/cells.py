@@ -27,8 +27,10 @@ from tnn_robust.experiments.published import PublishedTNN, loss_of, publish_epoc
 from tnn_robust.experiments.results import CellRecord, PointRecord
 from tnn_robust.models.network import TNN, Architecture, new_model
 from tnn_robust.models.stacked import stack_models, unstack_models
-from tnn_robust.training.loop import Examples, TrainSettings, fit_stacked
+from tnn_robust.training.examples import Examples
+from tnn_robust.training.loop import fit_stacked
 from tnn_robust.training.optimizers import make_optimizer, optimizer_tensors, restore_optimizer
+from tnn_robust.training.settings import TrainSettings
 
 _MONITOR = 32  # test examples by which a dead network is noticed
 _STATE_KIND = "reproduction-state"

@@ -20,7 +20,7 @@ from tnn_robust.models.network import TNN, new_model
 from tnn_robust.theory.logs import exp
 from tnn_robust.training.flow import FlowSettings, gradient_flow
 from tnn_robust.training.full_batch import perturbed_sample
-from tnn_robust.training.loop import Perturb
+from tnn_robust.training.objectives import Perturb
 from tnn_robust.training.tracker import Tracker
 from tnn_robust.training.trajectory_results import TrajectoryRecord
 

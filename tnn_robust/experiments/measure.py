@@ -24,7 +24,7 @@ from tnn_robust.theory.bounds import (
     theorem_9,
     theorem_11,
 )
-from tnn_robust.training.loop import Examples
+from tnn_robust.training.examples import Examples
 
 _ROWS = 512  # rows attacked together: more leave the cache
 

@@ -15,7 +15,7 @@ from tnn_robust.algebra import matrices
 from tnn_robust.attacks.points import BOX
 from tnn_robust.base.losses import Loss, logistic
 from tnn_robust.models.network import TNN
-from tnn_robust.training.loop import Examples, data_order
+from tnn_robust.training.examples import Examples, data_order
 
 _PROGRESS_EVERY = 20
 

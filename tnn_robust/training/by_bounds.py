@@ -1,7 +1,6 @@
 """Certified training as an objective: the losses of `certified`, for the loop of examples."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -41,6 +40,3 @@ class ByBounds(TrainObjective):
             noise=lambda: normal(batch.streams, x[0].numel(), 0, x.dtype).view_as(x),
         )
         return Losses(each + more, each[:, None])
-
-    def to_json(self) -> dict[str, Any]:
-        raise NotImplementedError("its settings are kept as `certified`, beside the objective")

@@ -176,27 +176,27 @@ def certified_losses(
     method asks.
     """
     eps, share = settings.eps_at(at), settings.weight_at(at)
-    plain, none = loss, x.new_zeros(())
+    none = x.new_zeros(())
     if eps == 0:  # where every bound is the score itself, at a tenth of the work
-        return plain(model(x), y), none
+        return loss(model(x), y), none
     if settings.method == "noise":
-        noisy = plain(model(x + eps * noise()), y)
-        return _mixed(noisy, share, lambda: plain(model(x), y)), none
+        noisy = loss(model(x + eps * noise()), y)
+        return _mixed(noisy, share, lambda: loss(model(x), y)), none
     if settings.method == "lipschitz":
         scores = model(x)
         reach = eps * TO_L2[settings.norm](*x.shape[1:])
-        losses = plain(as_scores(lipschitz_margins(model, scores, y, reach), y), y)
-        return _mixed(losses, share, lambda: plain(scores, y)), none
+        losses = loss(as_scores(lipschitz_margins(model, scores, y, reach), y), y)
+        return _mixed(losses, share, lambda: loss(scores, y)), none
     if settings.method == "sabr":
         radius = settings.box * eps
         bounded, losses = _interval_losses(
-            model, _within(adversarial(), x, eps - radius), y, radius, settings, plain
+            model, _within(adversarial(), x, eps - radius), y, radius, settings, loss
         )
-        return _mixed(losses, share, lambda: plain(model(x), y)), none
-    bounded, losses = _interval_losses(model, x, y, eps, settings, plain)
+        return _mixed(losses, share, lambda: loss(model(x), y)), none
+    bounded, losses = _interval_losses(model, x, y, eps, settings, loss)
     if settings.method == "mtl-ibp":
-        return _mixed(losses, share, lambda: plain(model(_within(adversarial(), x, eps)), y)), none
-    losses = _mixed(losses, share, lambda: plain(model(x), y))
+        return _mixed(losses, share, lambda: loss(model(_within(adversarial(), x, eps)), y)), none
+    losses = _mixed(losses, share, lambda: loss(model(x), y))
     fading = settings.regularise * (1 - eps / settings.eps)
     if fading > 0 and _is_relu(model):
         return losses, fading * regularisers(bounded)
@@ -204,7 +204,7 @@ def certified_losses(
 
 
 def _interval_losses(
-    model: TNN, center: Tensor, y: Tensor, radius: float, settings: CertifiedSettings, plain: Loss
+    model: TNN, center: Tensor, y: Tensor, radius: float, settings: CertifiedSettings, loss: Loss
 ) -> tuple[Bounded, Tensor]:
     """Bounds over boxes around `center` (n, d, c), cut with [0, 1], and their losses (n,)."""
     chain = from_tnn(model, live=True)
@@ -213,7 +213,7 @@ def _interval_losses(
     margins = bounded.margins
     if settings.method == "crown-ibp":
         margins = torch.maximum(margins, backward_margins(chain, bounded, y))
-    return bounded, plain(as_scores(margins, y), y)
+    return bounded, loss(as_scores(margins, y), y)
 
 
 def regularisers(bounded: Bounded) -> Tensor:
