@@ -1,6 +1,5 @@
 """Parts of a data set as tensors, and how their values were scaled."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tnn_robust.base.errors import CheckpointError
+from tnn_robust.base.numbers import is_number
 
 
 class Readable(Protocol):
@@ -82,7 +82,6 @@ def _numbers(values: object) -> tuple[float, ...]:
     if not isinstance(values, list | tuple) or not values:
         raise CheckpointError(f"a scaling needs a list of numbers, got {values!r}")
     for value in values:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
+        if not is_number(value):
             raise CheckpointError(f"a scaling needs finite numbers, got {value!r}")
     return tuple(float(value) for value in values)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from tnn_robust.base.choices import LARGEST_SEED
 from tnn_robust.base.errors import InputError
+from tnn_robust.base.numbers import is_number
 from tnn_robust.base.reading import read_text, reading, require_sound
 from tnn_robust.base.threat import parse_eps
 
@@ -120,7 +121,7 @@ def _wholes(value: Any) -> list[int]:
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise ValueError
     return float(value)
 

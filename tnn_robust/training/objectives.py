@@ -6,7 +6,6 @@ objective it is. Formulas are in the classes; f(x) are the scores, p(x) their so
 of a single score f the scores are (0, f); x' is the attacked point, q the margin.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from tnn_robust.attacks.inner import InnerAttack
 from tnn_robust.base.choices import TRAINING_ATTACKS
 from tnn_robust.base.errors import InputError
 from tnn_robust.base.losses import LOSSES, Loss, class_scores, margin
+from tnn_robust.base.numbers import is_number
 from tnn_robust.base.randomness import Streams, normal
 from tnn_robust.models.network import TNN
 
@@ -245,7 +245,6 @@ def kl(scores: Tensor, other: Tensor) -> Tensor:
 
 
 def _require_number(name: str, value: float, *, above: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (above and value == 0):
+    if not is_number(value) or value < 0 or (above and value == 0):
         needed = "a number above 0" if above else "a number of at least 0"
         raise InputError(f"{name} needs {needed}, got {value!r}", field=name)

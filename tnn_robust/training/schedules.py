@@ -7,6 +7,7 @@ from typing import Any
 
 from tnn_robust.base.choices import SCHEDULES
 from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.numbers import is_number
 
 
 def _constant(done: float) -> float:
@@ -59,8 +60,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise unknown_choice("schedule", self.shape, SCHEDULES, field="schedule")
-        number = isinstance(self.warmup, int | float) and not isinstance(self.warmup, bool)
-        if not number or not 0 <= self.warmup < math.inf:
+        if not is_number(self.warmup) or self.warmup < 0:
             raise InputError(
                 f"warmup needs a number of at least 0, got {self.warmup!r}", field="warmup"
             )

@@ -1,6 +1,5 @@
 """How to train, as one frozen value: all that, with data, attack and seed, decides the weights."""
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.errors import CheckpointError, InputError, unknown_choice
 from tnn_robust.base.losses import LOSSES, Loss, smoothed_cross_entropy
+from tnn_robust.base.numbers import is_number
 from tnn_robust.base.precision import require_precision
 from tnn_robust.training.by_bounds import ByBounds
 from tnn_robust.training.certified_settings import CertifiedSettings
@@ -74,11 +74,10 @@ class TrainSettings:
     def _require(self, what: str, fits: Callable[[float], bool], *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            kinds = (int,) if "whole" in what else (int, float)
-            number = isinstance(value, kinds) and not isinstance(value, bool)
             if value is None and name == "norm_bound":
                 continue
-            if not (number and math.isfinite(value) and fits(value)):
+            fitting = isinstance(value, int) or "whole" not in what
+            if not (fitting and is_number(value) and fits(value)):
                 raise InputError(f"{name} needs {what}, got {value!r}", field=name)
 
     def check(self, attack: Attack | None) -> None:

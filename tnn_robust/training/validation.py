@@ -10,6 +10,7 @@ from tnn_robust.attacks.attack import Attack
 from tnn_robust.base.choices import SELECTIONS
 from tnn_robust.base.codec import Record
 from tnn_robust.base.errors import InputError, unknown_choice
+from tnn_robust.base.numbers import is_number
 from tnn_robust.training.results import EpochRecord, HeldBack
 
 _LEAST_FALL, _ERRORS = 0.1, 3.0  # of robust accuracy, and in standard errors
@@ -34,8 +35,7 @@ class Validation:
     def __post_init__(self) -> None:
         if self.select not in SELECTIONS:
             raise unknown_choice("selection", str(self.select), SELECTIONS, field="select")
-        number = isinstance(self.share, int | float) and not isinstance(self.share, bool)
-        if not number or not 0 < self.share < math.inf or (self.share >= 1 and self.share % 1):
+        if not is_number(self.share) or self.share <= 0 or (self.share >= 1 and self.share % 1):
             needed = "a share above 0 and below 1, or a number of examples"
             raise InputError(f"validate needs {needed}, got {self.share!r}", field="validate")
         if self.patience is not None and (type(self.patience) is not int or self.patience < 1):
