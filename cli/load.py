@@ -6,7 +6,7 @@ from typing import Any
 import click
 from tnn_robust_cli import _options as shared
 from tnn_robust_cli import _results
-from tnn_robust_cli.train import NETWORK
+from tnn_robust_cli._train_options import NETWORK
 
 from tnn_robust.base.errors import InputError
 
