@@ -19,7 +19,7 @@ from tnn_robust.models.checkpoint import (
 )
 from tnn_robust.models.network import TNN
 from tnn_robust.models.weights import load_state_dict
-from tnn_robust.training.run_state import METRICS, STATE
+from tnn_robust.training.run_state import LAST, METRICS, STATE
 
 
 def import_run(
@@ -62,6 +62,6 @@ def import_run(
         training = {"imported": {"file": Path(weights).name, "sha256": digest}}
         header = Header(model.architecture, data=described, training=training, seed=0)
         save_checkpoint(Path(out) / FILE_NAME, model, header)
-        for stale in (STATE, METRICS):  # of a run overwritten; resuming it would undo this
+        for stale in (STATE, METRICS, LAST):  # of a run overwritten; resuming it would undo this
             (Path(out) / stale).unlink(missing_ok=True)
         return load_checkpoint(Path(out))
